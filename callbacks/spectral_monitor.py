@@ -1,0 +1,179 @@
+"""The singular values of every change, while it trains."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from lit_spectral import linalg
+from lit_spectral.adapters import Adapter, adapter_names, adapters
+from lit_spectral.callbacks.projection import stack_factors
+
+__all__ = ["SpectralMonitor"]
+
+
+class SpectralMonitor(Callback):
+    """Logs ‖ΔW‖₂ of every adapted layer, and how close the layers are to their bound.
+
+    Tags: `spectral_norm/<module path>`, `spectral_norm/max`, `spectral_norm/mean`,
+    `spectral_norm/fraction_at_bound` (of the bounded singular values), `orthogonality_error/max`,
+    and at the end of an epoch histograms `singular_values/<module path>`. For low-rank changes the
+    values come from the factors and are exact; a dense change (full fine-tuning) is followed by one
+    warm-started power iteration a step, an estimate from below under `spectral_norm_estimate/`.
+
+    Values stay on the device and are written in batches, so that recording every step does not
+    make the device wait.
+
+    Args:
+        every_n_steps: optimizer steps between recordings; 0 switches the monitor off.
+        flush_every_n_steps: recordings between writes to the loggers.
+    """
+
+    def __init__(self, every_n_steps: int = 1, flush_every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
+        self.flush_every_n_steps = flush_every_n_steps
+        self._recorded: list[tuple[int, Tensor]] = []
+        self._last_step = -1
+        self._names: list[str] = []
+        self._adapters: list[Adapter] = []
+        self._vectors: dict[str, Tensor] = {}
+        self.latest_max: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the adapters and put all layers' growth in one panel of TensorBoard."""
+        self._names, self._adapters = adapter_names(pl_module.model), adapters(pl_module.model)  # type: ignore[arg-type]
+        self._last_step = trainer.global_step
+        if not self._adapters or not self.every_n_steps:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                panel = {"largest singular value": ["Multiline", [f"{self._prefix}/.*"]]}
+                bounded = {"largest and mean": ["Multiline", [f"{self._prefix}/max", f"{self._prefix}/mean"]]}
+                logger.experiment.add_custom_scalars({"growth of ΔW": panel | bounded})
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record once an optimizer step."""
+        step = trainer.global_step
+        if not self._adapters or not self.every_n_steps or step == self._last_step or step % self.every_n_steps:
+            return
+        self._last_step = step
+        self._recorded.append((step, self._measure()))
+        if len(self._recorded) >= self.flush_every_n_steps or self.latest_max is None:
+            self._flush(trainer)
+        pl_module.log("sigma_max", self.latest_max, prog_bar=True, logger=False)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write before validating, so that a crash there loses nothing."""
+        self._flush(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write, and add histograms of all singular values."""
+        self._flush(trainer)
+        if not self.every_n_steps:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                for name, values in zip(self._names, singular_values(self._adapters), strict=True):
+                    if values is not None:
+                        logger.experiment.add_histogram(f"singular_values/{name}", values, trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what is left."""
+        self._flush(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write what was recorded until the interruption."""
+        self._flush(trainer)
+
+    @property
+    def _exact(self) -> bool:
+        return all(adapter.factors() is not None for adapter in self._adapters)
+
+    @property
+    def _prefix(self) -> str:
+        return "spectral_norm" if self._exact else "spectral_norm_estimate"
+
+    @torch.no_grad()
+    def _measure(self) -> Tensor:
+        """Norms of all layers, then fraction at the bound and orthogonality error, on the device."""
+        if self._exact:
+            norms = torch.stack([values[0] for values in singular_values(self._adapters)])  # type: ignore[index]
+        else:
+            norms = torch.stack([self._power_step(n, a) for n, a in zip(self._names, self._adapters, strict=True)])
+        at_bound = fraction_at_bound(self._adapters, norms)
+        return torch.cat([norms.float(), at_bound, orthogonality_error(self._adapters)])
+
+    def _power_step(self, name: str, adapter: Adapter) -> Tensor:
+        vector = self._vectors.get(name)
+        if vector is None:
+            generator = torch.Generator().manual_seed(0)
+            vector = torch.randn(adapter.in_features, generator=generator).to(adapter.weight.device)
+        norm, self._vectors[name] = linalg.spectral_norm_step(adapter.delta_weight(), vector / vector.norm())
+        return norm
+
+    def _flush(self, trainer: pl.Trainer) -> None:
+        if not self._recorded:
+            return
+        steps = [step for step, _ in self._recorded]
+        rows = torch.stack([row for _, row in self._recorded]).cpu().tolist()
+        self._recorded.clear()
+        for step, (*norms, at_bound, error) in zip(steps, rows, strict=True):
+            self.latest_max = max(norms)
+            metrics = {f"{self._prefix}/{name}": norm for name, norm in zip(self._names, norms, strict=True)}
+            metrics[f"{self._prefix}/max"] = self.latest_max
+            metrics[f"{self._prefix}/mean"] = sum(norms) / len(norms)
+            # Not a number where nothing is bounded, or nothing is meant to be orthonormal.
+            metrics |= {"spectral_norm/fraction_at_bound": at_bound} if at_bound == at_bound else {}
+            metrics |= {"orthogonality_error/max": error} if error == error else {}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=step)
+
+
+@torch.no_grad()
+def singular_values(attached: list[Adapter]) -> list[Tensor | None]:
+    """All r singular values of each ΔW, largest first, float64; None where ΔW has no factors."""
+    found: list[Tensor | None] = [None] * len(attached)
+    by_shape: dict[tuple[torch.Size, torch.Size], list[int]] = defaultdict(list)
+    for index, adapter in enumerate(attached):
+        factors = adapter.factors()
+        if factors is not None:
+            by_shape[factors.left.shape, factors.right.shape].append(index)
+    for indices in by_shape.values():
+        values = linalg.factor_spectrum(*stack_factors([attached[i] for i in indices])).values
+        for index, row in zip(indices, values, strict=True):
+            found[index] = row
+    return found
+
+
+def fraction_at_bound(attached: list[Adapter], norms: Tensor) -> Tensor:
+    """Share of what is bounded (entries of σ, or norms in a ball) that is at its bound, shape (1,).
+
+    NaN when nothing is bounded. A norm counts from 1e-4 below its radius, which is its rounding.
+    """
+    shares = [(bound.tensor >= bound.upper).float() for adapter in attached for bound in adapter.bounded]
+    for adapter, norm in zip(attached, norms, strict=True):
+        if adapter.ball_radius is not None:
+            shares.append((norm >= adapter.ball_radius * (1 - 1e-4)).float().reshape(1))
+    if not shares:
+        return torch.full((1,), torch.nan, device=norms.device)
+    return torch.cat(shares).mean(0, keepdim=True)
+
+
+def orthogonality_error(attached: list[Adapter]) -> Tensor:
+    """Largest ‖XᵀX − I‖_F over the tensors meant to be orthonormal, shape (1,); NaN without any."""
+    by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for adapter in attached:
+        for tensor in adapter.orthonormal:
+            by_shape[tensor.shape].append(tensor.detach())
+    if not by_shape:
+        return torch.full((1,), torch.nan, device=attached[0].weight.device)
+    errors = [linalg.orthogonality_error(torch.stack(tensors)) for tensors in by_shape.values()]
+    return torch.cat(errors).amax(0, keepdim=True)

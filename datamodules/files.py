@@ -1,0 +1,87 @@
+"""Rows of a data set, from a local folder or from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_spectral.errors import InputError
+
+__all__ = ["check_columns", "read_split", "split_exists"]
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def read_split(path: str, split: str, config: str | None = None) -> Any:
+    """One split as a `datasets.Dataset`.
+
+    Args:
+        path: a folder with `<split>.jsonl`, `.json`, `.parquet` or `.csv` (or the hub's sharded
+            names, `<split>-00000-of-00001.parquet`), or a hub id.
+        split: `train`, `validation`, …
+        config: of the hub's data set; in a folder, a subfolder of that name if there is one.
+
+    Raises:
+        InputError: no such folder, hub out of reach, no file for the split, a file that can't be
+            parsed, an empty split.
+    """
+    import datasets
+
+    folder = _folder(path, config)
+    if folder is None:
+        try:
+            rows = datasets.load_dataset(path, config, split=split)
+        except Exception as error:
+            raise InputError(
+                f"data.path: {path} is neither a local folder nor to be had from the hub now; "
+                f"give --data.path FOLDER with {split}.jsonl, .parquet or .csv ({_first_line(error)})"
+            ) from error
+    else:
+        files = _files(folder, split)
+        if not files:
+            raise InputError(f"data.path: {folder} has no file for split {split} ({split}.jsonl, .json, .parquet or .csv)")
+        try:
+            rows = datasets.load_dataset(_BUILDERS[files[0].suffix], data_files=[str(f) for f in files], split="train")
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise InputError(f"{files[0]} can't be read: {_first_line(cause)}") from error
+    if len(rows) == 0:
+        raise InputError(f"data.path: split {split} of {path} is empty")
+    return rows
+
+
+def split_exists(path: str, split: str, config: str | None = None) -> bool:
+    """Whether a local folder has the split; always true of the hub."""
+    folder = _folder(path, config)
+    return folder is None or bool(_files(folder, split))
+
+
+def check_columns(rows: Any, wanted: Sequence[str], where: str) -> None:
+    """InputError naming the columns that are missing, and those there are."""
+    missing = [column for column in wanted if column not in rows.column_names]
+    if missing:
+        raise InputError(f"{where}: no column {', '.join(missing)}; its columns are {', '.join(rows.column_names)}")
+
+
+def _folder(path: str, config: str | None) -> Path | None:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        inner = folder / config if config else folder
+        return inner if inner.is_dir() else folder
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise InputError(f"data.path: there is no folder {path}")
+    return None
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    for suffix in _BUILDERS:
+        for pattern in (f"{split}{suffix}", f"{split}-*-of-*{suffix}"):
+            found = sorted(folder.glob(pattern))
+            if found:
+                return found
+    return []
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,73 @@
+"""GLUE (Wang et al., 2018): eight tasks from one table."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from lit_spectral.datamodules.files import read_split
+from lit_spectral.datamodules.sentences import SentenceDataModule
+
+__all__ = ["GLUE"]
+
+
+class _Task(NamedTuple):
+    text_columns: tuple[str, ...]
+    num_labels: int
+    metrics: tuple[str, ...]
+
+
+# Columns as on the hub; metrics as GLUE's leaderboard reports them, the papers' main one first.
+TASKS = {
+    "cola": _Task(("sentence",), 2, ("matthews", "accuracy")),
+    "sst2": _Task(("sentence",), 2, ("accuracy",)),
+    "mrpc": _Task(("sentence1", "sentence2"), 2, ("accuracy", "f1")),
+    "qqp": _Task(("question1", "question2"), 2, ("accuracy", "f1")),
+    "stsb": _Task(("sentence1", "sentence2"), 1, ("pearson", "spearman")),
+    "mnli": _Task(("premise", "hypothesis"), 3, ("accuracy",)),
+    "qnli": _Task(("question", "sentence"), 2, ("accuracy",)),
+    "rte": _Task(("sentence1", "sentence2"), 2, ("accuracy",)),
+}
+
+
+class GLUE(SentenceDataModule):
+    """One GLUE task, from the hub or from a folder with its splits.
+
+    Args:
+        task: cola, sst2, mrpc, qqp, stsb, mnli (both validation sets), qnli or rte.
+        path: a folder with `train` and `validation` files (jsonl, json, parquet or csv; MNLI's are
+            `validation_matched` and `validation_mismatched`), or a hub id.
+        batch_size: as in `TextDataModule`.
+        eval_batch_size: as in `TextDataModule`.
+        max_length: as in `TextDataModule`.
+        tokenizer: as in `TextDataModule`.
+        num_workers: as in `TextDataModule`.
+        seed: as in `TextDataModule`.
+    """
+
+    def __init__(
+        self,
+        task: Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"] = "mrpc",
+        path: str = "nyu-mll/glue",
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        max_length: int = 256,
+        tokenizer: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, max_length, tokenizer, num_workers, seed)
+        self.task = task
+        self.path = path
+        self.text_columns, self.num_labels, self.metrics = TASKS[task]
+        self.label_range = (0.0, 5.0) if self.num_labels == 1 else (0, self.num_labels - 1)
+
+    @property
+    def evaluation_sets(self) -> list[str]:
+        """`val`, and for MNLI `val_mismatched` beside it."""
+        return ["val", "val_mismatched"] if self.task == "mnli" else ["val"]
+
+    def rows(self, name: str) -> Any:
+        """The raw rows of a split."""
+        matched = "_matched" if self.task == "mnli" else ""
+        split = {"val": f"validation{matched}", "val_mismatched": "validation_mismatched", "test": f"test{matched}"}
+        return read_split(self.path, split.get(name, name), self.task)

@@ -1,0 +1,109 @@
+"""Plain text for masked-language modelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_spectral.datamodules.text import TextDataModule
+from lit_spectral.errors import InputError
+
+__all__ = ["MaskedText"]
+
+
+class MaskedText(TextDataModule):
+    """Lines of text of which a part of the tokens is to be restored (Devlin et al., 2019).
+
+    Of the chosen tokens 80 % become the mask, 10 % another token, 10 % stay. Evaluation masks
+    depend on `seed` and the row alone: the same tokens for every model, batch size and epoch.
+
+    Args:
+        path: a UTF-8 text file, one passage a line; None for the text that ships with Python.
+        mask_fraction: of a row's tokens, chosen to be restored, in (0, 1).
+        validation_fraction: of the lines, the last ones after a seeded shuffle.
+        batch_size: as in `TextDataModule`.
+        eval_batch_size: as in `TextDataModule`.
+        max_length: as in `TextDataModule`.
+        tokenizer: as in `TextDataModule`.
+        num_workers: as in `TextDataModule`.
+        seed: of the order of rows, the split and the masks.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        mask_fraction: float = 0.15,
+        validation_fraction: float = 0.05,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        max_length: int = 128,
+        tokenizer: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, max_length, tokenizer, num_workers, seed)
+        if not 0 < mask_fraction < 1 or not 0 < validation_fraction < 1:
+            raise InputError("mask_fraction and validation_fraction lie between 0 and 1")
+        self.path = path
+        self.mask_fraction = mask_fraction
+        self.validation_fraction = validation_fraction
+
+    def tokenised(self, name: str) -> Any:
+        """Rows of token ids, `special_tokens_mask` and `row`, its number, which seeds evaluation masks."""
+        import datasets
+
+        rows = datasets.Dataset.from_dict({"text": self._lines()})
+        parts = rows.train_test_split(self.validation_fraction, seed=self.seed)
+        rows = parts["train" if name == "train" else "test"]
+        tokenizer, longest = self.tokenizer, min(self.max_length, self.tokenizer.model_max_length)
+
+        def encode(batch: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+            options = {"truncation": True, "max_length": longest, "return_special_tokens_mask": True}
+            return {**tokenizer(batch["text"], **options), "row": numbers}
+
+        description = f"tokenising {name}"
+        return rows.map(encode, batched=True, with_indices=True, remove_columns=["text"], desc=description)
+
+    def collate(self, rows: list[dict[str, Any]]) -> Any:
+        """Masked ids, and `labels` that are -100 except where a token is to be restored."""
+        numbers = [row.pop("row") for row in rows]
+        batch = super().collate(rows)
+        special = batch.pop("special_tokens_mask").bool()
+        training = self.trainer is not None and self.trainer.training
+        draws = torch.rand(special.shape) if training else _fixed_draws(numbers, special.shape[1], self.seed)
+        chosen = (draws < self.mask_fraction) & ~special
+        batch["labels"] = batch["input_ids"].masked_fill(~chosen, -100)
+        # The same draw says what becomes of a chosen token: below 80 % of the range it is masked.
+        part = draws / self.mask_fraction
+        batch["input_ids"] = batch["input_ids"].masked_fill(chosen & (part < 0.8), self.tokenizer.mask_token_id)
+        replaced = chosen & (part >= 0.8) & (part < 0.9)
+        other = ((part - 0.8) * 10 * len(self.tokenizer)).long().clamp(0, len(self.tokenizer) - 1)
+        batch["input_ids"] = torch.where(replaced, other, batch["input_ids"])
+        return batch
+
+    def _lines(self) -> list[str]:
+        if self.path is None:
+            from lit_spectral.datamodules.python_docs import sentences
+
+            return sentences()
+        try:
+            text = Path(self.path).expanduser().read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(f"data.path: there is no file {self.path}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"data.path: {self.path} is not UTF-8 at byte {error.start}; convert it") from None
+        lines = [line for line in map(str.strip, text.splitlines()) if line]
+        if len(lines) < 2:
+            raise InputError(f"data.path: {self.path} has fewer than two lines of text")
+        return lines
+
+
+def _fixed_draws(numbers: list[int], length: int, seed: int) -> Tensor:
+    """Uniform draws (rows, length) that depend on seed, row number and position only."""
+    draws = torch.empty(len(numbers), length)
+    for row, number in enumerate(numbers):
+        draws[row] = torch.rand(4096, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))[:length]
+    return draws

@@ -1,0 +1,121 @@
+"""What all data modules of tokenised text share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from lit_spectral import backbones
+from lit_spectral.datamodules.sampler import LengthGroupedSampler
+from lit_spectral.errors import InputError
+
+__all__ = ["TextDataModule"]
+
+
+class TextDataModule(pl.LightningDataModule):
+    """Rows of token ids, batched by length and padded to the longest of a batch.
+
+    Args:
+        batch_size: rows of a training batch, on each process.
+        eval_batch_size: rows of an evaluation batch; None for four times `batch_size`.
+        max_length: tokens after which a row is cut.
+        tokenizer: a hub id or folder; None for that of the model's backbone.
+        num_workers: processes that prepare batches; 0 prepares them in the training process,
+            which is enough for short, tokenised rows.
+        seed: of the order of training rows; order also depends on the epoch.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        max_length: int = 256,
+        tokenizer: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or max_length < 1:
+            raise InputError(f"batch_size and max_length must be at least 1, not {batch_size} and {max_length}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or 4 * batch_size
+        self.max_length = max_length
+        self.tokenizer_name = tokenizer
+        self.num_workers = num_workers
+        self.seed = seed
+        self.splits: dict[str, Any] = {}
+
+    @property
+    def evaluation_sets(self) -> list[str]:
+        """Names under which the validation sets are logged."""
+        return ["val"]
+
+    @abstractmethod
+    def tokenised(self, name: str) -> Any:
+        """The rows of `train`, `test` or an evaluation set: a `datasets.Dataset` of token ids, cached on disk."""
+
+    def prepare_data(self) -> None:
+        """Tokenise, on one process; the others read the cache."""
+        for name in self._names(self._stage()):
+            self.tokenised(name)
+
+    def setup(self, stage: str) -> None:
+        """Read the splits that this stage needs."""
+        for name in self._names(stage):
+            self.splits[name] = self.tokenised(name)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled by seed and epoch."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader an evaluation set."""
+        return [self._loader(name, self.eval_batch_size, shuffle=False) for name in self.evaluation_sets]
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test split."""
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The test split, in the order of its rows."""
+        rows, size = self.splits["test"], self.eval_batch_size
+        return DataLoader(rows, size, collate_fn=self.collate, num_workers=self.num_workers)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded once."""
+        if not hasattr(self, "_tokenizer"):
+            name = self.tokenizer_name
+            if name is None:
+                name = getattr(self.trainer.lightning_module, "backbone", None) if self.trainer else None
+            if name is None:
+                raise InputError("data.tokenizer is not given, and there is no model to take it from")
+            self._tokenizer = backbones.load_tokenizer(backbones.fetch(name))
+        return self._tokenizer
+
+    def collate(self, rows: list[dict[str, Any]]) -> Any:
+        """Rows padded to the longest of them, as tensors."""
+        return self.tokenizer.pad(rows, return_tensors="pt")
+
+    def _stage(self) -> str:
+        return self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit"
+
+    def _names(self, stage: str) -> list[str]:
+        return {"fit": ["train", *self.evaluation_sets], "validate": self.evaluation_sets}.get(stage, ["test"])
+
+    def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
+        rows = self.splits[name]
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return DataLoader(
+            rows,
+            batch_size=batch_size,
+            sampler=LengthGroupedSampler(lengths, batch_size, shuffle, world, rank, self.seed),
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
+        )

@@ -1,0 +1,30 @@
+"""The linear maps that can be adapted. The only place that knows that Conv1D lies transposed."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["is_linear", "is_transposed", "linear_shape", "weight_matrix"]
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight is stored (in, out), as in GPT-2's `Conv1D`."""
+    # By name: importing it would load the Hugging Face modelling code for every user of this package.
+    return type(module).__name__ == "Conv1D"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a plain linear map."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """The weight as (out, in), detached, a view of the module's own memory."""
+    weight: Tensor = module.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    return weight.mT if is_transposed(module) else weight
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(out_features, in_features)."""
+    out_features, in_features = weight_matrix(module).shape
+    return out_features, in_features

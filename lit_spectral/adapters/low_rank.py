@@ -1,0 +1,70 @@
+"""The forward pass that all low-rank methods share, and ΔW = s·L R (LoRA and its kin)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_spectral.adapters.base import Adapter, Factors
+
+__all__ = ["FactoredAdapter", "LowRankAdapter", "add_low_rank"]
+
+
+def add_low_rank(base: Tensor, x: Tensor, factors: Factors) -> Tensor:
+    """base + (x Rᵀ) diag(s) Lᵀ, for base (…, out) and x (…, in), in base's dtype.
+
+    Factors and input are cast to the compute dtype, which is the base output's: float32 masters
+    stay float32 and nothing is cast up. The scale is applied where the tensor is r wide, and the
+    second product accumulates into the base output instead of making another of that size.
+    """
+    dtype = base.dtype
+    narrow = F.linear(x.to(dtype), factors.right.to(dtype)) * (
+        factors.scale.to(dtype) if isinstance(factors.scale, Tensor) else factors.scale
+    )
+    rank = narrow.shape[-1]
+    wide = torch.addmm(base.reshape(-1, base.shape[-1]), narrow.reshape(-1, rank), factors.left.to(dtype).mT)
+    return wide.view(base.shape)
+
+
+class FactoredAdapter(Adapter):
+    """An adapter whose ΔW is a product of thin factors; a subclass only says which."""
+
+    def __init__(self, base_layer: nn.Module, dropout: float) -> None:
+        super().__init__(base_layer)
+        self.dropout = dropout
+
+    def factors(self) -> Factors:
+        """ΔW as (left, scale, right)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out); dropout acts on the adapter's input only, as in LoRA."""
+        base: Tensor = self.base_layer(x)
+        if self.folded:
+            return base
+        return add_low_rank(base, F.dropout(x, self.dropout, self.training), self.factors())
+
+    @torch.no_grad()
+    def delta_weight(self) -> Tensor:
+        """ΔW, dense, float32, (out, in)."""
+        left, scale, right = self.factors()
+        return (left.float() * scale) @ right.float()
+
+
+class LowRankAdapter(FactoredAdapter):
+    """ΔW = scale · L R with L (out, r) = 0 and R (r, in) Kaiming uniform (Hu et al., 2021)."""
+
+    def __init__(self, base_layer: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(base_layer, dropout)
+        self.scale = scale
+        device = self.weight.device
+        self.left = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+        self.right = nn.Parameter(torch.empty(rank, self.in_features, device=device))
+        nn.init.kaiming_uniform_(self.right, a=math.sqrt(5))
+
+    def factors(self) -> Factors:
+        """(L, scale, R)."""
+        return Factors(self.left, self.scale, self.right)

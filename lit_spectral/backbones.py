@@ -1,0 +1,77 @@
+"""Finding and loading backbones: a hub id, a local folder, or the built-in `tiny`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_spectral.errors import InputError
+
+__all__ = ["BUILT_IN", "fetch", "load_model", "load_tokenizer"]
+
+BUILT_IN = "tiny"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def fetch(backbone: str) -> str:
+    """What to give to `from_pretrained`: a folder, or a hub id; `tiny` is pretrained first if need be.
+
+    Raises:
+        InputError: a path that is not a folder with a `config.json`.
+    """
+    if backbone == BUILT_IN:
+        from lit_spectral import tiny
+
+        return str(tiny.fetch())
+    folder = Path(backbone).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"backbone: {folder} has no config.json; give a folder written by save_pretrained")
+        return str(folder)
+    if backbone.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(backbone):
+        raise InputError(f"backbone: there is no folder {backbone}; give a folder in Hugging Face format, or a hub id")
+    return backbone
+
+
+def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, list[str]]:
+    """`auto_class.from_pretrained` in float32, and the names of weights that the files lacked.
+
+    Raises:
+        InputError: the files can't be had or read; the hub can't be reached.
+    """
+    from transformers.utils import logging as hf_logging
+
+    verbosity = hf_logging.get_verbosity()
+    # Its report lists the new head as missing; the task trains what is missing, so this is no news.
+    hf_logging.set_verbosity_error()
+    try:
+        model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **kwargs)
+    except (OSError, ValueError) as error:
+        raise _unavailable(source, error) from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
+    return model, sorted(info["missing_keys"])
+
+
+def load_tokenizer(source: str) -> Any:
+    """The backbone's tokenizer; InputError when it can't be had."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _unavailable(source, error) from error
+
+
+def _unavailable(source: str, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source).is_dir():
+        return InputError(f"backbone: {source} can't be loaded: {reason}")
+    return InputError(
+        f"backbone: {source} is neither a local folder nor to be had from the hub now; "
+        f"give --model.backbone FOLDER with a local copy ({reason})"
+    )

@@ -1,0 +1,145 @@
+"""Linear algebra on tensors: pure functions, no state.
+
+Shape suffixes: `o` output features, `i` input features, `r` rank, `n` a batch of matrices of one shape.
+A change of a weight is kept as factors, ΔW = left_or @ right_ri, and is never formed to take its spectrum.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "FactorSpectrum",
+    "contract_to_spectral_ball",
+    "factor_spectrum",
+    "orthogonality_error",
+    "orthogonality_gradient",
+    "random_singular_pairs",
+    "singular_value_quantile",
+    "singular_values",
+    "spectral_norm_step",
+]
+
+# Below this norm the gradient of ‖XᵀX − I‖_F is taken as 0: its direction is rounding noise there.
+ORTHOGONALITY_FLOOR = 1e-6
+
+
+def singular_values(weight_oi: Tensor) -> Tensor:
+    """All singular values of a matrix, largest first, shape (min(o, i),).
+
+    float64 stays float64, everything else is computed in float32. Raises ValueError when the
+    weight holds NaN or infinity, since LAPACK's answer is then meaningless.
+    """
+    return torch.linalg.svdvals(_finite(weight_oi))
+
+
+def singular_value_quantile(values: Tensor, quantile: float) -> float:
+    """The `quantile` in [0, 1] of a spectrum, counted upwards: 0 is the smallest value, 1 the largest.
+
+    FCLoRA and HiLoRA write σ^(q) for q-th quartile: σ^(2) is `quantile=0.5`.
+    """
+    if not 0.0 <= quantile <= 1.0:
+        raise ValueError(f"a quantile lies between 0 and 1, not {quantile}")
+    return float(torch.quantile(values.float(), quantile))
+
+
+def random_singular_pairs(weight_oi: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`rank` pairs of singular vectors drawn without replacement: U (o, rank) and V (i, rank).
+
+    The draw depends on `seed` only (FCLoRA §3.2, "random r singular vectors of W0"). Computed in
+    float32 or better and returned so. Raises ValueError when rank > min(o, i).
+    """
+    weight_oi = _finite(weight_oi)
+    if rank > min(weight_oi.shape):
+        raise ValueError(f"rank {rank} is above min{tuple(weight_oi.shape)} = {min(weight_oi.shape)}")
+    left, _, right = torch.linalg.svd(weight_oi, full_matrices=False)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(min(weight_oi.shape), generator=generator)[:rank].to(weight_oi.device)
+    return left[:, chosen].contiguous(), right[chosen].T.contiguous()
+
+
+class FactorSpectrum(NamedTuple):
+    """SVD of left @ right without its big factors.
+
+    `values` (n, r), largest first. `lift` (n, r, r) maps left to the left singular vectors:
+    left @ lift has orthonormal columns wherever the value is not 0.
+    """
+
+    values: Tensor
+    lift: Tensor
+
+
+def factor_spectrum(left_nor: Tensor, right_nri: Tensor) -> FactorSpectrum:
+    """Singular values of left @ right, batched, through r × r Gram matrices in float64.
+
+    With LᵀL = KKᵀ, the eigenvalues of Kᵀ(RRᵀ)K are the squared singular values of LR: two r × r
+    eigenproblems in place of a QR of every factor. Squaring costs half the digits, which float64
+    has to spare: float32 factors give values exact to float32, down to 1e-8 of the largest.
+    """
+    gram_left = left_nor.mT.double() @ left_nor.double()
+    gram_right = right_nri.double() @ right_nri.mT.double()
+    eigenvalues, vectors = torch.linalg.eigh(gram_left)
+    root = eigenvalues.clamp_min(0).sqrt()
+    inner = (vectors * root.unsqueeze(-2)).mT @ gram_right @ (vectors * root.unsqueeze(-2))
+    squares, inner_vectors = torch.linalg.eigh(inner)
+    # Directions in which left vanishes carry no singular vector; dividing by their root is noise.
+    kept = root > 1e-12 * root.amax(-1, keepdim=True).clamp_min(1e-300)
+    inverse = torch.where(kept, root, 1.0).reciprocal() * kept
+    lift = (vectors * inverse.unsqueeze(-2)) @ inner_vectors
+    return FactorSpectrum(squares.clamp_min(0).sqrt().flip(-1), lift.flip(-1))
+
+
+def contract_to_spectral_ball(left_nor: Tensor, right_nri: Tensor, radius_n: Tensor) -> Tensor:
+    """P (n, r, r) such that left @ P @ right is the nearest matrix with ‖·‖₂ ≤ radius (Frobenius).
+
+    The nearest matrix has the same singular vectors and values min(σ, radius). Where the product is
+    inside the ball already, P is exactly the identity, so that projecting twice changes nothing.
+    """
+    values, lift = factor_spectrum(left_nor, right_nri)
+    radius = radius_n.to(values).unsqueeze(-1)
+    # A relative slack of float32's rounding: otherwise a projected factor, cast back, leaves the ball again.
+    excess = torch.where(values > radius * (1 + 1e-6), radius / values - 1, 0.0)
+    gram_left = left_nor.mT.double() @ left_nor.double()
+    return torch.eye(values.shape[-1]).to(values) + (lift * excess.unsqueeze(-2)) @ lift.mT @ gram_left
+
+
+def orthogonality_error(columns_nmr: Tensor) -> Tensor:
+    """‖XᵀX − I‖_F of each matrix of a batch (n, m, r), shape (n,): 0 when the columns are orthonormal."""
+    return torch.linalg.matrix_norm(_gram_minus_identity(columns_nmr))
+
+
+def orthogonality_gradient(columns_nmr: Tensor) -> Tensor:
+    """Gradient of `orthogonality_error` with respect to X, (n, m, r): 2 X(XᵀX − I) / ‖XᵀX − I‖_F.
+
+    Written out since autograd would keep five intermediates a matrix for it. Zero where the norm is
+    below 1e-6, where the true (sub)gradient has no defined direction.
+    """
+    residual = _gram_minus_identity(columns_nmr)
+    norm = torch.linalg.matrix_norm(residual, keepdim=True)
+    return columns_nmr @ torch.where(norm < ORTHOGONALITY_FLOOR, 0.0, residual * (2 / norm))
+
+
+def spectral_norm_step(matrix_oi: Tensor, vector_i: Tensor) -> tuple[Tensor, Tensor]:
+    """One power iteration: an estimate (never above) of ‖matrix‖₂ and the next unit vector (i,).
+
+    Started from the vector of the step before, it follows a slowly changing matrix closely.
+    """
+    image_o = matrix_oi @ vector_i
+    back_i = matrix_oi.mT @ image_o
+    length = back_i.norm()
+    return image_o.norm(), torch.where(length > 0, back_i / length, vector_i)
+
+
+def _gram_minus_identity(columns_nmr: Tensor) -> Tensor:
+    gram = columns_nmr.mT @ columns_nmr
+    return gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+
+
+def _finite(weight: Tensor) -> Tensor:
+    weight = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+    if not torch.isfinite(weight).all():
+        raise ValueError("the weight holds NaN or infinity; reload the backbone from a sound checkpoint")
+    return weight

@@ -1,0 +1,8 @@
+"""The rows of the table of methods: each says how ΔW is built, where it starts and what holds it."""
+
+from lit_spectral.methods.base import Bound, LowRankMethod, Method
+from lit_spectral.methods.fclora import FCLoRA, HiLoRA
+from lit_spectral.methods.full import BitFit, FullFineTuning
+from lit_spectral.methods.lora import LoRA, RsLoRA
+
+__all__ = ["BitFit", "Bound", "FCLoRA", "FullFineTuning", "HiLoRA", "LoRA", "LowRankMethod", "Method", "RsLoRA"]

@@ -1,0 +1,44 @@
+"""The baselines that train the backbone's own parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lit_spectral.adapters import Adapter, DenseAdapter
+from lit_spectral.errors import InputError
+from lit_spectral.methods.base import Method
+from lit_spectral.svd_cache import SVDCache
+
+__all__ = ["BitFit", "FullFineTuning"]
+
+
+@dataclass
+class FullFineTuning(Method):
+    """Every parameter of the encoder is trained; `target_modules` says which ΔW are measured."""
+
+    def apply(self, model: nn.Module, encoder: nn.Module) -> None:
+        """Keep a copy of the targets' weights to measure ΔW by, and unfreeze everything."""
+        super().apply(model, encoder)
+        encoder.requires_grad_(True)
+
+    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+        """The adapter for one linear map."""
+        return DenseAdapter(layer)
+
+
+@dataclass
+class BitFit(Method):
+    """Only the encoder's biases are trained (Ben Zaken et al., 2022); no ΔW, nothing to attach."""
+
+    def apply(self, model: nn.Module, encoder: nn.Module) -> None:
+        """Freeze all but the biases."""
+        if self.target_modules is not None:
+            raise InputError("BitFit trains every bias and has no target_modules; leave it out")
+        encoder.requires_grad_(False)
+        biases = [p for name, p in encoder.named_parameters() if name.endswith("bias") and "pooler" not in name]
+        if not biases:
+            raise InputError("BitFit: this backbone has no biases (Llama-like decoders have none); choose another method")
+        for bias in biases:
+            bias.requires_grad_(True)

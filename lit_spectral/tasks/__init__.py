@@ -1,0 +1,7 @@
+"""LightningModules: a backbone, a method, a kind of problem."""
+
+from lit_spectral.tasks.base import Task
+from lit_spectral.tasks.masked_lm import MaskedLM
+from lit_spectral.tasks.sequence_classification import SequenceClassification
+
+__all__ = ["MaskedLM", "SequenceClassification", "Task"]

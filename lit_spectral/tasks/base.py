@@ -1,0 +1,247 @@
+"""What every task shares: loading and adapting the backbone, optimising, checkpointing."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_spectral import backbones, linalg
+from lit_spectral.adapters import Adapter, adapters, trained_state
+from lit_spectral.adapters.linear import weight_matrix
+from lit_spectral.callbacks import SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.errors import InputError
+from lit_spectral.methods import LoRA, Method
+from lit_spectral.svd_cache import content_digest
+
+__all__ = ["Task"]
+
+log = logging.getLogger(__name__)
+
+
+def _adamw(params: Any) -> Optimizer:
+    return torch.optim.AdamW(params, lr=4e-4, weight_decay=0.0)
+
+
+class Task(pl.LightningModule):
+    """A pretrained backbone, adapted by a method, trained on one kind of problem.
+
+    The backbone is loaded in `configure_model`, so that building a task costs nothing and needs no
+    file. A checkpoint holds what is trained, never the frozen backbone.
+
+    Args:
+        backbone: a hub id, a folder in Hugging Face format, or `tiny`, the built-in encoder.
+        method: how it is adapted; None for LoRA of rank 8.
+        optimizer: from parameter groups to an optimizer; AdamW at 4e-4 without decay by default.
+            Groups scale its learning rate where an adapter declares a ratio, and vectors (σ,
+            biases, norms) are never decayed.
+        lr_scheduler: a schedule of transformers' `get_scheduler`, over all optimizer steps of the run.
+        warmup_steps: linear warm-up: a number of optimizer steps, or below 1 a fraction of them all.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        backbone: str = "roberta-base",
+        method: Method | None = None,
+        optimizer: OptimizerCallable = _adamw,
+        lr_scheduler: str = "linear",
+        warmup_steps: float = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.method = method if method is not None else LoRA()
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.warmup_steps = warmup_steps
+        self.model = None
+        self.backbone_digest = ""
+        self.skipped_steps = 0
+        # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
+        self.strict_loading = False
+        self._rng_state: Tensor | None = None
+
+    @abstractmethod
+    def load_model(self, folder: str) -> tuple[nn.Module, list[str]]:
+        """The Hugging Face model with this task's head, and the names of weights its files lacked."""
+
+    def prepare_data(self) -> None:
+        """Fetch the backbone, on one process only."""
+        backbones.fetch(self.backbone)
+
+    def configure_model(self) -> None:
+        """Load the backbone, freeze it, adapt it; a second call does nothing.
+
+        What lies outside the pretrained encoder, or was missing in its files, is trained.
+        """
+        if self.model is not None:
+            return
+        model, missing = self.load_model(backbones.fetch(self.backbone))
+        encoder: nn.Module = model.base_model
+        inside = {id(p) for p in encoder.parameters()}
+        new = {id(p) for name, p in model.named_parameters() if name in missing or id(p) not in inside}
+        self.method.apply(model, encoder)
+        for parameter in model.parameters():
+            if id(parameter) in new:
+                parameter.requires_grad_(True)
+        attached = adapters(model)
+        ends = [attached[0], attached[-1]] if attached else []
+        self.backbone_digest = content_digest(*(weight_matrix(adapter.base_layer) for adapter in ends))
+        self.model = model.train()
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The pretrained part of the model, where the adapters are."""
+        encoder: nn.Module = self.model.base_model
+        return encoder
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The callbacks that hold and log what adapters declare, unless the trainer has its own."""
+        present = self.trainer.callbacks  # type: ignore[attr-defined]
+        defaults: list[type[Callback]] = [SigmaClamp, SpectralBall, SpectralMonitor]
+        return [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer over groups of one learning-rate ratio and decay, and its schedule."""
+        from transformers import get_scheduler
+
+        optimizer = self.optimizer(self._parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * group["lr_ratio"]
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps
+        scheduler = get_scheduler(self.lr_scheduler, optimizer, math.ceil(warmup), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        ratio_of = {
+            id(getattr(adapter, name)): ratio
+            for adapter in adapters(self.model)
+            for name, ratio in adapter.lr_ratios.items()
+        }
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                groups[ratio_of.get(id(parameter), 1.0), parameter.ndim > 1].append(parameter)
+        return [
+            {"params": params, "lr_ratio": ratio} | ({} if decays else {"weight_decay": 0.0})
+            for (ratio, decays), params in groups.items()
+        ]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Add the penalties' gradients, once an optimizer step; they are never part of the loss."""
+        penalised = [adapter for adapter in adapters(self.model) if adapter.penalty_weight > 0]
+        if penalised:
+            penalty = add_orthogonality_gradients(penalised)
+            self.log("train/orthogonality_penalty", penalty)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and drop the step when the gradient's norm is not finite.
+
+        Optimizers pass over parameters without a gradient, so such a step changes neither weights
+        nor optimizer state, in any precision.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if not torch.isfinite(norm):
+            for parameter in parameters:
+                parameter.grad = None
+            self.skipped_steps += 1
+            log.warning("step %d skipped: the gradient's norm is %s", self.global_step, float(norm))
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.log("train/skipped_steps", float(self.skipped_steps))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Continue the random numbers of the run that was resumed."""
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state)
+            self._rng_state = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and how to rebuild the rest."""
+        checkpoint["state_dict"] = {f"model.{name}": t for name, t in trained_state(self.model).items()}
+        checkpoint["lit_spectral"] = {
+            "task": type(self).__name__,
+            "init": self.checkpoint_init(),
+            "method": {"name": type(self.method).__name__, **asdict(self.method)},
+            "backbone_digest": self.backbone_digest,
+            "rng_state": torch.get_rng_state(),
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def checkpoint_init(self) -> dict[str, Any]:
+        """Arguments, all primitive, with which `lit_spectral.load` builds this task again."""
+        return {"backbone": self.backbone}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not fit, naming what differs."""
+        saved = checkpoint.get("lit_spectral")
+        if saved is None:
+            raise InputError("this checkpoint was not written by lit-spectral; it names no method or backbone")
+        ours = {"name": type(self.method).__name__, **asdict(self.method)}
+        if saved["method"]["name"] != ours["name"]:
+            raise InputError(
+                f"the checkpoint is of method {saved['method']['name']}, the model of {ours['name']}; "
+                f"give --model.method {saved['method']['name']}"
+            )
+        if saved["backbone_digest"] != self.backbone_digest:
+            raise InputError(
+                f"the checkpoint was trained on backbone {saved['init']['backbone']}, whose adapted weights differ from "
+                f"those of {self.backbone}; give --model.backbone {saved['init']['backbone']}"
+            )
+        expected = {f"model.{name}": tensor.shape for name, tensor in trained_state(self.model).items()}
+        found = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
+        differences = {
+            "missing": sorted(expected.keys() - found.keys()),
+            "unexpected": sorted(found.keys() - expected.keys()),
+            "of another shape": sorted(n for n in expected.keys() & found.keys() if expected[n] != found[n]),
+        }
+        if any(differences.values()):
+            changed = [f"{key}: {saved['method'][key]}, here {ours[key]}" for key in ours if saved["method"].get(key) != ours[key]]
+            listed = "; ".join(f"{what}: {_some(names)}" for what, names in differences.items() if names)
+            raise InputError(f"the checkpoint does not fit the model ({', '.join(changed) or 'same settings'}); {listed}")
+        self._rng_state = saved["rng_state"]
+        self.skipped_steps = saved["skipped_steps"]
+
+
+def add_orthogonality_gradients(penalised: list[Adapter]) -> Tensor:
+    """Add γ·∂R to the gradients of the declared tensors and return γ·ΣR, a 0-d tensor.
+
+    R = ‖UᵀU − I‖_F + ‖VᵀV − I‖_F (FCLoRA eq. 11), batched over tensors of one shape.
+    """
+    by_shape: dict[tuple[torch.Size, float], list[Tensor]] = defaultdict(list)
+    for adapter in penalised:
+        for tensor in adapter.orthonormal:
+            if tensor.requires_grad and tensor.grad is not None:
+                by_shape[tensor.shape, adapter.penalty_weight].append(tensor)
+    total = torch.zeros(())
+    with torch.no_grad():
+        for (_, weight), tensors in by_shape.items():
+            stacked = torch.stack([t.detach() for t in tensors])
+            gradients = linalg.orthogonality_gradient(stacked).unbind()
+            torch._foreach_add_([t.grad for t in tensors], list(gradients), alpha=weight)
+            total = total.to(stacked.device) + weight * linalg.orthogonality_error(stacked).sum()
+    return total
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

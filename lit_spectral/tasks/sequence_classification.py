@@ -1,0 +1,118 @@
+"""One label, or one number, for a sentence or a pair of sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_spectral import backbones
+from lit_spectral.errors import InputError
+from lit_spectral.methods import Method
+from lit_spectral.tasks.base import Task, _adamw
+from lit_spectral.tasks.metrics import build_metrics
+
+__all__ = ["SequenceClassification"]
+
+
+class SequenceClassification(Task):
+    """Cross-entropy over classes, or squared error when there is one output.
+
+    Args:
+        backbone: as in `Task`.
+        method: as in `Task`.
+        num_labels: classes; 1 for regression. None takes the data module's.
+        metrics: names from `lit_spectral.tasks.metrics`. None takes the data module's.
+        optimizer: as in `Task`.
+        lr_scheduler: as in `Task`.
+        warmup_steps: as in `Task`.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "roberta-base",
+        method: Method | None = None,
+        num_labels: int | None = None,
+        metrics: list[str] | None = None,
+        optimizer: OptimizerCallable = _adamw,
+        lr_scheduler: str = "linear",
+        warmup_steps: float = 0,
+    ) -> None:
+        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps)
+        self.num_labels = num_labels
+        self.metric_names = metrics
+        self.metrics = nn.ModuleDict()
+
+    def load_model(self, folder: str) -> tuple[nn.Module, list[str]]:
+        """The encoder with a new head of `num_labels` outputs."""
+        from transformers import AutoModelForSequenceClassification
+
+        if self.num_labels is None:
+            self.num_labels = self._from_data("num_labels")
+        return backbones.load_model(AutoModelForSequenceClassification, folder, num_labels=self.num_labels)
+
+    def setup(self, stage: str) -> None:
+        """Make one set of metrics for each evaluation set."""
+        if self.num_labels is None:
+            self.num_labels = self._from_data("num_labels")
+        if self.metric_names is None:
+            self.metric_names = list(self._from_data("metrics"))
+        for name in self._evaluation_sets():
+            self.metrics[name] = build_metrics(self.metric_names, self.num_labels)
+
+    def checkpoint_init(self) -> dict[str, Any]:
+        """Arguments to build this task again."""
+        return super().checkpoint_init() | {"num_labels": self.num_labels, "metrics": self.metric_names}
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits (batch, num_labels), float32, of a batch of token ids and their masks."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits: Tensor = self.model(**inputs).logits
+        return logits.float()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the batch."""
+        if self.num_labels == 1:
+            return F.mse_loss(logits.squeeze(-1), labels.float())
+        return F.cross_entropy(logits, labels)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The task's loss alone."""
+        loss = self.loss(self(batch), batch["labels"])
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss and metrics on the sets that the data module names (`val`, for MNLI `val_mismatched` too)."""
+        self._evaluate(batch, self._evaluation_sets()[dataloader_idx])
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Loss and metrics on the test set."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Class of each row, or the number itself in regression, shape (batch,)."""
+        logits = self(batch)
+        return logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(-1)
+
+    def _evaluate(self, batch: dict[str, Tensor], name: str) -> None:
+        logits, labels = self(batch), batch["labels"]
+        options: dict[str, Any] = {"batch_size": len(labels), "add_dataloader_idx": False, "on_epoch": True}
+        self.log(f"{name}/loss", self.loss(logits, labels), sync_dist=True, **options)
+        predictions = logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(-1)
+        for metric_name, metric in self.metrics[name].items():  # type: ignore[operator]
+            metric.update(predictions, labels)
+            self.log(f"{name}/{metric_name}", metric, prog_bar=True, **options)
+
+    def _evaluation_sets(self) -> list[str]:
+        sets: list[str] = ["test"] if self.trainer.testing else self._from_data("evaluation_sets")
+        return sets
+
+    def _from_data(self, attribute: str) -> Any:
+        data = getattr(self._trainer, "datamodule", None)
+        if not hasattr(data, attribute):
+            raise InputError(f"{type(self).__name__}: {attribute} is not given, and the data module has none")
+        return getattr(data, attribute)
