@@ -9,11 +9,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lit_spectral.callbacks.projection import stack_factors
 from torch import Tensor
 
 from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, adapter_names, adapters
-from lit_spectral.callbacks.projection import stack_factors
 
 __all__ = ["SpectralMonitor"]
 
@@ -66,9 +66,10 @@ class SpectralMonitor(Callback):
             return
         self._last_step = step
         self._recorded.append((step, self._measure()))
-        if len(self._recorded) >= self.flush_every_n_steps or self.latest_max is None:
+        if len(self._recorded) >= self.flush_every_n_steps or self.latest_max is None:  # show the first at once
             self._flush(trainer)
-        pl_module.log("sigma_max", self.latest_max, prog_bar=True, logger=False)
+        if self.latest_max is not None:
+            pl_module.log("sigma_max", self.latest_max, prog_bar=True, logger=False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write before validating, so that a crash there loses nothing."""

@@ -40,11 +40,15 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
     else:
         files = _files(folder, split)
         if not files:
-            raise InputError(f"data.path: {folder} has no file for split {split} ({split}.jsonl, .json, .parquet or .csv)")
+            raise InputError(
+                f"data.path: {folder} has no file for split {split} ({split}.jsonl, .json, .parquet or .csv)"
+            )
         try:
             rows = datasets.load_dataset(_BUILDERS[files[0].suffix], data_files=[str(f) for f in files], split="train")
         except Exception as error:
             cause = error.__cause__ or error
+            if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
+                raise InputError(f"data.path: split {split} of {path} is empty") from error
             raise InputError(f"{files[0]} can't be read: {_first_line(cause)}") from error
     if len(rows) == 0:
         raise InputError(f"data.path: split {split} of {path} is empty")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
 
-from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 
 __all__ = ["MaskedText"]

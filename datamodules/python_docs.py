@@ -10,7 +10,6 @@ import ast
 import hashlib
 import re
 import sysconfig
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ AREAS = {
     "testing": ("unittest", "doctest", "pdb", "bdb", "trace", "timeit", "profile", "cProfile"),
     "language": ("ast", "inspect", "typing", "importlib", "dis", "enum", "dataclasses", "functools", "types", "abc"),
 }
+
+NOT_DOCUMENTATION = {"site-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
 
 class PythonDocs(SentenceDataModule):
@@ -70,22 +71,21 @@ def _labelled() -> list[tuple[str, int, bool]]:
     return list(rows.values())
 
 
-def _docstrings() -> Iterator[tuple[str, str]]:
+@cache
+def _docstrings() -> list[tuple[str, str]]:
     """(top-level module, docstring) of every documented object, read from the sources, nothing imported."""
     library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(library.rglob("*.py")):
+    packages = [entry for entry in library.iterdir() if entry.is_dir() and entry.name not in NOT_DOCUMENTATION]
+    sources = [*library.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
+    found = []
+    for path in sorted(sources):
         parts = path.relative_to(library).parts
-        if {"site-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"} & set(parts):
-            continue
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                text = ast.get_docstring(node)
-                if text:
-                    yield parts[0].removesuffix(".py"), text
+        if NOT_DOCUMENTATION.isdisjoint(parts):
+            tree = ast.parse(path.read_bytes())
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
+            found += [(parts[0].removesuffix(".py"), text) for text in texts if text]
+    return found
 
 
 def _split(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_spectral.datamodules.files import check_columns
 from lit_spectral.datamodules.text import TextDataModule
+
 from lit_spectral.errors import InputError
 
 __all__ = ["SentenceDataModule"]
@@ -49,7 +50,7 @@ class SentenceDataModule(TextDataModule):
 
     @property
     def _longest(self) -> int:
-        return min(self.max_length, self.tokenizer.model_max_length)
+        return min(self.max_length, int(self.tokenizer.model_max_length))
 
     def _check_labels(self, labels: Sequence[Any], where: str) -> None:
         low, high = self.label_range

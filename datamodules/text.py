@@ -6,10 +6,11 @@ from abc import abstractmethod
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lit_spectral.datamodules.sampler import LengthGroupedSampler
 from torch.utils.data import DataLoader
 
 from lit_spectral import backbones
-from lit_spectral.datamodules.sampler import LengthGroupedSampler
 from lit_spectral.errors import InputError
 
 __all__ = ["TextDataModule"]
@@ -58,14 +59,14 @@ class TextDataModule(pl.LightningDataModule):
         """The rows of `train`, `test` or an evaluation set: a `datasets.Dataset` of token ids, cached on disk."""
 
     def prepare_data(self) -> None:
-        """Tokenise, on one process; the others read the cache."""
-        for name in self._names(self._stage()):
-            self.tokenised(name)
+        """Tokenise, on one process; the others read the cache on disk."""
+        self.setup(self._stage())
 
     def setup(self, stage: str) -> None:
         """Read the splits that this stage needs."""
         for name in self._names(stage):
-            self.splits[name] = self.tokenised(name)
+            if name not in self.splits:
+                self.splits[name] = self.tokenised(name)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled by seed and epoch."""
@@ -116,6 +117,8 @@ class TextDataModule(pl.LightningDataModule):
             sampler=LengthGroupedSampler(lengths, batch_size, shuffle, world, rank, self.seed),
             collate_fn=self.collate,
             num_workers=self.num_workers,
+            # Its own, so that starting an epoch does not draw from the generator that dropout uses.
+            generator=torch.Generator().manual_seed(self.seed),
             persistent_workers=self.num_workers > 0,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )

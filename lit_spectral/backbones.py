@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
 
     verbosity = hf_logging.get_verbosity()
     # Its report lists the new head as missing; the task trains what is missing, so this is no news.
-    hf_logging.set_verbosity_error()
+    hf_logging.set_verbosity(logging.ERROR)
     try:
         model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **kwargs)
     except (OSError, ValueError) as error:

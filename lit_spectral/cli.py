@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -16,16 +17,47 @@ from lit_spectral.errors import InputError
 from lit_spectral.methods import Method
 from lit_spectral.tasks import Task
 
-__all__ = ["main"]
+__all__ = ["SpectralCLI", "main", "run"]
+
+DESCRIPTION = "Spectral parameter-efficient fine-tuning of language models."
+EPILOG = "And `quickstart [CONFIG]`: LoRA beside FCLoRA on text that ships with Python, no download."
 
 # Methods are dataclasses; jsonargparse takes subclasses of those only where it is told to.
 set_parsing_settings(subclasses_enabled=[Method])
+
+
+class _DiscardedSettings(logging.Filter):
+    """Lets pass, once each, the parser's notes on settings of a method that a flag has replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show the record."""
+        message = record.getMessage()
+        new = "discarding init_args" in message and message not in self._seen
+        self._seen.add(message)
+        return new
+
+
+def _parser_log() -> logging.Logger:
+    # jsonargparse tells of dropped settings at debug level only, among much else.
+    logger = logging.getLogger("lit_spectral.cli.parser")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    handler = logging.StreamHandler()
+    handler.addFilter(_DiscardedSettings())
+    logger.handlers = [handler]
+    return logger
 
 
 class SpectralCLI(LightningCLI):
     """LightningCLI over `Task` and any data module; optimisers are the task's own business."""
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        shared = {"logger": _parser_log()}
+        about = {"description": DESCRIPTION, "epilog": EPILOG}
         super().__init__(
             Task,
             LightningDataModule,
@@ -34,20 +66,47 @@ class SpectralCLI(LightningCLI):
             seed_everything_default=42,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"logger": {"level": "WARNING"}},
+            parser_kwargs={**shared, **about, **dict.fromkeys(LightningCLI.subcommands(), shared)} if run else shared,
             args=args,
             run=run,
         )
 
 
+def run(args: list[str] | None = None) -> SpectralCLI:
+    """Run a subcommand (`fit`, `validate`, `test`, `predict`) and return the finished command line.
+
+    Args:
+        args: as on the command line; None for `sys.argv`.
+    """
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return SpectralCLI(args)
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a mistake in what was given is one line on stderr and exit status 2."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    args = sys.argv[1:] if args is None else args
     try:
-        SpectralCLI(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+        if args[:1] == ["quickstart"]:
+            from lit_spectral import quickstart
+
+            quickstart.run(run, args[1] if len(args) > 1 else "configs/quickstart.yaml")
+        else:
+            run(args)
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _mistake(error: BaseException | None) -> InputError | None:
+    """The InputError behind an exception; the parser wraps those that constructors raise in its own."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 if __name__ == "__main__":

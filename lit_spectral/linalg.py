@@ -17,6 +17,7 @@ __all__ = [
     "factor_spectrum",
     "orthogonality_error",
     "orthogonality_gradient",
+    "orthogonality_pull",
     "random_singular_pairs",
     "singular_value_quantile",
     "singular_values",
@@ -33,7 +34,8 @@ def singular_values(weight_oi: Tensor) -> Tensor:
     float64 stays float64, everything else is computed in float32. Raises ValueError when the
     weight holds NaN or infinity, since LAPACK's answer is then meaningless.
     """
-    return torch.linalg.svdvals(_finite(weight_oi))
+    values: Tensor = torch.linalg.svdvals(_finite(weight_oi))
+    return values
 
 
 def singular_value_quantile(values: Tensor, quantile: float) -> float:
@@ -108,7 +110,8 @@ def contract_to_spectral_ball(left_nor: Tensor, right_nri: Tensor, radius_n: Ten
 
 def orthogonality_error(columns_nmr: Tensor) -> Tensor:
     """‖XᵀX − I‖_F of each matrix of a batch (n, m, r), shape (n,): 0 when the columns are orthonormal."""
-    return torch.linalg.matrix_norm(_gram_minus_identity(columns_nmr))
+    norms: Tensor = torch.linalg.matrix_norm(_gram_minus_identity(columns_nmr))
+    return norms
 
 
 def orthogonality_gradient(columns_nmr: Tensor) -> Tensor:
@@ -120,6 +123,18 @@ def orthogonality_gradient(columns_nmr: Tensor) -> Tensor:
     residual = _gram_minus_identity(columns_nmr)
     norm = torch.linalg.matrix_norm(residual, keepdim=True)
     return columns_nmr @ torch.where(norm < ORTHOGONALITY_FLOOR, 0.0, residual * (2 / norm))
+
+
+def orthogonality_pull(columns_nmr: Tensor, step: Tensor | float) -> Tensor:
+    """X after a step of length `step` against `orthogonality_gradient` that never overshoots, (n, m, r).
+
+    X − min(2·step / ‖E‖_F, ½) X E with E = XᵀX − I. At the cap it is a Newton–Schulz step, which
+    squares the error, so that repeated pulls settle at orthonormal columns instead of rattling
+    round them, as a gradient of constant length would.
+    """
+    residual = _gram_minus_identity(columns_nmr)
+    norm = torch.linalg.matrix_norm(residual, keepdim=True)
+    return columns_nmr - columns_nmr @ (residual * (2 * step / norm.clamp_min(1e-30)).clamp_max(0.5))
 
 
 def spectral_norm_step(matrix_oi: Tensor, vector_i: Tensor) -> tuple[Tensor, Tensor]:

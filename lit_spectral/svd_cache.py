@@ -72,13 +72,13 @@ def content_digest(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
         # numpy knows no bfloat16: hash the bytes as they lie.
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         expected = (file.metadata() or {}).get("checksum")
     if content_digest(*(tensors[name] for name in sorted(tensors))) != expected:
         raise ValueError("checksum differs")

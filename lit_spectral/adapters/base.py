@@ -39,6 +39,7 @@ class Adapter(nn.Module):
         ball_radius: bound on ‖ΔW‖₂ that `SpectralBall` enforces; None for none.
         orthonormal: tensors (m, r) whose columns the penalty pulls towards orthonormality.
         penalty_weight: γ, the penalty's factor.
+        decoupled_penalty: whether the penalty acts beside the optimizer instead of in the gradient.
         lr_ratios: learning rate of a parameter of this module over the task's, by its name here.
     """
 
@@ -51,6 +52,7 @@ class Adapter(nn.Module):
         self.ball_radius: float | None = None
         self.orthonormal: list[Tensor] = []
         self.penalty_weight = 0.0
+        self.decoupled_penalty = True
         self.lr_ratios: dict[str, float] = {}
         self._unfolded_weight: Tensor | None = None
 

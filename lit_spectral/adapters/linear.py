@@ -20,7 +20,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def weight_matrix(module: nn.Module) -> Tensor:
     """The weight as (out, in), detached, a view of the module's own memory."""
-    weight: Tensor = module.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     return weight.mT if is_transposed(module) else weight
 
 

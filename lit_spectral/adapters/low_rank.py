@@ -14,7 +14,7 @@ __all__ = ["FactoredAdapter", "LowRankAdapter", "add_low_rank"]
 
 
 def add_low_rank(base: Tensor, x: Tensor, factors: Factors) -> Tensor:
-    """base + (x Rᵀ) diag(s) Lᵀ, for base (…, out) and x (…, in), in base's dtype.
+    """Base + (x Rᵀ) diag(s) Lᵀ, for base (…, out) and x (…, in), in base's dtype.
 
     Factors and input are cast to the compute dtype, which is the base output's: float32 masters
     stay float32 and nothing is cast up. The scale is applied where the tensor is r wide, and the

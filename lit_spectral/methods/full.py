@@ -39,6 +39,6 @@ class BitFit(Method):
         encoder.requires_grad_(False)
         biases = [p for name, p in encoder.named_parameters() if name.endswith("bias") and "pooler" not in name]
         if not biases:
-            raise InputError("BitFit: this backbone has no biases (Llama-like decoders have none); choose another method")
+            raise InputError("BitFit: this backbone has no biases, as Llama-like decoders; choose another method")
         for bias in biases:
             bias.requires_grad_(True)

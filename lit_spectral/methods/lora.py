@@ -28,7 +28,7 @@ class LoRA(LowRankMethod):
 
     @property
     def scale(self) -> float:
-        """s = α/r."""
+        """S = α/r."""
         return self._alpha / self.rank
 
     def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
@@ -50,5 +50,5 @@ class RsLoRA(LoRA):
 
     @property
     def scale(self) -> float:
-        """s = α/√r."""
+        """S = α/√r."""
         return float(self._alpha / self.rank**0.5)

@@ -6,7 +6,6 @@ import logging
 import math
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,13 +17,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_spectral import backbones, linalg
+from lit_spectral import backbones
 from lit_spectral.adapters import Adapter, adapters, trained_state
-from lit_spectral.adapters.linear import weight_matrix
 from lit_spectral.callbacks import SigmaClamp, SpectralBall, SpectralMonitor
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method
 from lit_spectral.svd_cache import content_digest
+from lit_spectral.tasks.penalties import add_orthogonality_gradients, orthogonality_penalty, pull_to_orthogonality
 
 __all__ = ["Task"]
 
@@ -90,16 +89,15 @@ class Task(pl.LightningModule):
         if self.model is not None:
             return
         model, missing = self.load_model(backbones.fetch(self.backbone))
-        encoder: nn.Module = model.base_model
+        encoder = model.base_model
+        assert isinstance(encoder, nn.Module)
         inside = {id(p) for p in encoder.parameters()}
         new = {id(p) for name, p in model.named_parameters() if name in missing or id(p) not in inside}
+        self.backbone_digest = backbone_digest([p for p in encoder.parameters() if id(p) not in new])
         self.method.apply(model, encoder)
         for parameter in model.parameters():
             if id(parameter) in new:
                 parameter.requires_grad_(True)
-        attached = adapters(model)
-        ends = [attached[0], attached[-1]] if attached else []
-        self.backbone_digest = content_digest(*(weight_matrix(adapter.base_layer) for adapter in ends))
         self.model = model.train()
 
     @property
@@ -126,6 +124,10 @@ class Task(pl.LightningModule):
         scheduler = get_scheduler(self.lr_scheduler, optimizer, math.ceil(warmup), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @property
+    def _penalised(self) -> list[Adapter]:
+        return [adapter for adapter in adapters(self.model) if adapter.penalty_weight > 0]
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
         ratio_of = {
             id(getattr(adapter, name)): ratio
@@ -142,11 +144,13 @@ class Task(pl.LightningModule):
         ]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Add the penalties' gradients, once an optimizer step; they are never part of the loss."""
-        penalised = [adapter for adapter in adapters(self.model) if adapter.penalty_weight > 0]
-        if penalised:
-            penalty = add_orthogonality_gradients(penalised)
-            self.log("train/orthogonality_penalty", penalty)
+        """Log the penalties and add the gradients of those that go that way, once an optimizer step.
+
+        They are never part of the loss.
+        """
+        if self._penalised:
+            self.log("train/orthogonality_penalty", orthogonality_penalty(self._penalised))
+            add_orthogonality_gradients([a for a in self._penalised if not a.decoupled_penalty])
 
     def configure_gradient_clipping(
         self,
@@ -160,7 +164,7 @@ class Task(pl.LightningModule):
         nor optimizer state, in any precision.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not torch.isfinite(norm):
             for parameter in parameters:
                 parameter.grad = None
@@ -168,6 +172,9 @@ class Task(pl.LightningModule):
             log.warning("step %d skipped: the gradient's norm is %s", self.global_step, float(norm))
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            decoupled = [adapter for adapter in self._penalised if adapter.decoupled_penalty]
+            group = optimizer.param_groups[0]
+            pull_to_orthogonality(decoupled, group["lr"] / group["lr_ratio"])
         self.log("train/skipped_steps", float(self.skipped_steps))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -205,8 +212,8 @@ class Task(pl.LightningModule):
             )
         if saved["backbone_digest"] != self.backbone_digest:
             raise InputError(
-                f"the checkpoint was trained on backbone {saved['init']['backbone']}, whose adapted weights differ from "
-                f"those of {self.backbone}; give --model.backbone {saved['init']['backbone']}"
+                f"the checkpoint was trained on backbone {saved['init']['backbone']}, whose weights differ "
+                f"from those of {self.backbone}; give --model.backbone with the one it was trained on"
             )
         expected = {f"model.{name}": tensor.shape for name, tensor in trained_state(self.model).items()}
         found = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
@@ -216,31 +223,25 @@ class Task(pl.LightningModule):
             "of another shape": sorted(n for n in expected.keys() & found.keys() if expected[n] != found[n]),
         }
         if any(differences.values()):
-            changed = [f"{key}: {saved['method'][key]}, here {ours[key]}" for key in ours if saved["method"].get(key) != ours[key]]
+            changed = [
+                f"{key}: {saved['method'][key]}, here {ours[key]}"
+                for key in ours
+                if saved["method"].get(key) != ours[key]
+            ]
             listed = "; ".join(f"{what}: {_some(names)}" for what, names in differences.items() if names)
-            raise InputError(f"the checkpoint does not fit the model ({', '.join(changed) or 'same settings'}); {listed}")
+            raise InputError(
+                f"the checkpoint does not fit the model ({', '.join(changed) or 'same settings'}); {listed}"
+            )
         self._rng_state = saved["rng_state"]
         self.skipped_steps = saved["skipped_steps"]
 
 
-def add_orthogonality_gradients(penalised: list[Adapter]) -> Tensor:
-    """Add γ·∂R to the gradients of the declared tensors and return γ·ΣR, a 0-d tensor.
-
-    R = ‖UᵀU − I‖_F + ‖VᵀV − I‖_F (FCLoRA eq. 11), batched over tensors of one shape.
-    """
-    by_shape: dict[tuple[torch.Size, float], list[Tensor]] = defaultdict(list)
-    for adapter in penalised:
-        for tensor in adapter.orthonormal:
-            if tensor.requires_grad and tensor.grad is not None:
-                by_shape[tensor.shape, adapter.penalty_weight].append(tensor)
-    total = torch.zeros(())
-    with torch.no_grad():
-        for (_, weight), tensors in by_shape.items():
-            stacked = torch.stack([t.detach() for t in tensors])
-            gradients = linalg.orthogonality_gradient(stacked).unbind()
-            torch._foreach_add_([t.grad for t in tensors], list(gradients), alpha=weight)
-            total = total.to(stacked.device) + weight * linalg.orthogonality_error(stacked).sum()
-    return total
+def backbone_digest(pretrained: list[nn.Parameter]) -> str:
+    """A hash that tells backbones apart: of all shapes, and of the content of the first and the last matrix."""
+    matrices = [p for p in pretrained if p.ndim > 1]
+    ends = [matrices[0], matrices[-1]]
+    shapes = torch.tensor([size for p in pretrained for size in p.shape])
+    return content_digest(shapes, *ends)
 
 
 def _some(names: list[str], shown: int = 4) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,16 +95,19 @@ class SequenceClassification(Task):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Class of each row, or the number itself in regression, shape (batch,)."""
         logits = self(batch)
-        return logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(-1)
+        return self._predictions(logits)
 
     def _evaluate(self, batch: dict[str, Tensor], name: str) -> None:
         logits, labels = self(batch), batch["labels"]
         options: dict[str, Any] = {"batch_size": len(labels), "add_dataloader_idx": False, "on_epoch": True}
         self.log(f"{name}/loss", self.loss(logits, labels), sync_dist=True, **options)
-        predictions = logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(-1)
+        predictions = self._predictions(logits)
         for metric_name, metric in self.metrics[name].items():  # type: ignore[operator]
             metric.update(predictions, labels)
             self.log(f"{name}/{metric_name}", metric, prog_bar=True, **options)
+
+    def _predictions(self, logits: Tensor) -> Tensor:
+        return logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(-1)
 
     def _evaluation_sets(self) -> list[str]:
         sets: list[str] = ["test"] if self.trainer.testing else self._from_data("evaluation_sets")

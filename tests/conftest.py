@@ -1,0 +1,129 @@
+"""Tiny random backbones and data folders, made once a session; nothing is downloaded."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+import transformers
+
+from lit_spectral import cli
+from lit_spectral.tiny import train_tokenizer
+
+torch.set_num_threads(1)  # tests run in parallel, one process a core
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "bird",
+    "sat",
+    "ran",
+    "flew",
+    "on",
+    "under",
+    "over",
+    "mat",
+    "hill",
+    "tree",
+    "and",
+    "then",
+    "slept",
+    "again",
+    "quietly",
+]
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+ARCHITECTURES = {
+    "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SHAPE)),
+    "roberta": lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SHAPE)),
+    "deberta": lambda: transformers.DebertaV2ForMaskedLM(
+        transformers.DebertaV2Config(
+            **SHAPE, relative_attention=True, pos_att_type=["p2c", "c2p"], share_att_key=True, position_buckets=8
+        )
+    ),
+    "mpnet": lambda: transformers.MPNetForMaskedLM(transformers.MPNetConfig(**SHAPE)),
+    "distilbert": lambda: transformers.DistilBertForMaskedLM(
+        transformers.DistilBertConfig(vocab_size=64, dim=32, n_layers=2, n_heads=2, hidden_dim=48, pad_token_id=0)
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def backbone_folder(tmp_path_factory):
+    """From the name of an architecture to a folder with a random model of it and a tokenizer."""
+    root = tmp_path_factory.mktemp("backbones")
+    tokenizer = train_tokenizer([" ".join(WORDS)], vocab_size=64, longest=48)
+
+    def folder(architecture):
+        path = root / architecture
+        if not path.exists():
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                ARCHITECTURES[architecture]().save_pretrained(path)
+            tokenizer.save_pretrained(path)
+        return str(path)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mrpc_folder(tmp_path_factory):
+    """A folder in MRPC's form: the label says whether both sentences are the same."""
+    folder = tmp_path_factory.mktemp("mrpc")
+    generator = torch.Generator().manual_seed(0)
+
+    def sentence():
+        length = int(torch.randint(3, 12, (1,), generator=generator))
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator))
+
+    for split, count in (("train", 64), ("validation", 24), ("test", 12)):
+        rows = []
+        for index in range(count):
+            first = sentence()
+            label = index % 2
+            rows.append({"sentence1": first, "sentence2": first if label else sentence(), "label": label, "idx": index})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The package's cache, away from the user's, shared by the tests of a process."""
+    monkeypatch.setenv("LIT_SPECTRAL_CACHE", str(tmp_path_factory.getbasetemp() / "lit_spectral"))
+
+
+@pytest.fixture
+def fit(backbone_folder, mrpc_folder, tmp_path, monkeypatch):
+    """Run `fit` of a shipped config on a tiny model, in this process; returns the LightningCLI."""
+
+    def run(config, *flags, architecture=None, command="fit"):
+        monkeypatch.chdir(tmp_path)
+        name = config.split("_")[1] if architecture is None else architecture
+        return cli.run(
+            [
+                command,
+                f"--config={CONFIGS / config}.yaml",
+                f"--model.backbone={backbone_folder(name)}",
+                f"--data.path={mrpc_folder}",
+                "--trainer.max_epochs=1",
+                "--trainer.accelerator=cpu",
+                "--trainer.enable_progress_bar=false",
+                "--trainer.enable_model_summary=false",
+                *flags,
+            ]
+        )
+
+    return run

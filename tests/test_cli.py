@@ -1,0 +1,140 @@
+"""The command line, driven in this process or, where a second process is the point, in one of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import CONFIGS
+
+from lit_spectral import cli
+from lit_spectral.adapters import adapters
+from lit_spectral.checkpoint import load
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        ("fclora_roberta_mrpc", "roberta"),
+        ("fclora_deberta_mrpc_r8", "deberta"),
+        ("hilora_roberta_mrpc", "bert"),
+        ("lora_roberta_mrpc", "mpnet"),
+        ("lora_roberta_mrpc", "distilbert"),
+    ],
+)
+def test_a_config_trains_on_every_architecture(fit, config, architecture):
+    done = fit(config, architecture=architecture)
+    assert len(adapters(done.model.model)) == 12
+    assert {"train/loss", "val/loss", "val/accuracy", "val/f1"} <= set(done.trainer.callback_metrics)
+    assert torch.isfinite(done.trainer.callback_metrics["val/loss"])
+
+
+def test_the_best_and_the_last_checkpoint_are_written_and_load(fit):
+    done = fit("fclora_roberta_mrpc")
+    folder = done.trainer.checkpoint_callback.dirpath
+    assert sorted(os.listdir(folder)) == ["best.ckpt", "last.ckpt"]
+    assert load(os.path.join(folder, "best.ckpt")).method == done.model.method
+
+
+def test_another_method_over_a_yaml_drops_its_keys_and_says_so(fit, capfd):
+    done = fit("fclora_roberta_mrpc", "--model.method=LoRA", "--model.method.rank=3")
+    assert type(done.model.method).__name__ == "LoRA"
+    assert done.model.method.rank == 3
+    said = capfd.readouterr().err
+    assert "FCLoRA" in said
+    assert "sigma_bar" in said
+
+
+def test_validate_reads_a_checkpoint(fit):
+    done = fit("fclora_roberta_mrpc")
+    path = os.path.join(done.trainer.checkpoint_callback.dirpath, "last.ckpt")
+    again = fit("fclora_roberta_mrpc", f"--ckpt_path={path}", command="validate")
+    assert again.trainer.callback_metrics["val/loss"] == done.trainer.callback_metrics["val/loss"]
+
+
+@pytest.fixture
+def models_and_data(backbone_folder, mrpc_folder):
+    """Flags of the MRPC config on tiny things."""
+    config = CONFIGS / "fclora_roberta_mrpc.yaml"
+    local = [f"--model.backbone={backbone_folder('roberta')}", f"--data.path={mrpc_folder}"]
+    return [f"--config={config}", *local, "--trainer.accelerator=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.backbone=./nowhere"], "error: backbone: there is no folder ./nowhere"),
+        (["--model.backbone=someone/nothing"], "give --model.backbone FOLDER"),
+        (["--data.path=./nowhere"], "error: data.path: there is no folder ./nowhere"),
+        (["--model.method.target_modules=[quary]"], "matches nothing in this model; its linear maps end in query (2)"),
+        (["--model.method.rank=33"], "query: rank 33 is above the largest a 32 x 32 matrix can have"),
+        (["--model.method.rank=0"], "rank must be at least 1"),
+        (["--model.method.sigma_bar=-1.0"], "must be finite and above 0"),
+        (["--model.method.sigma_bar=.inf"], "must be finite and above 0"),
+        (["--data.batch_size=0"], "batch_size and max_length must be at least 1"),
+        (["--model.metrics=[bleu]"], "bleu unknown; known are accuracy"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(models_and_data, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *models_and_data, *flags])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+@pytest.fixture
+def command(models_and_data):
+    """The command line of a fit, for a process of its own."""
+    flags = ["--trainer.enable_progress_bar=false", "--model.method.sigma_lr=500"]
+    return [sys.executable, "-m", "lit_spectral", "fit", *models_and_data, *flags]
+
+
+def test_an_interrupted_run_leaves_a_checkpoint_that_loads_and_resumes(command, fit, tmp_path):
+    process = subprocess.Popen(
+        [*command, "--trainer.max_epochs=100000"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    (path,) = tmp_path.glob("runs/*/version_0/checkpoints/last.ckpt")
+    step = torch.load(path, weights_only=True)["global_step"]
+    assert step > 0
+    load(path)
+    limits = ["--trainer.max_epochs=-1", f"--trainer.max_steps={step + 2}"]
+    done = fit("fclora_roberta_mrpc", f"--ckpt_path={path}", "--model.method.sigma_lr=500", *limits)
+    assert done.trainer.global_step == step + 2
+
+
+def test_two_processes_end_with_the_same_feasible_parameters(command, tmp_path):
+    flags = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_steps=20", "--trainer.max_epochs=-1"]
+    script = (
+        "import sys, torch; from lit_spectral import cli; from lit_spectral.adapters import trained_state, adapters\n"
+        "done = cli.run(sys.argv[1:])\n"
+        "torch.save(trained_state(done.model.model), f'rank{done.trainer.global_rank}.pt')\n"
+        "assert done.trainer.global_step == 20 and done.trainer.world_size == 2\n"
+        "for a in adapters(done.model.model):\n"
+        "    assert 0 <= a.sigma.min() and a.sigma.max() <= a.sigma_bar\n"
+    )
+    (tmp_path / "train.py").write_text(script)
+    subprocess.run(
+        [sys.executable, "train.py", *command[3:], *flags],
+        cwd=tmp_path, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_help_names_the_subcommands():
+    done = subprocess.run([sys.executable, "-m", "lit_spectral", "--help"], capture_output=True, text=True, check=True)
+    assert "fit" in done.stdout
+    assert "quickstart" in done.stdout

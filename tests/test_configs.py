@@ -1,0 +1,48 @@
+"""The shipped YAMLs: as the papers' table says, and each of them instantiates, with no file or network."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_spectral.cli import SpectralCLI
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def write():
+    spec = importlib.util.spec_from_file_location("write", CONFIGS / "write.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_files_are_those_that_the_table_gives(write):
+    rendered = write.render()
+    assert {name: (CONFIGS / name).read_text() for name in rendered} == rendered
+    assert set(NAMES) - set(rendered) == {"quickstart.yaml"}
+
+
+def test_the_table_has_every_row_of_the_papers_tables():
+    with (CONFIGS / "papers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    tables = {table: [r["task"] for r in rows if r["source"] == table] for table in {r["source"] for r in rows}}
+    glue = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
+    assert tables == dict.fromkeys(["FCLoRA Table 8", "FCLoRA Table 9", "FCLoRA Table 10", "HiLoRA Table 5"], glue)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_instantiates_with_the_settings_it_names(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cli = SpectralCLI([f"--config={CONFIGS / name}", "--trainer.accelerator=cpu"], run=False)
+    settings = yaml.safe_load((CONFIGS / name).read_text())
+    wanted = settings["model"]["init_args"]["method"]
+    assert type(cli.model.method).__name__ == wanted["class_path"]
+    for key, value in wanted["init_args"].items():
+        assert getattr(cli.model.method, key) == value
+    assert cli.trainer.max_epochs == settings["trainer"]["max_epochs"]
+    assert cli.datamodule.batch_size == settings["data"]["init_args"]["batch_size"]

@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from lit_spectral import linalg
+
+
+def factors(n=3, out=40, rank=6, into=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(n, out, rank, generator=generator)
+    right = torch.randn(n, rank, into, generator=generator)
+    return left, right
+
+
+def test_factor_spectrum_equals_dense_svd():
+    left, right = factors()
+    expected = torch.linalg.svdvals(left.double() @ right.double())[:, :6]
+    torch.testing.assert_close(linalg.factor_spectrum(left, right).values, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_factor_spectrum_lift_gives_the_left_singular_vectors():
+    left, right = factors()
+    values, lift = linalg.factor_spectrum(left, right)
+    vectors = left.double() @ lift
+    product = left.double() @ right.double()
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(6).double().expand(3, 6, 6), rtol=0, atol=1e-9)
+    torch.testing.assert_close(product.mT @ vectors, (vectors.mT @ product).mT, rtol=0, atol=1e-9)
+    torch.testing.assert_close(torch.linalg.norm(product.mT @ vectors, dim=-2), values, rtol=1e-9, atol=0)
+
+
+def test_factor_spectrum_of_a_zero_factor_is_zero():
+    left, right = factors()
+    values, lift = linalg.factor_spectrum(torch.zeros_like(left), right)
+    assert values.abs().max() == 0
+    assert torch.isfinite(lift).all()
+
+
+def test_contraction_gives_the_nearest_matrix_in_the_ball():
+    left, right = factors()
+    radius = torch.tensor([10.0, 20.0, 1e6])
+    contracted = left.double() @ linalg.contract_to_spectral_ball(left, right, radius) @ right.double()
+    u, s, v = torch.linalg.svd(left.double() @ right.double(), full_matrices=False)
+    expected = u @ torch.diag_embed(torch.minimum(s, radius.double()[:, None])) @ v
+    torch.testing.assert_close(contracted, expected, rtol=0, atol=1e-8)
+
+
+def test_contraction_inside_the_ball_is_exactly_the_identity():
+    left, right = factors()
+    eye = torch.eye(6).double().expand(3, 6, 6)
+    assert torch.equal(linalg.contract_to_spectral_ball(left, right, torch.full((3,), 1e6)), eye)
+
+
+def test_contraction_twice_changes_nothing():
+    left, right = factors()
+    radius = torch.full((3,), 5.0)
+    once = (left.double() @ linalg.contract_to_spectral_ball(left, right, radius)).float()
+    twice = (once.double() @ linalg.contract_to_spectral_ball(once, right, radius)).float()
+    assert torch.equal(once, twice)
+
+
+def test_contraction_with_a_rank_deficient_factor_is_finite_and_feasible():
+    left, right = factors()
+    left[:, :, 3:] = 0
+    contracted = left.double() @ linalg.contract_to_spectral_ball(left, right, torch.full((3,), 5.0))
+    assert torch.linalg.matrix_norm(contracted @ right.double(), 2).max() <= 5.0 * (1 + 1e-6)
+
+
+def test_orthogonality_gradient_equals_autograd_in_float64():
+    columns = torch.randn(4, 20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (expected,) = torch.autograd.grad(linalg.orthogonality_error(columns).sum(), columns)
+    torch.testing.assert_close(linalg.orthogonality_gradient(columns.detach()), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_orthogonality_gradient_vanishes_at_orthonormal_columns():
+    columns, _ = torch.linalg.qr(torch.randn(4, 20, 5, dtype=torch.float64))
+    assert linalg.orthogonality_gradient(columns).abs().max() == 0
+
+
+def test_random_singular_pairs_are_pairs_of_the_weight():
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
+    u, v = linalg.random_singular_pairs(weight, 5, seed=3)
+    diagonal = u.T @ weight @ v
+    all_values = torch.linalg.svdvals(weight)
+    torch.testing.assert_close(diagonal, torch.diag(diagonal.diagonal()), rtol=0, atol=1e-4)
+    assert all((all_values - value).abs().min() < 1e-4 for value in diagonal.diagonal())
+
+
+def test_random_singular_pairs_differ_by_seed_only():
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
+    first, again, other = (linalg.random_singular_pairs(weight, 5, seed)[0] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_random_singular_pairs_refuse_a_rank_above_the_matrix():
+    with pytest.raises(ValueError, match="rank 17"):
+        linalg.random_singular_pairs(torch.randn(24, 16), 17, 0)
+
+
+@pytest.mark.parametrize(("quantile", "expected"), [(0.0, 1.0), (0.5, 3.0), (1.0, 5.0)])
+def test_quantiles_count_upwards(quantile, expected):
+    assert linalg.singular_value_quantile(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]), quantile) == expected
+
+
+def test_singular_values_of_bfloat16_are_computed_in_float32():
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    torch.testing.assert_close(linalg.singular_values(weight), torch.linalg.svdvals(weight.float()))
+
+
+def test_a_weight_with_nan_is_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        linalg.singular_values(torch.tensor([[1.0, float("nan")]]))
+
+
+def test_power_iteration_reaches_the_spectral_norm_from_below():
+    matrix = torch.randn(30, 20, generator=torch.Generator().manual_seed(5))
+    vector, estimates = torch.ones(20) / 20**0.5, []
+    for _ in range(200):
+        norm, vector = linalg.spectral_norm_step(matrix, vector)
+        estimates.append(float(norm))
+    exact = float(torch.linalg.matrix_norm(matrix, 2))
+    assert max(estimates) <= exact * (1 + 1e-5)
+    assert estimates[-1] == pytest.approx(exact, rel=1e-4)

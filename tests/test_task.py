@@ -1,0 +1,265 @@
+"""Training through the shipped config on a tiny model: constraints, penalties, logs, checkpoints."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lit_spectral.callbacks import SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.datamodules import GLUE
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_spectral import linalg
+from lit_spectral.adapters import adapters, trained_state
+from lit_spectral.checkpoint import load
+from lit_spectral.errors import InputError
+from lit_spectral.methods import FCLoRA, FullFineTuning, HiLoRA, LoRA
+from lit_spectral.tasks import SequenceClassification
+
+
+class Watch(pl.Callback):
+    """Calls a function after every batch."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.look(pl_module)
+
+
+@pytest.fixture
+def train(backbone_folder, mrpc_folder, tmp_path):
+    """Fit a method on the tiny MRPC; returns the trainer."""
+
+    def run(method, *callbacks, lr=1e-2, ckpt_path=None, task=None, **options):
+        pl.seed_everything(0)
+        task = task or SequenceClassification(
+            backbone_folder("bert"), method, optimizer=lambda params: torch.optim.AdamW(params, lr=lr)
+        )
+        trainer = pl.Trainer(
+            **{"max_epochs": 2, "accelerator": "cpu", "default_root_dir": tmp_path, "log_every_n_steps": 1}
+            | {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": list(callbacks)}
+            | {"gradient_clip_val": 1.0, "logger": pl.loggers.TensorBoardLogger(tmp_path)}
+            | options
+        )
+        trainer.fit(task, GLUE("mrpc", mrpc_folder, batch_size=8), ckpt_path=ckpt_path)
+        return trainer
+
+    return run
+
+
+def scalars(trainer):
+    events = EventAccumulator(trainer.log_dir, size_guidance={"scalars": 0}).Reload()
+    return {tag: [(p.step, p.value) for p in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+BOUNDED = {
+    "FCLoRA singular": FCLoRA(rank=4, sigma_bar=0.05, sigma_lr=100),
+    "FCLoRA zero": FCLoRA(rank=4, sigma_bar=0.05, start="zero"),
+    "HiLoRA": HiLoRA(rank=4, sigma_bar="q1"),
+}
+
+
+@pytest.mark.parametrize("method", BOUNDED.values(), ids=BOUNDED)
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}], ids=["plain", "accumulated", "bf16"]
+)
+def test_sigma_is_feasible_after_every_step(train, method, options):
+    reached = []
+
+    def look(task):
+        for adapter in adapters(task.model):
+            assert adapter.sigma.min() >= 0
+            assert adapter.sigma.max() <= adapter.sigma_bar
+            reached.append(float(adapter.sigma.detach().max() / adapter.sigma_bar))
+
+    train(method, Watch(look), **options)
+    assert max(reached) == pytest.approx(1)  # the bound was felt, so the test could have failed
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}])
+@pytest.mark.parametrize("method", [LoRA(rank=4, ball=0.05), FCLoRA(rank=4, ball=0.05, sigma_lr=100)])
+def test_the_change_stays_in_the_ball_after_every_step(train, method, options):
+    norms = []
+
+    def look(task):
+        norms.extend(float(torch.linalg.svdvals(a.delta_weight().double())[0]) for a in adapters(task.model))
+
+    train(method, Watch(look), **options)
+    assert max(norms) <= 0.05 * (1 + 1e-5)
+    assert max(norms) > 0.049
+
+
+def test_projections_leave_the_optimizer_alone_after_training(train):
+    trainer = train(FCLoRA(rank=4))
+    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(train):
+    snapshots = []
+
+    class Poison(pl.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 3:
+                next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            state = [t.clone() for t in trained_state(pl_module.model).values()]
+            moments = [v.clone() for s in trainer.optimizers[0].state.values() for v in s.values()]
+            snapshots.append(state + moments)
+
+    trainer = train(FCLoRA(rank=4), Poison(), max_steps=5)
+    before, after, later = snapshots[2:5]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(after, later, strict=True))
+    assert trainer.lightning_module.skipped_steps == 1
+    assert scalars(trainer)["train/skipped_steps"][-1][1] == 1
+
+
+def test_the_logged_norm_is_that_of_the_dense_change_at_every_step(train):
+    expected = {}
+
+    class Dense(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            for name, module in pl_module.model.named_modules():
+                if hasattr(module, "delta_weight"):
+                    norm = torch.linalg.svdvals(module.delta_weight().double())[0]
+                    expected.setdefault(f"spectral_norm/{name}", []).append((trainer.global_step, float(norm)))
+
+    trainer = train(FCLoRA(rank=4, sigma_lr=100), Dense(), SpectralMonitor(flush_every_n_steps=5))
+    logged = scalars(trainer)
+    assert len(expected) == 12
+    for name, points in expected.items():
+        assert [step for step, _ in logged[name]] == [step for step, _ in points] == list(range(1, 17))
+        assert [v for _, v in logged[name]] == pytest.approx([v for _, v in points], rel=1e-5)
+    largest = [max(points[i][1] for points in expected.values()) for i in range(16)]
+    assert [v for _, v in logged["spectral_norm/max"]] == pytest.approx(largest, rel=1e-5)
+
+
+def test_the_norm_is_logged_once_an_optimizer_step_under_accumulation(train):
+    logged = scalars(train(LoRA(rank=4), accumulate_grad_batches=3))
+    assert [step for step, _ in logged["spectral_norm/max"]] == list(range(1, 7))
+
+
+def test_full_fine_tuning_logs_an_estimate_close_to_the_dense_norm(train):
+    trainer = train(FullFineTuning(), lr=1e-3)
+    logged = scalars(trainer)
+    task = trainer.lightning_module
+    exact = max(float(torch.linalg.svdvals(a.delta_weight())[0]) for a in adapters(task.model))
+    estimate = logged["spectral_norm_estimate/max"][-1][1]
+    assert 0.8 * exact < estimate <= exact * (1 + 1e-5)
+    assert not [tag for tag in logged if tag.startswith("spectral_norm/")]
+
+
+def test_histograms_and_the_panel_of_all_layers_are_in_the_event_file(train):
+    trainer = train(FCLoRA(rank=4))
+    events = EventAccumulator(trainer.log_dir).Reload()
+    assert len([t for t in events.Tags()["histograms"] if t.startswith("singular_values/")]) == 12
+    assert b"spectral_norm/.*" in events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("penalty", ["decoupled", "gradient"])
+def test_the_penalty_is_no_part_of_the_reported_loss(train, penalty):
+    logged = [
+        scalars(train(FCLoRA(rank=4, start="zero", gamma=gamma, penalty=penalty), max_steps=1)) for gamma in (0.0, 5.0)
+    ]
+    assert logged[0]["train/loss"][0] == logged[1]["train/loss"][0]
+    assert "train/orthogonality_penalty" not in logged[0]
+    assert logged[1]["train/orthogonality_penalty"][0][1] > 100
+
+
+@pytest.mark.parametrize("penalty", ["decoupled", "gradient"])
+def test_the_penalty_keeps_the_vectors_orthonormal(train, penalty):
+    errors = []
+    for gamma in (0.0, 0.5):
+        trainer = train(FCLoRA(rank=4, sigma_lr=100, gamma=gamma, penalty=penalty), lr=1e-3)
+        errors.append(scalars(trainer)["orthogonality_error/max"][-1][1])
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_callback_of_the_user_replaces_the_default_of_its_kind(train):
+    mine = SpectralMonitor(every_n_steps=4)
+    trainer = train(FCLoRA(rank=4), mine)
+    assert [c for c in trainer.callbacks if isinstance(c, SpectralMonitor)] == [mine]
+    assert sum(isinstance(c, SigmaClamp) for c in trainer.callbacks) == 1
+    assert sum(isinstance(c, SpectralBall) for c in trainer.callbacks) == 1
+    assert [step for step, _ in scalars(trainer)["spectral_norm/max"]] == [4, 8, 12, 16]
+
+
+def test_sigma_learns_at_its_own_rate(train):
+    trainer = train(FCLoRA(rank=4, sigma_lr=30), lr=1e-3, max_steps=1)
+    rates = {group["lr_ratio"]: group["initial_lr"] for group in trainer.optimizers[0].param_groups}
+    assert rates == {1.0: 1e-3, 30.0: pytest.approx(3e-2)}
+
+
+def test_the_encoder_is_frozen_and_the_head_is_trained(train):
+    task = train(LoRA(rank=4), max_steps=1).lightning_module
+    trained = {name for name, p in task.model.named_parameters() if p.requires_grad}
+    assert {"classifier.weight", "classifier.bias"} <= trained
+    assert all(".left" in name or ".right" in name for name in trained if name.startswith("bert.encoder"))
+
+
+def test_backbone_bytes_are_unchanged_by_training(train, backbone_folder):
+    untouched = SequenceClassification(backbone_folder("bert"), LoRA(rank=4), num_labels=2)
+    untouched.configure_model()
+    task = train(LoRA(rank=4)).lightning_module
+    for (name, before), (_, after) in zip(
+        untouched.encoder.named_parameters(), task.encoder.named_parameters(), strict=True
+    ):
+        if ".left" not in name and ".right" not in name and "pooler" not in name:
+            assert torch.equal(before, after), name
+
+
+def test_a_checkpoint_holds_what_is_trained_and_rebuilds_the_task(train, tmp_path, mrpc_folder):
+    trainer = train(FCLoRA(rank=4))
+    path = tmp_path / "task.ckpt"
+    trainer.save_checkpoint(path)
+    task = trainer.lightning_module.eval()
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert not [name for name in saved if "base_layer" in name or "embeddings" in name]
+    tokens = {"input_ids": torch.arange(12).reshape(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    with torch.no_grad():
+        assert torch.equal(load(path)(tokens), task(tokens))
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(train, tmp_path):
+    whole = train(FCLoRA(rank=4, dropout=0.1), max_epochs=3)
+
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "first.ckpt")
+
+    train(FCLoRA(rank=4, dropout=0.1), Stop(), max_epochs=3)
+    resumed = train(FCLoRA(rank=4, dropout=0.1), max_epochs=3, ckpt_path=tmp_path / "first.ckpt")
+    expected = trained_state(whole.lightning_module.model)
+    found = trained_state(resumed.lightning_module.model)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": LoRA(rank=4)}, "of method FCLoRA.*--model.method FCLoRA"),
+        ({"method": FCLoRA(rank=5)}, r"rank: 4, here 5.*of another shape.*\.u"),
+        ({"method": FCLoRA(rank=4, target_modules=["query"])}, "unexpected.*layer.0.attention.self.key"),
+        ({"backbone": "roberta"}, "trained on backbone"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_says_why(train, backbone_folder, tmp_path, change, message):
+    path = tmp_path / "task.ckpt"
+    train(FCLoRA(rank=4), max_steps=1).save_checkpoint(path)
+    task = SequenceClassification(backbone_folder(change.get("backbone", "bert")), change.get("method", FCLoRA(rank=4)))
+    with pytest.raises(InputError, match=message):
+        train(None, task=task, ckpt_path=path)
+
+
+def test_orthogonality_error_is_logged_as_the_largest_of_all(train):
+    task = None
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            nonlocal task
+            task = [t.detach().clone() for a in adapters(pl_module.model) for t in a.orthonormal]
+
+    trainer = train(FCLoRA(rank=4, start="zero"), Keep())
+    expected = max(float(linalg.orthogonality_error(t[None])) for t in task)
+    assert scalars(trainer)["orthogonality_error/max"][-1][1] == pytest.approx(expected, rel=1e-5)
