@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,9 +30,9 @@ class SentenceDataModule(TextDataModule):
     text_columns: Sequence[str]
     label_range: tuple[float, float]
 
+    @abstractmethod
     def rows(self, name: str) -> Any:
         """The raw rows of `train`, `test` or an evaluation set, a `datasets.Dataset`."""
-        raise NotImplementedError
 
     def tokenised(self, name: str) -> Any:
         """Checked and tokenised rows; columns are the tokenizer's, and `labels`."""

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Any
 
 import lightning.pytorch as pl
+import pyarrow.compute as pc
 import torch
 from lit_spectral.datamodules.sampler import LengthGroupedSampler
 from torch.utils.data import DataLoader
@@ -110,7 +111,7 @@ class TextDataModule(pl.LightningDataModule):
     def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
         rows = self.splits[name]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        lengths = [len(ids) for ids in rows["input_ids"]]
+        lengths = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
         return DataLoader(
             rows,
             batch_size=batch_size,

@@ -134,7 +134,8 @@ def orthogonality_pull(columns_nmr: Tensor, step: Tensor | float) -> Tensor:
     """
     residual = _gram_minus_identity(columns_nmr)
     norm = torch.linalg.matrix_norm(residual, keepdim=True)
-    return columns_nmr - columns_nmr @ (residual * (2 * step / norm.clamp_min(1e-30)).clamp_max(0.5))
+    pulled: Tensor = columns_nmr - columns_nmr @ (residual * (2 * step / norm.clamp_min(1e-30)).clamp_max(0.5))
+    return pulled
 
 
 def spectral_norm_step(matrix_oi: Tensor, vector_i: Tensor) -> tuple[Tensor, Tensor]:

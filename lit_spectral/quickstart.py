@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +42,12 @@ def run(fit: Callable[[list[str]], Any], config: str) -> None:
         config: YAML of a sentence task on an encoder with a masked-language head.
     """
     console = Console()
+    name = f"quickstart/{time.strftime('%Y%m%d-%H%M%S')}"  # a folder of its own each time
     results = []
     for method in METHODS:
         console.rule(f"{method} on {config}")
-        cli = fit(["fit", "--config", config, "--model.method", method, "--trainer.logger.init_args.version", method])
-        results.append(_measure(method, cli))
+        logger = [f"--trainer.logger.init_args.name={name}", f"--trainer.logger.init_args.version={method}"]
+        results.append(_measure(method, fit(["fit", f"--config={config}", f"--model.method={method}", *logger])))
     picture = results[0].log_folder.parent / "growth.png"
     draw_growth([(result.method, result.log_folder) for result in results], picture)
     console.rule("What was learned, and what was forgotten")

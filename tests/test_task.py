@@ -172,7 +172,7 @@ def test_the_penalty_keeps_the_vectors_orthonormal(train, penalty):
     for gamma in (0.0, 0.5):
         trainer = train(FCLoRA(rank=4, sigma_lr=100, gamma=gamma, penalty=penalty), lr=1e-3)
         errors.append(scalars(trainer)["orthogonality_error/max"][-1][1])
-    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < {"decoupled": 0.5, "gradient": 0.9}[penalty] * errors[0]
 
 
 def test_a_callback_of_the_user_replaces_the_default_of_its_kind(train):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -68,9 +68,8 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str | None) -
     return found
 
 
-def attach(model: nn.Module, build: Callable[[str, nn.Module], Adapter], targets: dict[str, nn.Module]) -> None:
-    """Replace each target by `build(name, module)`. Nothing is replaced if one of them can't be built."""
-    built = {name: build(name, module) for name, module in targets.items()}
+def attach(model: nn.Module, built: dict[str, Adapter]) -> None:
+    """Put each adapter in the place of the linear map at its path, which it wraps."""
     for name, adapter in built.items():
         _replace(model, name, adapter)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,9 @@ class FactoredAdapter(Adapter):
         super().__init__(base_layer)
         self.dropout = dropout
 
+    @abstractmethod
     def factors(self) -> Factors:
         """ΔW as (left, scale, right)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out); dropout acts on the adapter's input only, as in LoRA."""

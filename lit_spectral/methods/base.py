@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from rich.progress import track
@@ -38,20 +39,18 @@ class Method:
         encoder.requires_grad_(False)
         targets = find_targets(encoder, self.target_modules)
         cache = SVDCache()
-        progress = iter(track(targets.items(), description=f"{type(self).__name__}: adapters", transient=True))
+        progress = track(targets.items(), description=f"{type(self).__name__}: adapters", transient=True)
+        attach(encoder, {name: self._build(name, layer, cache) for name, layer in progress})
 
-        def build(name: str, layer: nn.Module) -> Adapter:
-            next(progress, None)
-            try:
-                return self.build(layer, cache)
-            except ValueError as error:
-                raise InputError(f"{name}: {error}") from None
+    def _build(self, name: str, layer: nn.Module, cache: SVDCache) -> Adapter:
+        try:
+            return self.build(layer, cache)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from None
 
-        attach(encoder, build, targets)
-
+    @abstractmethod
     def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
         """The adapter for one linear map."""
-        raise NotImplementedError
 
 
 @dataclass

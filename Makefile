@@ -1,0 +1,32 @@
+# Each target sets up what it needs in .venv; nothing but Python (3.10 or newer), make and a package index is assumed.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+# Set-up is done again when what is to be installed has changed.
+READY := .venv/.ready
+
+.PHONY: quickstart test lint real clean
+
+quickstart: $(READY)  ## LoRA beside FCLoRA on text that ships with Python
+	$(BIN)/lit-spectral quickstart
+
+test: $(READY) lint  ## all tests, in parallel
+	$(BIN)/pytest -n auto
+
+lint: $(READY)  ## style, and types of the package as it is built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/typed .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+	rm -rf build
+
+real: $(READY)  ## a few dozen steps on a real backbone and MRPC, from LIT_SPECTRAL_BACKBONE and LIT_SPECTRAL_MRPC
+	$(BIN)/pytest -m real
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,61 @@
+"""A real backbone on real data, for a few dozen steps; only where both are at hand."""
+
+import os
+
+import pytest
+import torch
+from conftest import CONFIGS
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_spectral import cli
+from lit_spectral.adapters import adapters
+from lit_spectral.checkpoint import load
+
+pytestmark = pytest.mark.real
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Forty steps of the main config."""
+    folder = tmp_path_factory.mktemp("real")
+    torch.set_num_threads(os.cpu_count() or 1)
+    return cli.run(
+        [
+            "fit",
+            f"--config={CONFIGS / 'fclora_roberta_mrpc.yaml'}",
+            f"--model.backbone={os.environ['LIT_SPECTRAL_BACKBONE']}",
+            f"--data.path={os.environ['LIT_SPECTRAL_MRPC']}",
+            "--trainer.precision=bf16-mixed",
+            "--trainer.max_epochs=1",
+            f"--trainer.limit_train_batches={STEPS}",
+            "--trainer.enable_progress_bar=false",
+            f"--trainer.logger.init_args.save_dir={folder}",
+        ]
+    )
+
+
+def test_every_layer_has_one_norm_a_step_in_the_event_file(done):
+    events = EventAccumulator(done.trainer.log_dir, size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("spectral_norm/bert.")]
+    assert len(tags) == len(adapters(done.model.model)) == 36
+    assert all([p.step for p in events.Scalars(tag)] == list(range(1, STEPS + 1)) for tag in tags)
+
+
+def test_constraints_hold_and_the_bound_is_that_of_the_change(done):
+    for adapter in adapters(done.model.model):
+        assert adapter.sigma.min() >= 0
+        assert adapter.sigma.max() <= adapter.sigma_bar
+        assert torch.linalg.svdvals(adapter.delta_weight())[0] <= 1.05 * adapter.sigma_bar
+
+
+def test_the_model_is_no_worse_than_the_majority_class(done):
+    assert done.trainer.callback_metrics["val/accuracy"] > 0.65
+
+
+def test_the_checkpoint_is_small_and_loads(done):
+    path = os.path.join(done.trainer.log_dir, "checkpoints", "last.ckpt")
+    assert os.path.getsize(path) < 8e6
+    task = load(path)
+    for mine, theirs in zip(adapters(task.model), adapters(done.model.model), strict=True):
+        assert torch.equal(mine.delta_weight(), theirs.delta_weight())
