@@ -12,7 +12,7 @@ from lit_spectral.adapters import adapters, trained_state
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, FullFineTuning, HiLoRA, LoRA
-from lit_spectral.tasks import SequenceClassification
+from lit_spectral.tasks import MaskedLM, SequenceClassification
 
 
 class Watch(pl.Callback):
@@ -195,6 +195,13 @@ def test_the_encoder_is_frozen_and_the_head_is_trained(train):
     trained = {name for name, p in task.model.named_parameters() if p.requires_grad}
     assert {"classifier.weight", "classifier.bias"} <= trained
     assert all(".left" in name or ".right" in name for name in trained if name.startswith("bert.encoder"))
+
+
+@pytest.mark.parametrize(("method", "trained"), [(LoRA(rank=4), 0), (FullFineTuning(), 5)])
+def test_the_masked_language_head_is_trained_only_with_everything(backbone_folder, method, trained):
+    task = MaskedLM(backbone_folder("bert"), method)
+    task.configure_model()
+    assert sum(p.requires_grad for name, p in task.model.named_parameters() if name.startswith("cls.")) == trained
 
 
 def test_backbone_bytes_are_unchanged_by_training(train, backbone_folder):

@@ -35,8 +35,8 @@ class Method:
     seed: int = 0
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> None:
-        """Freeze `encoder` (the pretrained part of `model`), then put adapters on its targets."""
-        encoder.requires_grad_(False)
+        """Freeze `model`, then put adapters on the targets in `encoder`, its pretrained part."""
+        model.requires_grad_(False)
         targets = find_targets(encoder, self.target_modules)
         cache = SVDCache()
         progress = track(targets.items(), description=f"{type(self).__name__}: adapters", transient=True)

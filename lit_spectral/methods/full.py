@@ -16,12 +16,12 @@ __all__ = ["BitFit", "FullFineTuning"]
 
 @dataclass
 class FullFineTuning(Method):
-    """Every parameter of the encoder is trained; `target_modules` says which ΔW are measured."""
+    """Every parameter of the model is trained; `target_modules` says which ΔW are measured."""
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> None:
         """Keep a copy of the targets' weights to measure ΔW by, and unfreeze everything."""
         super().apply(model, encoder)
-        encoder.requires_grad_(True)
+        model.requires_grad_(True)
 
     def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
         """The adapter for one linear map."""
@@ -36,7 +36,7 @@ class BitFit(Method):
         """Freeze all but the biases."""
         if self.target_modules is not None:
             raise InputError("BitFit trains every bias and has no target_modules; leave it out")
-        encoder.requires_grad_(False)
+        model.requires_grad_(False)
         biases = [p for name, p in encoder.named_parameters() if name.endswith("bias") and "pooler" not in name]
         if not biases:
             raise InputError("BitFit: this backbone has no biases, as Llama-like decoders; choose another method")

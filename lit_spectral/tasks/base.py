@@ -51,6 +51,8 @@ class Task(pl.LightningModule):
     """
 
     model: Any
+    # Whether the part outside the pretrained encoder is trained, whatever the method.
+    trains_head = True
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Task(pl.LightningModule):
         # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
         self.strict_loading = False
         self._rng_state: Tensor | None = None
+        self._penalised: list[Adapter] = []
 
     @abstractmethod
     def load_model(self, folder: str) -> tuple[nn.Module, list[str]]:
@@ -84,7 +87,7 @@ class Task(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the backbone, freeze it, adapt it; a second call does nothing.
 
-        What lies outside the pretrained encoder, or was missing in its files, is trained.
+        What was missing in the backbone's files is trained, and so is the head where `trains_head`.
         """
         if self.model is not None:
             return
@@ -92,13 +95,18 @@ class Task(pl.LightningModule):
         encoder = model.base_model
         assert isinstance(encoder, nn.Module)
         inside = {id(p) for p in encoder.parameters()}
-        new = {id(p) for name, p in model.named_parameters() if name in missing or id(p) not in inside}
+        new = {
+            id(p)
+            for name, p in model.named_parameters()
+            if name in missing or (self.trains_head and id(p) not in inside)
+        }
         self.backbone_digest = backbone_digest([p for p in encoder.parameters() if id(p) not in new])
         self.method.apply(model, encoder)
         for parameter in model.parameters():
             if id(parameter) in new:
                 parameter.requires_grad_(True)
         self.model = model.train()
+        self._penalised = [adapter for adapter in adapters(model) if adapter.penalty_weight > 0]
 
     @property
     def encoder(self) -> nn.Module:
@@ -123,10 +131,6 @@ class Task(pl.LightningModule):
         warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps
         scheduler = get_scheduler(self.lr_scheduler, optimizer, math.ceil(warmup), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    @property
-    def _penalised(self) -> list[Adapter]:
-        return [adapter for adapter in adapters(self.model) if adapter.penalty_weight > 0]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         ratio_of = {

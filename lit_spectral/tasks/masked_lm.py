@@ -17,6 +17,8 @@ class MaskedLM(Task):
     Arguments are those of `Task`.
     """
 
+    trains_head = False
+
     def load_model(self, folder: str) -> tuple[nn.Module, list[str]]:
         """The encoder with its masked-language head."""
         from transformers import AutoModelForMaskedLM
