@@ -6,23 +6,28 @@ A change of a weight is kept as factors, ΔW = left_or @ right_ri, and is never 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "FactorSpectrum",
+    "Part",
+    "SingularTriplets",
     "contract_to_spectral_ball",
     "factor_spectrum",
     "orthogonality_error",
     "orthogonality_gradient",
     "orthogonality_pull",
-    "random_singular_pairs",
+    "singular_triplets",
     "singular_value_quantile",
     "singular_values",
     "spectral_norm_step",
 ]
+
+# Which end of a spectrum.
+Part = Literal["top", "bottom", "random"]
 
 # Below this norm the gradient of ‖XᵀX − I‖_F is taken as 0: its direction is rounding noise there.
 ORTHOGONALITY_FLOOR = 1e-6
@@ -48,19 +53,32 @@ def singular_value_quantile(values: Tensor, quantile: float) -> float:
     return float(torch.quantile(values.float(), quantile))
 
 
-def random_singular_pairs(weight_oi: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`rank` pairs of singular vectors drawn without replacement: U (o, rank) and V (i, rank).
+class SingularTriplets(NamedTuple):
+    """Part of an SVD: U (o, r), σ (r,) and V (i, r), with weight @ V = U diag(σ)."""
 
-    The draw depends on `seed` only (FCLoRA §3.2, "random r singular vectors of W0"). Computed in
-    float32 or better and returned so. Raises ValueError when rank > min(o, i).
+    u: Tensor
+    sigma: Tensor
+    v: Tensor
+
+
+def singular_triplets(weight_oi: Tensor, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
+    """`rank` singular triplets: the largest (`top`), the smallest (`bottom`) or drawn at random (`random`).
+
+    Largest first, but `random` in the order drawn, which depends on `seed` only. Computed and returned in
+    float64, since in float32 the vectors of the smallest values are noise. Raises ValueError when
+    rank > min(o, i).
     """
-    weight_oi = _finite(weight_oi)
-    if rank > min(weight_oi.shape):
-        raise ValueError(f"rank {rank} is above min{tuple(weight_oi.shape)} = {min(weight_oi.shape)}")
-    left, _, right = torch.linalg.svd(weight_oi, full_matrices=False)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(min(weight_oi.shape), generator=generator)[:rank].to(weight_oi.device)
-    return left[:, chosen].contiguous(), right[chosen].T.contiguous()
+    weight_oi = _finite(weight_oi).double()
+    count = min(weight_oi.shape)
+    if rank > count:
+        raise ValueError(f"rank {rank} is above min{tuple(weight_oi.shape)} = {count}")
+    left, values, right = torch.linalg.svd(weight_oi, full_matrices=False)
+    if part == "random":
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rank]
+    else:
+        chosen = torch.arange(rank) if part == "top" else torch.arange(count - rank, count)
+    chosen = chosen.to(weight_oi.device)
+    return SingularTriplets(left[:, chosen].contiguous(), values[chosen], right[chosen].T.contiguous())
 
 
 class FactorSpectrum(NamedTuple):

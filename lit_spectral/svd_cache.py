@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_spectral import linalg
+from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.paths import cache_folder
 
 __all__ = ["SVDCache", "content_digest"]
@@ -44,15 +45,11 @@ class SVDCache:
         found = self._get(weight, "values", lambda: {"values": linalg.singular_values(weight)})
         return found["values"]
 
-    def random_singular_pairs(self, weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-        """`linalg.random_singular_pairs`, float32 on the CPU."""
-
-        def compute() -> dict[str, Tensor]:
-            left, right = linalg.random_singular_pairs(weight, rank, seed)
-            return {"left": left, "right": right}
-
-        found = self._get(weight, f"random-rank{rank}-seed{seed}", compute)
-        return found["left"], found["right"]
+    def singular_triplets(self, weight: Tensor, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
+        """`linalg.singular_triplets`, float32 on the CPU; the seed matters to `random` alone."""
+        name = f"{part}-rank{rank}" + (f"-seed{seed}" if part == "random" else "")
+        compute = lambda: linalg.singular_triplets(weight, part, rank, seed)._asdict()  # noqa: E731
+        return SingularTriplets(**self._get(weight, name, compute))
 
     def _get(self, weight: Tensor, part: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = self.folder / f"{content_digest(weight)}-{part}.safetensors"

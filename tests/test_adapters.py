@@ -5,7 +5,19 @@ from torch import nn
 
 from lit_spectral import adapters as ad
 from lit_spectral.errors import InputError
-from lit_spectral.methods import BitFit, FCLoRA, FullFineTuning, HiLoRA, LoRA, RsLoRA
+from lit_spectral.methods import (
+    SORSA,
+    BitFit,
+    FCLoRA,
+    FullFineTuning,
+    HiLoRA,
+    LoRA,
+    LoRAPlus,
+    MiLoRA,
+    PiSSA,
+    RandomSVDLoRA,
+    RsLoRA,
+)
 
 ADDITIVE = {
     "LoRA": LoRA(rank=4),
@@ -18,6 +30,12 @@ ADDITIVE = {
     "LoRA_SVD": FCLoRA(rank=4, start="zero", sigma="free"),
     "LoRA_UVT": FCLoRA(rank=4, start="zero", sigma="fixed"),
     "HiLoRA": HiLoRA(rank=4),
+    "LoRAPlus": LoRAPlus(rank=4),
+    "PiSSA": PiSSA(rank=4),
+    "PiSSA with alpha": PiSSA(rank=4, alpha=16),
+    "MiLoRA": MiLoRA(rank=4),
+    "RandomSVDLoRA": RandomSVDLoRA(rank=4),
+    "SORSA": SORSA(rank=4),
     "FullFineTuning": FullFineTuning(),
 }
 
@@ -197,6 +215,24 @@ def test_scales_of_lora_and_rslora():
     assert LoRA(rank=4, alpha=16).scale == 4
     assert RsLoRA(rank=4, alpha=16).scale == 8
     assert LoRA(rank=4).scale == 1
+
+
+@pytest.mark.parametrize(("method", "indices"), [(PiSSA, range(4)), (MiLoRA, range(12, 16))])
+@pytest.mark.parametrize("alpha", [None, 16])
+def test_the_start_is_the_named_part_of_the_weight(method, indices, alpha):
+    model = bert()
+    method(rank=4, alpha=alpha).apply(model, model.base_model)
+    for adapter in ad.adapters(model):
+        u, s, v = torch.linalg.svd(adapter.weight.detach().double(), full_matrices=False)
+        expected = sum(s[i] * torch.outer(u[:, i], v[i]) for i in indices)
+        found = adapter.scale * adapter.left_start.double() @ adapter.right_start.double()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_lora_plus_declares_the_rate_of_its_left_factor():
+    model = bert()
+    LoRAPlus(rank=4, lr_ratio=8).apply(model, model.base_model)
+    assert all(adapter.lr_ratios == {"left": 8} for adapter in ad.adapters(model))
 
 
 def test_bitfit_trains_the_biases_of_the_blocks_only():

@@ -75,25 +75,31 @@ def test_orthogonality_gradient_vanishes_at_orthonormal_columns():
     assert linalg.orthogonality_gradient(columns).abs().max() == 0
 
 
-def test_random_singular_pairs_are_pairs_of_the_weight():
+@pytest.mark.parametrize("part", ["top", "bottom", "random"])
+def test_singular_triplets_satisfy_their_definition(part):
     weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
-    u, v = linalg.random_singular_pairs(weight, 5, seed=3)
-    diagonal = u.T @ weight @ v
-    all_values = torch.linalg.svdvals(weight)
-    torch.testing.assert_close(diagonal, torch.diag(diagonal.diagonal()), rtol=0, atol=1e-4)
-    assert all((all_values - value).abs().min() < 1e-4 for value in diagonal.diagonal())
+    u, sigma, v = linalg.singular_triplets(weight, part, 5, seed=3)
+    torch.testing.assert_close(weight.double() @ v, u * sigma, rtol=0, atol=1e-12)
+    torch.testing.assert_close(u.T @ u, torch.eye(5).double(), rtol=0, atol=1e-12)
 
 
-def test_random_singular_pairs_differ_by_seed_only():
+@pytest.mark.parametrize(("part", "expected"), [("top", slice(0, 5)), ("bottom", slice(11, 16))])
+def test_singular_triplets_are_of_the_named_end(part, expected):
     weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
-    first, again, other = (linalg.random_singular_pairs(weight, 5, seed)[0] for seed in (3, 3, 4))
+    values = torch.linalg.svdvals(weight.double())
+    torch.testing.assert_close(linalg.singular_triplets(weight, part, 5).sigma, values[expected])
+
+
+def test_random_singular_triplets_differ_by_seed_only():
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
+    first, again, other = (linalg.singular_triplets(weight, "random", 5, seed).u for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_random_singular_pairs_refuse_a_rank_above_the_matrix():
+def test_singular_triplets_refuse_a_rank_above_the_matrix():
     with pytest.raises(ValueError, match="rank 17"):
-        linalg.random_singular_pairs(torch.randn(24, 16), 17, 0)
+        linalg.singular_triplets(torch.randn(24, 16), "top", 17)
 
 
 @pytest.mark.parametrize(("quantile", "expected"), [(0.0, 1.0), (0.5, 3.0), (1.0, 5.0)])

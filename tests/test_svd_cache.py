@@ -57,12 +57,14 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, weight, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_singular_pairs_are_kept_by_rank_and_seed(tmp_path, weight):
+def test_singular_triplets_are_kept_by_part_rank_and_seed(tmp_path, weight):
     cache = SVDCache(tmp_path)
-    u, v = cache.random_singular_pairs(weight, 3, seed=1)
-    assert (u.shape, v.shape) == ((12, 3), (8, 3))
-    assert not torch.equal(u, cache.random_singular_pairs(weight, 3, seed=2)[0])
-    assert cache.random_singular_pairs(weight, 4, seed=1)[0].shape == (12, 4)
+    u, sigma, v = cache.singular_triplets(weight, "random", 3, seed=1)
+    assert (u.shape, sigma.shape, v.shape) == ((12, 3), (3,), (8, 3))
+    assert not torch.equal(u, cache.singular_triplets(weight, "random", 3, seed=2).u)
+    assert not torch.equal(u, cache.singular_triplets(weight, "top", 3).u)
+    assert cache.singular_triplets(weight, "random", 4, seed=1).u.shape == (12, 4)
+    assert torch.equal(cache.singular_triplets(weight, "random", 3, seed=1).u, u)
 
 
 def test_bfloat16_weights_have_entries_too(tmp_path, weight, counted):

@@ -12,6 +12,7 @@ from lit_spectral.adapters.attachment import (
 )
 from lit_spectral.adapters.base import Adapter, Bounded, Factors
 from lit_spectral.adapters.dense import DenseAdapter
+from lit_spectral.adapters.difference import DifferenceAdapter, SVDDifferenceAdapter
 from lit_spectral.adapters.low_rank import FactoredAdapter, LowRankAdapter
 from lit_spectral.adapters.svd import SVDAdapter
 
@@ -19,10 +20,12 @@ __all__ = [
     "Adapter",
     "Bounded",
     "DenseAdapter",
+    "DifferenceAdapter",
     "FactoredAdapter",
     "Factors",
     "LowRankAdapter",
     "SVDAdapter",
+    "SVDDifferenceAdapter",
     "adapter_names",
     "adapters",
     "attach",

@@ -36,7 +36,8 @@ class Adapter(nn.Module):
     Attributes:
         base_layer: the frozen `nn.Linear` or Conv1D that is adapted; its weight is written to by `fold` only.
         bounded: tensors that `SigmaClamp` keeps in a range.
-        ball_radius: bound on ‖ΔW‖₂ that `SpectralBall` enforces; None for none.
+        ball_radius: bound on ‖ΔW‖₂ that `SpectralBall` enforces by contracting the left factor, which
+            must be a parameter then; None for none.
         orthonormal: tensors (m, r) whose columns the penalty pulls towards orthonormality.
         penalty_weight: γ, the penalty's factor.
         decoupled_penalty: whether the penalty acts beside the optimizer instead of in the gradient.

@@ -3,6 +3,22 @@
 from lit_spectral.methods.base import Bound, LowRankMethod, Method
 from lit_spectral.methods.fclora import FCLoRA, HiLoRA
 from lit_spectral.methods.full import BitFit, FullFineTuning
-from lit_spectral.methods.lora import LoRA, RsLoRA
+from lit_spectral.methods.lora import LoRA, LoRAPlus, RsLoRA
+from lit_spectral.methods.svd_start import SORSA, MiLoRA, PiSSA, RandomSVDLoRA
 
-__all__ = ["BitFit", "Bound", "FCLoRA", "FullFineTuning", "HiLoRA", "LoRA", "LowRankMethod", "Method", "RsLoRA"]
+__all__ = [
+    "SORSA",
+    "BitFit",
+    "Bound",
+    "FCLoRA",
+    "FullFineTuning",
+    "HiLoRA",
+    "LoRA",
+    "LoRAPlus",
+    "LowRankMethod",
+    "Method",
+    "MiLoRA",
+    "PiSSA",
+    "RandomSVDLoRA",
+    "RsLoRA",
+]

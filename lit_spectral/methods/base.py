@@ -15,7 +15,7 @@ from lit_spectral.adapters.linear import linear_shape, weight_matrix
 from lit_spectral.errors import InputError
 from lit_spectral.svd_cache import SVDCache
 
-__all__ = ["Bound", "LowRankMethod", "Method", "resolve_bound"]
+__all__ = ["Bound", "LowRankMethod", "Method", "ScaledMethod", "resolve_bound"]
 
 # A bound on singular values: a number, a quartile of W₀'s ("q1" … "q4"), or {"quantile": 0.6} of them.
 Bound = float | str | dict[str, float]
@@ -76,6 +76,22 @@ class LowRankMethod(Method):
         shape = linear_shape(layer)
         if self.rank > min(shape):
             raise InputError(f"rank {self.rank} is above the largest a {shape[0]} x {shape[1]} matrix can have")
+
+
+@dataclass
+class ScaledMethod(LowRankMethod):
+    """What methods of the form ΔW = s·(…) have.
+
+    Args:
+        alpha: α; None for the rank, so that the scale is 1.
+    """
+
+    alpha: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """S = α/r."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 def resolve_bound(bound: Bound, layer: nn.Module, cache: SVDCache) -> float:

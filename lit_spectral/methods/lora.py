@@ -1,4 +1,4 @@
-"""LoRA and rsLoRA: ΔW = s·L R."""
+"""LoRA, rsLoRA and LoRA+: ΔW = s·L R."""
 
 from __future__ import annotations
 
@@ -7,29 +7,23 @@ from dataclasses import dataclass
 from torch import nn
 
 from lit_spectral.adapters import Adapter, LowRankAdapter
-from lit_spectral.methods.base import Bound, LowRankMethod, resolve_bound
+from lit_spectral.errors import InputError
+from lit_spectral.methods.base import Bound, ScaledMethod, resolve_bound
 from lit_spectral.svd_cache import SVDCache
 
-__all__ = ["LoRA", "RsLoRA"]
+__all__ = ["LoRA", "LoRAPlus", "RsLoRA"]
 
 
 @dataclass
-class LoRA(LowRankMethod):
+class LoRA(ScaledMethod):
     """ΔW = (α/r) L R (Hu et al., 2021).
 
     Args:
-        alpha: α; None for the rank, so that the scale is 1.
         ball: exact bound on ‖ΔW‖₂, held after every step by projecting ΔW; None for none. A number,
             q1 … q4 or {quantile: 0.6} of each weight's own singular values.
     """
 
-    alpha: float | None = None
     ball: Bound | None = None
-
-    @property
-    def scale(self) -> float:
-        """S = α/r."""
-        return self._alpha / self.rank
 
     def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
         """The adapter for one linear map."""
@@ -39,10 +33,6 @@ class LoRA(LowRankMethod):
             adapter.ball_radius = resolve_bound(self.ball, layer, cache)
         return adapter
 
-    @property
-    def _alpha(self) -> float:
-        return float(self.rank if self.alpha is None else self.alpha)
-
 
 @dataclass
 class RsLoRA(LoRA):
@@ -51,4 +41,26 @@ class RsLoRA(LoRA):
     @property
     def scale(self) -> float:
         """S = α/√r."""
-        return float(self._alpha / self.rank**0.5)
+        return super().scale * float(self.rank**0.5)
+
+
+@dataclass
+class LoRAPlus(LoRA):
+    """LoRA whose L learns faster than R (LoRA+; Hayou et al., 2024).
+
+    Args:
+        lr_ratio: learning rate of L over that of R, at least 1; its paper recommends 16.
+    """
+
+    lr_ratio: float = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_ratio < 1:
+            raise InputError(f"lr_ratio must be at least 1, not {self.lr_ratio}")
+
+    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+        """The adapter for one linear map."""
+        adapter = super().build(layer, cache)
+        adapter.lr_ratios = {"left": self.lr_ratio}
+        return adapter

@@ -1,0 +1,82 @@
+"""ΔW = s·(L R − L⁰R⁰): low-rank changes that start at a part of W₀ (PiSSA, MiLoRA, SORSA)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lit_spectral.adapters.base import Factors
+from lit_spectral.adapters.low_rank import FactoredAdapter
+from lit_spectral.linalg import SingularTriplets
+
+__all__ = ["DifferenceAdapter", "SVDDifferenceAdapter", "StartedAdapter"]
+
+
+class StartedAdapter(FactoredAdapter):
+    """ΔW = s·[(L − L⁰) R + L⁰ (R − R⁰)], with L⁰ (out, r) and R⁰ (r, in) frozen.
+
+    The papers subtract L⁰R⁰ from W₀. Kept as a difference, W₀ stays as it is, ΔW is exactly 0 at
+    the start, and nothing cancels in bfloat16: both differences are taken in float32. As factors it
+    has rank 2r.
+    """
+
+    left_start: Tensor
+    right_start: Tensor
+
+    def __init__(self, base_layer: nn.Module, scale: float, dropout: float) -> None:
+        super().__init__(base_layer, dropout)
+        self.scale = scale
+
+    @abstractmethod
+    def current(self) -> tuple[Tensor, Tensor]:
+        """L and R as they are now."""
+
+    def remember_start(self) -> None:
+        """Freeze the present L and R as L⁰ and R⁰. They are saved: an SVD's signs don't reproduce."""
+        left, right = self.current()
+        self.register_buffer("left_start", left.detach().clone())
+        self.register_buffer("right_start", right.detach().clone())
+
+    def factors(self) -> Factors:
+        """([L − L⁰, L⁰], s, [R; R − R⁰])."""
+        left, right = self.current()
+        wide = torch.cat([left - self.left_start, self.left_start], dim=1)
+        return Factors(wide, self.scale, torch.cat([right, right - self.right_start]))
+
+
+class DifferenceAdapter(StartedAdapter):
+    """L and R are trained; they start at √(Σ/s) times the given singular vectors, so that s·L⁰R⁰ is that part of W₀."""
+
+    def __init__(self, base_layer: nn.Module, triplets: SingularTriplets, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(base_layer, scale, dropout)
+        device = self.weight.device
+        root = (triplets.sigma / scale).sqrt()
+        self.left = nn.Parameter((triplets.u * root).to(device, torch.float32))
+        self.right = nn.Parameter((triplets.v * root).mT.contiguous().to(device, torch.float32))
+        self.remember_start()
+
+    def current(self) -> tuple[Tensor, Tensor]:
+        """(L, R)."""
+        return self.left, self.right
+
+
+class SVDDifferenceAdapter(StartedAdapter):
+    """U, σ and V are trained, L = U diag(σ) and R = Vᵀ; they start at the given singular triplets."""
+
+    def __init__(
+        self, base_layer: nn.Module, triplets: SingularTriplets, penalty_weight: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__(base_layer, 1.0, dropout)
+        device = self.weight.device
+        self.u = nn.Parameter(triplets.u.to(device, torch.float32))
+        self.sigma = nn.Parameter(triplets.sigma.to(device, torch.float32))
+        self.v = nn.Parameter(triplets.v.to(device, torch.float32))
+        self.orthonormal = [self.u, self.v]
+        self.penalty_weight = penalty_weight
+        self.remember_start()
+
+    def current(self) -> tuple[Tensor, Tensor]:
+        """(U diag(σ), Vᵀ)."""
+        return self.u * self.sigma, self.v.mT

@@ -1,0 +1,65 @@
+"""Methods that start at singular components of W₀: PiSSA, MiLoRA, their random control, SORSA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from lit_spectral.adapters import Adapter, DifferenceAdapter, SVDDifferenceAdapter
+from lit_spectral.adapters.linear import weight_matrix
+from lit_spectral.linalg import Part
+from lit_spectral.methods.base import LowRankMethod, ScaledMethod
+from lit_spectral.svd_cache import SVDCache
+
+__all__ = ["SORSA", "MiLoRA", "PiSSA", "RandomSVDLoRA"]
+
+
+@dataclass
+class PiSSA(ScaledMethod):
+    """LoRA that starts at the r largest singular components of W₀ (Meng et al., 2024).
+
+    ΔW = s·(L R − L⁰R⁰), L⁰ = U √(Σ/s), R⁰ = √(Σ/s) Vᵀ.
+    """
+
+    part: ClassVar[Part] = "top"
+
+    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+        """The adapter for one linear map."""
+        self.check_rank(layer)
+        triplets = cache.singular_triplets(weight_matrix(layer), self.part, self.rank, self.seed)
+        return DifferenceAdapter(layer, triplets, self.scale, self.dropout)
+
+
+@dataclass
+class MiLoRA(PiSSA):
+    """The same at the r smallest components (MiLoRA §3.2): what W₀ uses least is changed first."""
+
+    part: ClassVar[Part] = "bottom"
+
+
+@dataclass
+class RandomSVDLoRA(PiSSA):
+    """The same at r random components (control of MiLoRA Table 4), drawn by `seed`."""
+
+    part: ClassVar[Part] = "random"
+
+
+@dataclass
+class SORSA(LowRankMethod):
+    """U diag(σ) Vᵀ from the r largest components, U and V pulled towards orthonormal columns (Cao, 2024).
+
+    ΔW is the difference from the start; σ is free.
+
+    Args:
+        gamma: factor of the orthogonality penalty, which acts beside the optimizer as FCLoRA's.
+    """
+
+    gamma: float = 0.01
+
+    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+        """The adapter for one linear map."""
+        self.check_rank(layer)
+        triplets = cache.singular_triplets(weight_matrix(layer), "top", self.rank)
+        return SVDDifferenceAdapter(layer, triplets, self.gamma, self.dropout)
