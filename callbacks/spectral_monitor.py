@@ -115,8 +115,8 @@ class SpectralMonitor(Callback):
     def _power_step(self, name: str, adapter: Adapter) -> Tensor:
         vector = self._vectors.get(name)
         if vector is None:
-            generator = torch.Generator().manual_seed(0)
-            vector = torch.randn(adapter.in_features, generator=generator).to(adapter.weight.device)
+            generator = torch.Generator("cpu").manual_seed(0)
+            vector = torch.randn(adapter.in_features, generator=generator, device="cpu").to(adapter.weight.device)
         norm, self._vectors[name] = linalg.spectral_norm_step(adapter.delta_weight(), vector / vector.norm())
         return norm
 

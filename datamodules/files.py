@@ -43,8 +43,13 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
             raise InputError(
                 f"data.path: {folder} has no file for split {split} ({split}.jsonl, .json, .parquet or .csv)"
             )
+        if not any(file.stat().st_size for file in files):
+            raise InputError(f"data.path: split {split} of {path} is empty")
+        # Else pandas takes sentences such as "None" and "n/a" for missing.
+        options = {"keep_default_na": False} if files[0].suffix == ".csv" else {}
         try:
-            rows = datasets.load_dataset(_BUILDERS[files[0].suffix], data_files=[str(f) for f in files], split="train")
+            builder = _BUILDERS[files[0].suffix]
+            rows = datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train", **options)
         except Exception as error:
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):  # what datasets says of a header without rows

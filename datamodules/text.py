@@ -84,7 +84,7 @@ class TextDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test split, in the order of its rows."""
         rows, size = self.splits["test"], self.eval_batch_size
-        return DataLoader(rows, size, collate_fn=self.collate, num_workers=self.num_workers)
+        return DataLoader(rows, batch_size=size, collate_fn=self.collate, num_workers=self.num_workers)
 
     @property
     def tokenizer(self) -> Any:

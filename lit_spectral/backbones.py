@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lit_spectral.errors import InputError
@@ -41,8 +42,11 @@ def fetch(backbone: str) -> str:
 def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, list[str]]:
     """`auto_class.from_pretrained` in float32, and the names of weights that the files lacked.
 
+    A head of another shape than the files' (another number of classes) counts as lacking.
+
     Raises:
-        InputError: the files can't be had or read; the hub can't be reached.
+        InputError: the files can't be had or read, the hub can't be reached, or the weights are
+            not those of the encoder that `config.json` describes.
     """
     from transformers.utils import logging as hf_logging
 
@@ -50,22 +54,37 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
     # Its report lists the new head as missing; the task trains what is missing, so this is no news.
     hf_logging.set_verbosity(logging.ERROR)
     try:
-        model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **kwargs)
-    except (OSError, ValueError) as error:
+        model, info = auto_class.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise _unavailable(source, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)
-    return model, sorted(info["missing_keys"])
+    lacking = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
+    # Only a pooler may be missing from an encoder: checkpoints of masked-language models have none.
+    inside = f"{model.base_model_prefix}."
+    odd = [name for name in lacking if name.startswith(inside) and "pooler" not in name]
+    if odd:
+        raise InputError(
+            f"backbone: the files of {source} lack {len(odd)} weights of a {model.config.model_type} encoder "
+            f"({odd[0]}, …) or hold them in another shape; its config.json belongs to other weights"
+        )
+    return model, lacking
 
 
 def load_tokenizer(source: str) -> Any:
-    """The backbone's tokenizer; InputError when it can't be had."""
+    """The backbone's tokenizer, with a padding token; InputError when it can't be had."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise _unavailable(source, error) from error
+    if tokenizer.pad_token is None:
+        # Decoders come without one. Padding is masked, so that any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
 
 
 def _unavailable(source: str, error: Exception) -> InputError:

@@ -72,12 +72,17 @@ def singular_triplets(weight_oi: Tensor, part: Part, rank: int, seed: int = 0) -
     count = min(weight_oi.shape)
     if rank > count:
         raise ValueError(f"rank {rank} is above min{tuple(weight_oi.shape)} = {count}")
-    left, values, right = torch.linalg.svd(weight_oi, full_matrices=False)
+    try:
+        left, values, right = torch.linalg.svd(weight_oi, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a GPU's solver may not converge where LAPACK's does
+        left, values, right = torch.linalg.svd(weight_oi.cpu(), full_matrices=False)
     if part == "random":
-        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rank]
+        # On the CPU whatever the default device is: Lightning makes it the GPU while a model is configured.
+        generator = torch.Generator("cpu").manual_seed(seed)
+        chosen = torch.randperm(count, generator=generator, device="cpu")[:rank].to(left.device)
     else:
-        chosen = torch.arange(rank) if part == "top" else torch.arange(count - rank, count)
-    chosen = chosen.to(weight_oi.device)
+        first = 0 if part == "top" else count - rank
+        chosen = torch.arange(first, first + rank, device=left.device)
     return SingularTriplets(left[:, chosen].contiguous(), values[chosen], right[chosen].T.contiguous())
 
 
@@ -143,16 +148,19 @@ def orthogonality_gradient(columns_nmr: Tensor) -> Tensor:
     return columns_nmr @ torch.where(norm < ORTHOGONALITY_FLOOR, 0.0, residual * (2 / norm))
 
 
-def orthogonality_pull(columns_nmr: Tensor, step: Tensor | float) -> Tensor:
+def orthogonality_pull(columns_nmr: Tensor, step: float, longest: float) -> Tensor:
     """X after a step of length `step` against `orthogonality_gradient` that never overshoots, (n, m, r).
 
     X − min(2·step / ‖E‖_F, ½) X E with E = XᵀX − I. At the cap it is a Newton–Schulz step, which
     squares the error, so that repeated pulls settle at orthonormal columns instead of rattling
-    round them, as a gradient of constant length would.
+    round them, as a gradient of constant length would. No matrix moves by more than `longest`
+    (Frobenius): from near 0 the pull would otherwise blow up whatever noise is there to norm 1.
     """
     residual = _gram_minus_identity(columns_nmr)
     norm = torch.linalg.matrix_norm(residual, keepdim=True)
-    pulled: Tensor = columns_nmr - columns_nmr @ (residual * (2 * step / norm.clamp_min(1e-30)).clamp_max(0.5))
+    move = columns_nmr @ (residual * (2 * step / norm.clamp_min(1e-30)).clamp_max(0.5))
+    length = torch.linalg.matrix_norm(move, keepdim=True)
+    pulled: Tensor = columns_nmr - move * (longest / length.clamp_min(1e-30)).clamp_max(1.0)
     return pulled
 
 

@@ -61,8 +61,7 @@ def _measure(method: str, cli: Any) -> Result:
     attached = adapters(task.model)
     norms = [float(values[0]) for values in singular_values(attached) if values is not None]
     bounds = [adapter.bounded[0].upper if adapter.bounded else None for adapter in attached]
-    # The layer that is closest to its bound, or simply the largest.
-    norm, bound = max(zip(norms, bounds, strict=True), key=lambda pair: pair[0] / (pair[1] or 1.0))
+    norm, bound = max(zip(norms, bounds, strict=True), key=lambda pair: pair[0])
     before = _masked_accuracy(task.backbone, None)
     after = _masked_accuracy(task.backbone, task.encoder)
     accuracy = float(cli.trainer.callback_metrics["val/accuracy"])
@@ -83,7 +82,7 @@ def _masked_accuracy(backbone: str, encoder: nn.Module | None) -> float:
 
 def _table(results: list[Result]) -> Table:
     table = Table()
-    for heading in ("method", "task accuracy", "masked-LM accuracy before", "after", "largest ‖ΔW‖₂", "its bound"):
+    for heading in ("method", "task accuracy", "masked-LM accuracy before", "after", "largest ‖ΔW‖₂", "its bound σ̄"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for r in results:
         bound = "none" if r.bound is None else f"{r.bound:.2f}"

@@ -55,6 +55,16 @@ ARCHITECTURES = {
         )
     ),
     "mpnet": lambda: transformers.MPNetForMaskedLM(transformers.MPNetConfig(**SHAPE)),
+    "electra": lambda: transformers.ElectraForMaskedLM(transformers.ElectraConfig(**SHAPE, embedding_size=16)),
+    "albert": lambda: transformers.AlbertForMaskedLM(transformers.AlbertConfig(**SHAPE, embedding_size=16)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    ),
+    "llama": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+        )
+    ),
     "distilbert": lambda: transformers.DistilBertForMaskedLM(
         transformers.DistilBertConfig(vocab_size=64, dim=32, n_layers=2, n_heads=2, hidden_dim=48, pad_token_id=0)
     ),

@@ -1,6 +1,8 @@
 """The command line, driven in this process or, where a second process is the point, in one of its own."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,21 +15,26 @@ from conftest import CONFIGS
 from lit_spectral import cli
 from lit_spectral.adapters import adapters
 from lit_spectral.checkpoint import load
+from lit_spectral.errors import InputError
 
 
 @pytest.mark.parametrize(
-    ("config", "architecture"),
+    ("config", "architecture", "maps"),
     [
-        ("fclora_roberta_mrpc", "roberta"),
-        ("fclora_deberta_mrpc_r8", "deberta"),
-        ("hilora_roberta_mrpc", "bert"),
-        ("lora_roberta_mrpc", "mpnet"),
-        ("lora_roberta_mrpc", "distilbert"),
+        ("fclora_roberta_mrpc", "roberta", 12),
+        ("fclora_deberta_mrpc_r8", "deberta", 12),
+        ("hilora_roberta_mrpc", "bert", 12),
+        ("lora_roberta_mrpc", "mpnet", 12),
+        ("lora_roberta_mrpc", "distilbert", 12),
+        ("fclora_roberta_mrpc", "electra", 12),
+        ("fclora_roberta_mrpc", "albert", 6),  # one block, used twice
+        ("fclora_roberta_mrpc", "gpt2", 8),
+        ("fclora_roberta_mrpc", "llama", 10),
     ],
 )
-def test_a_config_trains_on_every_architecture(fit, config, architecture):
+def test_a_config_trains_on_every_architecture(fit, config, architecture, maps):
     done = fit(config, architecture=architecture)
-    assert len(adapters(done.model.model)) == 12
+    assert len(adapters(done.model.model)) == maps
     assert {"train/loss", "val/loss", "val/accuracy", "val/f1"} <= set(done.trainer.callback_metrics)
     assert torch.isfinite(done.trainer.callback_metrics["val/loss"])
 
@@ -46,6 +53,16 @@ def test_another_method_over_a_yaml_drops_its_keys_and_says_so(fit, capfd):
     said = capfd.readouterr().err
     assert "FCLoRA" in said
     assert "sigma_bar" in said
+
+
+def test_hidden_labels_can_be_predicted_but_not_tested(fit, mrpc_folder, tmp_path):
+    hidden = tmp_path / "hidden"
+    shutil.copytree(mrpc_folder, hidden)
+    rows = [json.loads(line) | {"label": -1} for line in (hidden / "test.jsonl").read_text().splitlines()]
+    (hidden / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fit("fclora_roberta_mrpc", f"--data.path={hidden}", command="predict")
+    with pytest.raises(InputError, match="hidden"):
+        fit("fclora_roberta_mrpc", f"--data.path={hidden}", command="test")
 
 
 def test_validate_reads_a_checkpoint(fit):
@@ -123,6 +140,7 @@ def test_two_processes_end_with_the_same_feasible_parameters(command, tmp_path):
         "assert done.trainer.global_step == 20 and done.trainer.world_size == 2\n"
         "for a in adapters(done.model.model):\n"
         "    assert 0 <= a.sigma.min() and a.sigma.max() <= a.sigma_bar\n"
+        "assert any(a.sigma.max() == a.sigma_bar for a in adapters(done.model.model))\n"
     )
     (tmp_path / "train.py").write_text(script)
     subprocess.run(

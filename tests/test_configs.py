@@ -35,6 +35,26 @@ def test_the_table_has_every_row_of_the_papers_tables():
     assert tables == dict.fromkeys(["FCLoRA Table 8", "FCLoRA Table 9", "FCLoRA Table 10", "HiLoRA Table 5"], glue)
 
 
+@pytest.mark.parametrize(
+    ("source", "task", "expected"),
+    [  # read off the papers again, a few of every table
+        ("FCLoRA Table 8", "mrpc", "8,4e-4,16,30,q2,1e-2,singular"),
+        ("FCLoRA Table 8", "sst2", "8,5e-4,32,24,q4,1e-1,zero"),
+        ("FCLoRA Table 8", "qqp", "8,5e-4,32,5,q1,1e-3,zero"),
+        ("FCLoRA Table 9", "stsb", "8,2.2e-3,32,25,q2,5e-1,zero"),
+        ("FCLoRA Table 9", "rte", "8,1.2e-3,32,50,q3,1e-1,zero"),
+        ("FCLoRA Table 10", "cola", "2,8e-4,32,25,q4,1.1e-1,zero"),
+        ("FCLoRA Table 10", "qnli", "2,7e-4,32,5,q3,1e-1,zero"),
+        ("HiLoRA Table 5", "qnli", "8,4e-4,32,5,q2,1e-2,singular"),
+        ("HiLoRA Table 5", "stsb", "8,4e-4,32,25,q3,1e-1,zero"),
+    ],
+)
+def test_rows_are_as_printed(source, task, expected):
+    with (CONFIGS / "papers.csv").open() as file:
+        (row,) = [row for row in csv.DictReader(file) if (row["source"], row["task"]) == (source, task)]
+    assert ",".join(list(row.values())[4:]) == expected
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_instantiates_with_the_settings_it_names(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

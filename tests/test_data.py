@@ -111,9 +111,27 @@ def test_hidden_labels_are_called_so(tmp_path, backbone_folder):
         glue(tmp_path, backbone_folder)
 
 
-def test_an_empty_split_is_refused(tmp_path, backbone_folder):
-    (tmp_path / "train.csv").write_text("sentence1,sentence2,label\n")
+@pytest.mark.parametrize(("name", "content"), [("train.csv", "sentence1,sentence2,label\n"), ("train.jsonl", "")])
+def test_an_empty_split_is_refused(tmp_path, backbone_folder, name, content):
+    (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=r"split train .* is empty"):
+        glue(tmp_path, backbone_folder)
+
+
+def test_text_that_is_none_is_named_with_its_row(tmp_path, backbone_folder):
+    write(tmp_path, "train", [GOOD, GOOD | {"sentence2": None}])
+    with pytest.raises(InputError, match=r"split train, row 1: sentence2 is None, not text"):
+        glue(tmp_path, backbone_folder)
+
+
+def test_words_that_look_missing_stay_words_in_csv(tmp_path):
+    write(tmp_path, "train", [GOOD | {"sentence1": word} for word in ("None", "null", "n/a")], "csv")
+    assert list(GLUE("mrpc", str(tmp_path)).rows("train")["sentence1"]) == ["None", "null", "n/a"]
+
+
+def test_a_label_between_classes_is_refused(tmp_path, backbone_folder):
+    write(tmp_path, "train", [GOOD | {"label": 1.0}, GOOD | {"label": 0.5}])
+    with pytest.raises(InputError, match=r"row 1: label 0\.5 is no class"):
         glue(tmp_path, backbone_folder)
 
 

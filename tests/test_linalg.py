@@ -97,6 +97,13 @@ def test_random_singular_triplets_differ_by_seed_only():
     assert not torch.equal(first, other)
 
 
+def test_the_draw_does_not_depend_on_the_default_device():
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
+    expected = linalg.singular_triplets(weight, "random", 5, seed=3).u
+    with torch.device("meta"):  # what Lightning does with the GPU while a model is configured
+        assert torch.equal(linalg.singular_triplets(weight, "random", 5, seed=3).u, expected)
+
+
 def test_singular_triplets_refuse_a_rank_above_the_matrix():
     with pytest.raises(ValueError, match="rank 17"):
         linalg.singular_triplets(torch.randn(24, 16), "top", 17)

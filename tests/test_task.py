@@ -249,14 +249,30 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(train, tmp_path):
         ({"method": FCLoRA(rank=5)}, r"rank: 4, here 5.*of another shape.*\.u"),
         ({"method": FCLoRA(rank=4, target_modules=["query"])}, "unexpected.*layer.0.attention.self.key"),
         ({"backbone": "roberta"}, "trained on backbone"),
+        ({"method": FCLoRA(rank=4, gamma=0.5)}, None),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_says_why(train, backbone_folder, tmp_path, change, message):
     path = tmp_path / "task.ckpt"
     train(FCLoRA(rank=4), max_steps=1).save_checkpoint(path)
     task = SequenceClassification(backbone_folder(change.get("backbone", "bert")), change.get("method", FCLoRA(rank=4)))
-    with pytest.raises(InputError, match=message):
-        train(None, task=task, ckpt_path=path)
+    if message is None:
+        train(None, task=task, ckpt_path=path)  # what only steers training may change
+    else:
+        with pytest.raises(InputError, match=message):
+            train(None, task=task, ckpt_path=path)
+
+
+def test_a_checkpoint_of_another_scale_is_refused(train, backbone_folder, tmp_path):
+    path = tmp_path / "task.ckpt"
+    train(LoRA(rank=4, alpha=8), max_steps=1).save_checkpoint(path)
+    with pytest.raises(InputError, match="alpha: 8, here None"):
+        train(None, task=SequenceClassification(backbone_folder("bert"), LoRA(rank=4)), ckpt_path=path)
+
+
+def test_a_precision_that_breaks_the_bound_is_refused(train):
+    with pytest.raises(InputError, match="give bf16-mixed"):
+        train(FCLoRA(rank=4), precision="bf16-true")
 
 
 def test_orthogonality_error_is_logged_as_the_largest_of_all(train):

@@ -25,7 +25,7 @@ __all__ = [
 
 # The papers adapt q, k, v, up and down of the Llama family (HiRA §4, MiLoRA Table 8, FCLoRA Table 14).
 DECODER_TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-DECODERS = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3", "phi3"}
+DECODERS = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3"}
 
 
 def find_targets(model: nn.Module, target_modules: Sequence[str] | str | None) -> dict[str, nn.Module]:

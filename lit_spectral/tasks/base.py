@@ -22,7 +22,7 @@ from lit_spectral.adapters import Adapter, adapters, trained_state
 from lit_spectral.callbacks import SigmaClamp, SpectralBall, SpectralMonitor
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method
-from lit_spectral.svd_cache import content_digest
+from lit_spectral.tasks.fit_check import backbone_digest, check_checkpoint
 from lit_spectral.tasks.penalties import add_orthogonality_gradients, orthogonality_penalty, pull_to_orthogonality
 
 __all__ = ["Task"]
@@ -181,6 +181,14 @@ class Task(pl.LightningModule):
             pull_to_orthogonality(decoupled, group["lr"] / group["lr_ratio"])
         self.log("train/skipped_steps", float(self.skipped_steps))
 
+    def on_fit_start(self) -> None:
+        """Refuse precisions in which a bound can't be held."""
+        bounded = [a for a in adapters(self.model) if a.bounded or a.ball_radius is not None]
+        if bounded and str(self.trainer.precision) in {"bf16-true", "16-true"}:
+            raise InputError(
+                f"--trainer.precision {self.trainer.precision} rounds factors to above their bound; give bf16-mixed"
+            )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Continue the random numbers of the run that was resumed."""
         if self._rng_state is not None:
@@ -189,14 +197,19 @@ class Task(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and how to rebuild the rest."""
-        checkpoint["state_dict"] = {f"model.{name}": t for name, t in trained_state(self.model).items()}
-        checkpoint["lit_spectral"] = {
+        checkpoint["state_dict"] = self._trained()
+        random = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
+        checkpoint["lit_spectral"] = self._identity() | random
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {f"model.{name}": tensor for name, tensor in trained_state(self.model).items()}
+
+    def _identity(self) -> dict[str, Any]:
+        return {
             "task": type(self).__name__,
             "init": self.checkpoint_init(),
             "method": {"name": type(self.method).__name__, **asdict(self.method)},
             "backbone_digest": self.backbone_digest,
-            "rng_state": torch.get_rng_state(),
-            "skipped_steps": self.skipped_steps,
         }
 
     def checkpoint_init(self) -> dict[str, Any]:
@@ -208,45 +221,6 @@ class Task(pl.LightningModule):
         saved = checkpoint.get("lit_spectral")
         if saved is None:
             raise InputError("this checkpoint was not written by lit-spectral; it names no method or backbone")
-        ours = {"name": type(self.method).__name__, **asdict(self.method)}
-        if saved["method"]["name"] != ours["name"]:
-            raise InputError(
-                f"the checkpoint is of method {saved['method']['name']}, the model of {ours['name']}; "
-                f"give --model.method {saved['method']['name']}"
-            )
-        if saved["backbone_digest"] != self.backbone_digest:
-            raise InputError(
-                f"the checkpoint was trained on backbone {saved['init']['backbone']}, whose weights differ "
-                f"from those of {self.backbone}; give --model.backbone with the one it was trained on"
-            )
-        expected = {f"model.{name}": tensor.shape for name, tensor in trained_state(self.model).items()}
-        found = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
-        differences = {
-            "missing": sorted(expected.keys() - found.keys()),
-            "unexpected": sorted(found.keys() - expected.keys()),
-            "of another shape": sorted(n for n in expected.keys() & found.keys() if expected[n] != found[n]),
-        }
-        if any(differences.values()):
-            changed = [
-                f"{key}: {saved['method'][key]}, here {ours[key]}"
-                for key in ours
-                if saved["method"].get(key) != ours[key]
-            ]
-            listed = "; ".join(f"{what}: {_some(names)}" for what, names in differences.items() if names)
-            raise InputError(
-                f"the checkpoint does not fit the model ({', '.join(changed) or 'same settings'}); {listed}"
-            )
+        check_checkpoint(saved, checkpoint["state_dict"], self._identity(), self._trained())
         self._rng_state = saved["rng_state"]
         self.skipped_steps = saved["skipped_steps"]
-
-
-def backbone_digest(pretrained: list[nn.Parameter]) -> str:
-    """A hash that tells backbones apart: of all shapes, and of the content of the first and the last matrix."""
-    matrices = [p for p in pretrained if p.ndim > 1]
-    ends = [matrices[0], matrices[-1]]
-    shapes = torch.tensor([size for p in pretrained for size in p.shape])
-    return content_digest(shapes, *ends)
-
-
-def _some(names: list[str], shown: int = 4) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -38,9 +38,13 @@ def add_orthogonality_gradients(penalised: list[Adapter]) -> None:
 
 @torch.no_grad()
 def pull_to_orthogonality(penalised: list[Adapter], lr: float) -> None:
-    """Step on R outside the optimizer, as AdamW does with weight decay, by lr·γ·`DECOUPLED_SCALE`."""
+    """Step on R outside the optimizer, as AdamW does with weight decay, by lr·γ·`DECOUPLED_SCALE`.
+
+    It moves a tensor no further than Adam itself, whose steps are of the size of lr in every entry.
+    """
     for weight, tensors, stacked in _batches(penalised):
-        pulled = linalg.orthogonality_pull(stacked, lr * weight * DECOUPLED_SCALE)
+        longest = lr * stacked[0].numel() ** 0.5
+        pulled = linalg.orthogonality_pull(stacked, lr * weight * DECOUPLED_SCALE, longest)
         torch._foreach_copy_(tensors, list(pulled.unbind()))
 
 

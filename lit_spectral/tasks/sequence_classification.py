@@ -51,7 +51,12 @@ class SequenceClassification(Task):
 
         if self.num_labels is None:
             self.num_labels = self._from_data("num_labels")
-        return backbones.load_model(AutoModelForSequenceClassification, folder, num_labels=self.num_labels)
+        loaded = backbones.load_model(AutoModelForSequenceClassification, folder, num_labels=self.num_labels)
+        config: Any = loaded[0].config
+        if getattr(config, "pad_token_id", None) is None:
+            # Decoders read the class off the last token that is not padding, and must know which is.
+            config.pad_token_id = backbones.load_tokenizer(folder).pad_token_id
+        return loaded
 
     def setup(self, stage: str) -> None:
         """Make one set of metrics for each evaluation set."""

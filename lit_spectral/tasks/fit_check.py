@@ -1,0 +1,68 @@
+"""Whether a checkpoint belongs to a task as it is set up now."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_spectral.errors import InputError
+from lit_spectral.svd_cache import content_digest
+
+__all__ = ["backbone_digest", "check_checkpoint"]
+
+log = logging.getLogger(__name__)
+
+
+def check_checkpoint(
+    saved: dict[str, Any], found: dict[str, Tensor], ours: dict[str, Any], expected: dict[str, Tensor]
+) -> None:
+    """Compare what a checkpoint says of itself with the task it is to be loaded into.
+
+    Args:
+        saved: the checkpoint's `method`, `backbone_digest` and `init`.
+        found: its weights.
+        ours: the task's `method`, `backbone_digest` and `init`.
+        expected: the task's trained weights.
+
+    Raises:
+        InputError: another method, backbone or scale, or keys and shapes that don't all match;
+            the message names what differs. Other settings may differ, which is logged.
+    """
+    theirs, mine = saved["method"], ours["method"]
+    if theirs["name"] != mine["name"]:
+        raise InputError(
+            f"the checkpoint is of method {theirs['name']}, the model of {mine['name']}; "
+            f"give --model.method {theirs['name']}"
+        )
+    if saved["backbone_digest"] != ours["backbone_digest"]:
+        raise InputError(
+            f"the checkpoint was trained on backbone {saved['init']['backbone']}, whose weights differ from "
+            f"those of {ours['init']['backbone']}; give --model.backbone with the one it was trained on"
+        )
+    changed = {key: f"{key}: {theirs.get(key)}, here {mine[key]}" for key in mine if theirs.get(key) != mine[key]}
+    settings = ", ".join(changed.values())
+    differences = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": sorted(n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape),
+    }
+    if any(differences.values()):
+        listed = "; ".join(f"{what}: {_some(names)}" for what, names in differences.items() if names)
+        raise InputError(f"the checkpoint does not fit the model ({settings or 'same settings'}); {listed}")
+    if "alpha" in changed:
+        raise InputError(f"the checkpoint's change has another scale ({changed['alpha']}); give the checkpoint's alpha")
+    if changed:
+        log.warning("settings that differ from the checkpoint's, of which the present ones hold: %s", settings)
+
+
+def backbone_digest(pretrained: list[nn.Parameter]) -> str:
+    """A hash that tells backbones apart: of all shapes, and of about 256 entries of every tensor."""
+    shapes = torch.tensor([size for p in pretrained for size in p.shape])
+    return content_digest(shapes, *(p.detach().flatten()[:: max(1, p.numel() // 256)] for p in pretrained))
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
