@@ -6,7 +6,6 @@ from abc import abstractmethod
 from typing import Any
 
 import lightning.pytorch as pl
-import pyarrow.compute as pc
 import torch
 from lit_spectral.datamodules.sampler import LengthGroupedSampler
 from torch.utils.data import DataLoader
@@ -109,6 +108,8 @@ class TextDataModule(pl.LightningDataModule):
         return {"fit": ["train", *self.evaluation_sets], "validate": self.evaluation_sets}.get(stage, ["test"])
 
     def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
+        import pyarrow.compute as pc
+
         rows = self.splits[name]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         lengths = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
