@@ -26,6 +26,9 @@ __all__ = ["SVDCache", "content_digest"]
 
 log = logging.getLogger(__name__)
 
+# Part of every file's name: raise it when what a file holds changes, so that no release reads another's.
+FORMAT = 1
+
 
 class SVDCache:
     """Parts of SVDs by weight content, part, rank and seed.
@@ -52,7 +55,7 @@ class SVDCache:
         return SingularTriplets(**self._get(weight, name, compute))
 
     def _get(self, weight: Tensor, part: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        path = self.folder / f"{content_digest(weight)}-{part}.safetensors"
+        path = self.folder / f"{content_digest(weight)}-{part}-v{FORMAT}.safetensors"
         if path.exists():
             try:
                 return _read(path)
