@@ -27,8 +27,7 @@ class Result(NamedTuple):
 
     method: str
     accuracy: float
-    masked_before: float
-    masked_after: float
+    masked: float
     norm: float
     bound: float | None
     log_folder: Path
@@ -47,11 +46,13 @@ def run(fit: Callable[[list[str]], Any], config: str) -> None:
     for method in METHODS:
         console.rule(f"{method} on {config}")
         logger = [f"--trainer.logger.init_args.name={name}", f"--trainer.logger.init_args.version={method}"]
-        results.append(_measure(method, fit(["fit", f"--config={config}", f"--model.method={method}", *logger])))
+        cli = fit(["fit", f"--config={config}", f"--model.method={method}", *logger])
+        results.append(_measure(method, cli))
+    before = _masked_accuracy(cli.model.backbone, None)
     picture = results[0].log_folder.parent / "growth.png"
     draw_growth([(result.method, result.log_folder) for result in results], picture)
     console.rule("What was learned, and what was forgotten")
-    console.print(_table(results))
+    console.print(_table(results, before))
     console.print(f"growth of the largest singular value: [bold]{picture}[/bold]")
     console.print(f"all curves: [bold]tensorboard --logdir {results[0].log_folder.parent}[/bold]")
 
@@ -62,10 +63,9 @@ def _measure(method: str, cli: Any) -> Result:
     norms = [float(values[0]) for values in singular_values(attached) if values is not None]
     bounds = [adapter.bounded[0].upper if adapter.bounded else None for adapter in attached]
     norm, bound = max(zip(norms, bounds, strict=True), key=lambda pair: pair[0])
-    before = _masked_accuracy(task.backbone, None)
-    after = _masked_accuracy(task.backbone, task.encoder)
+    masked = _masked_accuracy(task.backbone, task.encoder)
     accuracy = float(cli.trainer.callback_metrics["val/accuracy"])
-    return Result(method, accuracy, before, after, norm, bound, Path(cli.trainer.log_dir))
+    return Result(method, accuracy, masked, norm, bound, Path(cli.trainer.log_dir))
 
 
 def _masked_accuracy(backbone: str, encoder: nn.Module | None) -> float:
@@ -80,13 +80,13 @@ def _masked_accuracy(backbone: str, encoder: nn.Module | None) -> float:
     return trainer.validate(task, MaskedText(max_length=64), verbose=False)[0]["val/accuracy"]
 
 
-def _table(results: list[Result]) -> Table:
+def _table(results: list[Result], before: float) -> Table:
     table = Table()
     for heading in ("method", "task accuracy", "masked-LM accuracy before", "after", "largest ‖ΔW‖₂", "its bound σ̄"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for r in results:
         bound = "none" if r.bound is None else f"{r.bound:.2f}"
-        cells = (f"{r.accuracy:.3f}", f"{r.masked_before:.3f}", f"{r.masked_after:.3f}", f"{r.norm:.2f}", bound)
+        cells = (f"{r.accuracy:.3f}", f"{before:.3f}", f"{r.masked:.3f}", f"{r.norm:.2f}", bound)
         table.add_row(r.method, *cells)
     return table
 

@@ -24,7 +24,7 @@ class FCLoRA(LowRankMethod):
 
     The papers' text leaves the rate of σ and the weight of the penalty beside Adam open. Taken
     literally (`sigma_lr=1, penalty="gradient"`) the rows that start at singular vectors learn
-    nothing in a few epochs; the defaults here are ours, chosen in docs/fclora_recipe.md.
+    next to nothing in a few epochs; the defaults here are ours, chosen in docs/fclora_recipe.md.
 
     Args:
         sigma_bar: σ̄: a number, q1 … q4 (quartiles of each weight's own singular values, counted
