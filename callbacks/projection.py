@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import defaultdict
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lit_spectral import linalg
-from lit_spectral.adapters import Adapter, adapters
+from lit_spectral.adapters import Adapter, FactoredAdapter, adapters
+from lit_spectral.adapters.stacking import group_by_shape, singular_values, stack_factors
 
-__all__ = ["SigmaClamp", "SpectralBall"]
+__all__ = ["FactorRetraction", "SigmaClamp", "SpectralBall"]
 
 
 class Projection(Callback):
@@ -71,7 +70,7 @@ class Projection(Callback):
 
 
 class SigmaClamp(Projection):
-    """0 ≤ σ ≤ σ̄ for every tensor that an adapter declares bounded (FCLoRA eq. 10, HiLoRA eq. 7)."""
+    """σ in [0, σ̄], or any other range that an adapter declares of a tensor (FCLoRA eq. 10, HiLoRA eq. 7)."""
 
     def concerns(self, adapter: Adapter) -> bool:
         """Whether the adapter has bounded tensors."""
@@ -81,15 +80,42 @@ class SigmaClamp(Projection):
         """Clamp, all tensors at once."""
         bounded = [bound for adapter in attached for bound in adapter.bounded]
         tensors = [bound.tensor for bound in bounded]
-        torch._foreach_clamp_min_(tensors, 0.0)
+        torch._foreach_clamp_min_(tensors, [bound.lower for bound in bounded])
         torch._foreach_clamp_max_(tensors, [bound.upper for bound in bounded])
 
 
-class SpectralBall(Projection):
-    """‖ΔW‖₂ ≤ radius, exactly: the nearest ΔW in the ball, by contracting the left factor.
+class FactorRetraction(Projection):
+    """Puts factors back into the subspace, or onto the orthonormal columns, that they were declared to be in.
 
-    A clamp on σ bounds ΔW only as far as U and V are orthonormal, which a penalty makes them only
-    roughly; this bound needs no orthonormality. Right factor and σ are left as they are.
+    L ← L − U(UᵀL) and R ← R − (R V)Vᵀ for HiP-LoRA and Proj-LoRA (HiP-LoRA App. A.2); U, V ← the Q of
+    their QR decomposition for FCLoRA by Gram–Schmidt (FCLoRA Table 18). In float32, one shape at a time.
+    """
+
+    def concerns(self, adapter: Adapter) -> bool:
+        """Whether the adapter declares a subspace, or columns that are to be exactly orthonormal."""
+        return bool(adapter.confined) or adapter.retracted
+
+    def project(self, attached: list[Adapter]) -> None:
+        """Retract."""
+        confined = [item for adapter in attached for item in adapter.confined]
+        for indices in group_by_shape(confined):
+            group = [confined[i] for i in indices]
+            columns, basis = (torch.stack(tensors) for tensors in zip(*group, strict=True))
+            torch._foreach_copy_([item.columns for item in group], list(linalg.project_out(columns, basis).unbind()))
+        tensors = [(tensor,) for adapter in attached if adapter.retracted for tensor in adapter.orthonormal]
+        for indices in group_by_shape(tensors):
+            columns = torch.stack([tensors[i][0].detach() for i in indices])
+            torch._foreach_copy_([tensors[i][0] for i in indices], list(linalg.orthonormalise(columns).unbind()))
+
+
+class SpectralBall(Projection):
+    """‖ΔW‖₂ ≤ radius, exactly.
+
+    Where the left factor may take any value, ΔW becomes the nearest matrix in the ball, right factor
+    and σ as they are. A clamp on σ bounds ΔW only as far as U and V are orthonormal, which a penalty
+    makes them only roughly; this needs no orthonormality. Changes that are differences from a start
+    (PiSSA, MiLoRA, SORSA) can't take that value: they are moved back towards their start until they
+    are inside.
     """
 
     def concerns(self, adapter: Adapter) -> bool:
@@ -98,24 +124,25 @@ class SpectralBall(Projection):
 
     def project(self, attached: list[Adapter]) -> None:
         """Contract, adapters of one shape at a time."""
-        by_shape: dict[tuple[torch.Size, torch.Size], list[Adapter]] = defaultdict(list)
-        for adapter in attached:
-            factors = adapter.factors()
-            if factors is not None:
-                by_shape[factors.left.shape, factors.right.shape].append(adapter)
-        for group in by_shape.values():
-            left, right = stack_factors(group)
-            radius = torch.tensor([adapter.ball_radius for adapter in group], device=left.device)
-            contraction = linalg.contract_to_spectral_ball(left, right, radius)
-            contracted = (left.double() @ contraction).float()
-            torch._foreach_copy_([adapter.factors().left for adapter in group], list(contracted.unbind()))  # type: ignore[union-attr]
+        factored = [adapter for adapter in attached if isinstance(adapter, FactoredAdapter)]
+        free = [(factors, a.ball_radius) for a in factored if (factors := a.free_factors()) is not None]
+        for indices in group_by_shape([(factors.left, factors.right) for factors, _ in free]):
+            lefts = [free[i][0].left for i in indices]
+            left, right = stack_factors([free[i][0] for i in indices])
+            radius = torch.tensor([free[i][1] for i in indices], device=left.device)
+            contracted = left.double() @ linalg.contract_to_spectral_ball(left, right, radius)
+            torch._foreach_copy_(lefts, list(contracted.float().unbind()))
+        self._retreat([adapter for adapter in factored if adapter.free_factors() is None])
 
-
-def stack_factors(group: list[Adapter]) -> tuple[Tensor, Tensor]:
-    """(n, out, r) and (n, r, in) of adapters of one shape, with the scale on the right factor."""
-    lefts, rights = [], []
-    for adapter in group:
-        left, scale, right = adapter.factors()  # type: ignore[misc]
-        lefts.append(left.detach())
-        rights.append(right.detach() * (scale.detach().unsqueeze(-1) if isinstance(scale, Tensor) else scale))
-    return torch.stack(lefts), torch.stack(rights)
+    def _retreat(self, attached: list[FactoredAdapter]) -> None:
+        """Scale back by radius/‖ΔW‖₂ until inside: once is enough but where parts of ΔW cancel."""
+        longest = 1.0
+        while attached:
+            norms = [float(values[0]) for values in singular_values([adapter.factors() for adapter in attached])]
+            outside = []
+            for adapter, norm in zip(attached, norms, strict=True):
+                assert adapter.ball_radius is not None
+                if norm > adapter.ball_radius * (1 + 1e-6):
+                    adapter.retreat(min(adapter.ball_radius / norm, longest))
+                    outside.append(adapter)
+            attached, longest = outside, 0.99  # from here on in steps that end

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lit_spectral.callbacks.projection import stack_factors
 from torch import Tensor
 
 from lit_spectral import linalg
-from lit_spectral.adapters import Adapter, adapter_names, adapters
+from lit_spectral.adapters import Change, Factors, named_changes
+from lit_spectral.adapters.stacking import group_by_shape, singular_values
 
 __all__ = ["SpectralMonitor"]
 
@@ -24,8 +24,9 @@ class SpectralMonitor(Callback):
     Tags: `spectral_norm/<module path>`, `spectral_norm/max`, `spectral_norm/mean`,
     `spectral_norm/fraction_at_bound` (of the bounded singular values), `orthogonality_error/max`,
     and at the end of an epoch histograms `singular_values/<module path>`. For low-rank changes the
-    values come from the factors and are exact; a dense change (full fine-tuning) is followed by one
-    warm-started power iteration a step, an estimate from below under `spectral_norm_estimate/`.
+    values come from the factors and are exact; where a change has none (HiRA, MoRA, full fine-tuning,
+    layers of peft), it is followed by one warm-started power iteration a step on its products with
+    vectors, an estimate from below under `spectral_norm_estimate/`.
 
     Values stay on the device and are written in batches, so that recording every step does not
     make the device wait.
@@ -40,16 +41,17 @@ class SpectralMonitor(Callback):
         self.flush_every_n_steps = flush_every_n_steps
         self._recorded: list[tuple[int, Tensor]] = []
         self._last_step = -1
-        self._names: list[str] = []
-        self._adapters: list[Adapter] = []
+        self._changes: dict[str, Change] = {}
+        self._exact = True
         self._vectors: dict[str, Tensor] = {}
         self.latest_max: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the adapters and put all layers' growth in one panel of TensorBoard."""
-        self._names, self._adapters = adapter_names(pl_module.model), adapters(pl_module.model)  # type: ignore[arg-type]
+        self._changes = named_changes(pl_module.model)  # type: ignore[arg-type]
+        self._exact = all(change.factors() is not None for change in self._changes.values())
         self._last_step = trainer.global_step
-        if not self._adapters or not self.every_n_steps:
+        if not self._changes or not self.every_n_steps:
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
@@ -62,7 +64,7 @@ class SpectralMonitor(Callback):
     ) -> None:
         """Record once an optimizer step."""
         step = trainer.global_step
-        if not self._adapters or not self.every_n_steps or step == self._last_step or step % self.every_n_steps:
+        if not self._changes or not self.every_n_steps or step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
         self._recorded.append((step, self._measure()))
@@ -78,13 +80,12 @@ class SpectralMonitor(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write, and add histograms of all singular values."""
         self._flush(trainer)
-        if not self.every_n_steps:
+        if not self.every_n_steps or not self._exact:
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                for name, values in zip(self._names, singular_values(self._adapters), strict=True):
-                    if values is not None:
-                        logger.experiment.add_histogram(f"singular_values/{name}", values, trainer.global_step)
+                for name, values in zip(self._changes, singular_values(self._factors()), strict=True):
+                    logger.experiment.add_histogram(f"singular_values/{name}", values, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left."""
@@ -95,29 +96,30 @@ class SpectralMonitor(Callback):
         self._flush(trainer)
 
     @property
-    def _exact(self) -> bool:
-        return all(adapter.factors() is not None for adapter in self._adapters)
-
-    @property
     def _prefix(self) -> str:
         return "spectral_norm" if self._exact else "spectral_norm_estimate"
+
+    def _factors(self) -> list[Factors]:
+        return [factors for change in self._changes.values() if (factors := change.factors()) is not None]
 
     @torch.no_grad()
     def _measure(self) -> Tensor:
         """Norms of all layers, then fraction at the bound and orthogonality error, on the device."""
+        changes = list(self._changes.values())
         if self._exact:
-            norms = torch.stack([values[0] for values in singular_values(self._adapters)])  # type: ignore[index]
+            norms = torch.stack([values[0] for values in singular_values(self._factors())])
         else:
-            norms = torch.stack([self._power_step(n, a) for n, a in zip(self._names, self._adapters, strict=True)])
-        at_bound = fraction_at_bound(self._adapters, norms)
-        return torch.cat([norms.float(), at_bound, orthogonality_error(self._adapters)])
+            norms = torch.stack([self._power_step(name, change) for name, change in self._changes.items()])
+        return torch.cat([norms.float(), fraction_at_bound(changes, norms), orthogonality_error(changes)])
 
-    def _power_step(self, name: str, adapter: Adapter) -> Tensor:
+    def _power_step(self, name: str, change: Change) -> Tensor:
         vector = self._vectors.get(name)
         if vector is None:
             generator = torch.Generator("cpu").manual_seed(0)
-            vector = torch.randn(adapter.in_features, generator=generator, device="cpu").to(adapter.weight.device)
-        norm, self._vectors[name] = linalg.spectral_norm_step(adapter.delta_weight(), vector / vector.norm())
+            vector = torch.randn(change.in_features, generator=generator, device="cpu").to(change.device)
+        norm, self._vectors[name] = linalg.spectral_norm_step(
+            change.times, change.transposed_times, vector / vector.norm()
+        )
         return norm
 
     def _flush(self, trainer: pl.Trainer) -> None:
@@ -128,7 +130,7 @@ class SpectralMonitor(Callback):
         self._recorded.clear()
         for step, (*norms, at_bound, error) in zip(steps, rows, strict=True):
             self.latest_max = max(norms)
-            metrics = {f"{self._prefix}/{name}": norm for name, norm in zip(self._names, norms, strict=True)}
+            metrics = {f"{self._prefix}/{name}": norm for name, norm in zip(self._changes, norms, strict=True)}
             metrics[f"{self._prefix}/max"] = self.latest_max
             metrics[f"{self._prefix}/mean"] = sum(norms) / len(norms)
             # Not a number where nothing is bounded, or nothing is meant to be orthonormal.
@@ -138,43 +140,27 @@ class SpectralMonitor(Callback):
                 logger.log_metrics(metrics, step=step)
 
 
-@torch.no_grad()
-def singular_values(attached: list[Adapter]) -> list[Tensor | None]:
-    """All r singular values of each ΔW, largest first, float64; None where ΔW has no factors."""
-    found: list[Tensor | None] = [None] * len(attached)
-    by_shape: dict[tuple[torch.Size, torch.Size], list[int]] = defaultdict(list)
-    for index, adapter in enumerate(attached):
-        factors = adapter.factors()
-        if factors is not None:
-            by_shape[factors.left.shape, factors.right.shape].append(index)
-    for indices in by_shape.values():
-        values = linalg.factor_spectrum(*stack_factors([attached[i] for i in indices])).values
-        for index, row in zip(indices, values, strict=True):
-            found[index] = row
-    return found
-
-
-def fraction_at_bound(attached: list[Adapter], norms: Tensor) -> Tensor:
+def fraction_at_bound(changes: Sequence[Change], norms: Tensor) -> Tensor:
     """Share of what is bounded (entries of σ, or norms in a ball) that is at its bound, shape (1,).
 
     NaN when nothing is bounded. A norm counts from 1e-4 below its radius, which is its rounding.
     """
-    shares = [(bound.tensor >= bound.upper).float() for adapter in attached for bound in adapter.bounded]
-    for adapter, norm in zip(attached, norms, strict=True):
-        if adapter.ball_radius is not None:
-            shares.append((norm >= adapter.ball_radius * (1 - 1e-4)).float().reshape(1))
+    shares = []
+    for change, norm in zip(changes, norms, strict=True):
+        for tensor, upper, lower in change.bounded:
+            # A range around 0 is reached at either end; σ = 0 is where σ starts, not a bound it grew to.
+            shares.append((tensor >= upper if lower == 0 else tensor.abs() >= upper).float())
+        if change.ball_radius is not None:
+            shares.append((norm >= change.ball_radius * (1 - 1e-4)).float().reshape(1))
     if not shares:
         return torch.full((1,), torch.nan, device=norms.device)
     return torch.cat(shares).mean(0, keepdim=True)
 
 
-def orthogonality_error(attached: list[Adapter]) -> Tensor:
+def orthogonality_error(changes: Sequence[Change]) -> Tensor:
     """Largest ‖XᵀX − I‖_F over the tensors meant to be orthonormal, shape (1,); NaN without any."""
-    by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-    for adapter in attached:
-        for tensor in adapter.orthonormal:
-            by_shape[tensor.shape].append(tensor.detach())
-    if not by_shape:
-        return torch.full((1,), torch.nan, device=attached[0].weight.device)
-    errors = [linalg.orthogonality_error(torch.stack(tensors)) for tensors in by_shape.values()]
-    return torch.cat(errors).amax(0, keepdim=True)
+    tensors = [(tensor.detach(),) for change in changes for tensor in change.orthonormal]
+    if not tensors:
+        return torch.full((1,), torch.nan, device=changes[0].device)
+    batches = [torch.stack([tensors[i][0] for i in indices]) for indices in group_by_shape(tensors)]
+    return torch.cat([linalg.orthogonality_error(batch) for batch in batches]).amax(0, keepdim=True)

@@ -6,6 +6,7 @@ A change of a weight is kept as factors, ΔW = left_or @ right_ri, and is never 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,11 +21,16 @@ __all__ = [
     "orthogonality_error",
     "orthogonality_gradient",
     "orthogonality_pull",
+    "orthonormalise",
+    "project_out",
     "singular_triplets",
     "singular_value_quantile",
     "singular_values",
     "spectral_norm_step",
 ]
+
+# A linear map as what it does to a vector.
+Product = Callable[[Tensor], Tensor]
 
 # Which end of a spectrum.
 Part = Literal["top", "bottom", "random"]
@@ -164,13 +170,45 @@ def orthogonality_pull(columns_nmr: Tensor, step: float, longest: float) -> Tens
     return pulled
 
 
-def spectral_norm_step(matrix_oi: Tensor, vector_i: Tensor) -> tuple[Tensor, Tensor]:
-    """One power iteration: an estimate (never above) of ‖matrix‖₂ and the next unit vector (i,).
+def project_out(columns_nmr: Tensor, basis_nmk: Tensor) -> Tensor:
+    """X − B(BᵀX): the part of each column orthogonal to a basis of orthonormal columns, (n, m, r).
 
-    Started from the vector of the step before, it follows a slowly changing matrix closely.
+    A matrix whose ‖BᵀX‖ is below 1e-6 of ‖X‖ already, which is float32's rounding, is returned as it
+    is, so that projecting twice changes nothing.
     """
-    image_o = matrix_oi @ vector_i
-    back_i = matrix_oi.mT @ image_o
+    inside = basis_nmk.mT @ columns_nmr
+    sizes = torch.linalg.matrix_norm(inside, keepdim=True), torch.linalg.matrix_norm(columns_nmr, keepdim=True)
+    return torch.where(sizes[0] > 1e-6 * sizes[1], columns_nmr - basis_nmk @ inside, columns_nmr)
+
+
+def orthonormalise(columns_nmr: Tensor) -> Tensor:
+    """The Q of a QR decomposition whose R has a positive diagonal: Gram–Schmidt, batched, (n, m, r), m ≥ r.
+
+    Through the Cholesky factor of the r × r Gram matrix in float64, by Householder's QR where that
+    is near singular. A matrix within 1e-6·√r of orthonormal is returned as it is, so that doing it twice
+    changes nothing.
+    """
+    wide = columns_nmr.double()
+    factor, failed = torch.linalg.cholesky_ex(wide.mT @ wide)
+    pivots = factor.diagonal(dim1=-2, dim2=-1)
+    if failed.any() or (pivots.amin(-1) < 1e-5 * pivots.amax(-1)).any():
+        q, upper = torch.linalg.qr(wide)
+        signs = torch.sign(upper.diagonal(dim1=-2, dim2=-1))
+        result = q * torch.where(signs == 0, 1.0, signs).unsqueeze(-2)
+    else:
+        result = torch.linalg.solve_triangular(factor.mT, wide, upper=True, left=False)
+    near = orthogonality_error(columns_nmr) < 1e-6 * columns_nmr.shape[-1] ** 0.5
+    return torch.where(near[:, None, None], columns_nmr, result.to(columns_nmr.dtype))
+
+
+def spectral_norm_step(times: Product, transposed_times: Product, vector_i: Tensor) -> tuple[Tensor, Tensor]:
+    """One power iteration: an estimate (never above) of ‖M‖₂ and the next unit vector (i,).
+
+    M is known by its products with vectors, M v and Mᵀu. Started from the vector of the step
+    before, the estimate follows a slowly changing matrix closely.
+    """
+    image_o = times(vector_i)
+    back_i = transposed_times(image_o)
     length = back_i.norm()
     return image_o.norm(), torch.where(length > 0, back_i / length, vector_i)
 

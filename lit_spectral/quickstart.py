@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lit_spectral.adapters import adapters
-from lit_spectral.callbacks.spectral_monitor import singular_values
+from lit_spectral.adapters import named_changes
+from lit_spectral.adapters.stacking import singular_values
 from lit_spectral.datamodules import MaskedText
 from lit_spectral.tasks import MaskedLM
 
@@ -59,8 +59,8 @@ def run(fit: Callable[[list[str]], Any], config: str) -> None:
 
 def _measure(method: str, cli: Any) -> Result:
     task = cli.model
-    attached = adapters(task.model)
-    norms = [float(values[0]) for values in singular_values(attached) if values is not None]
+    factors = [change.factors() for change in named_changes(task.model).values()]
+    norms = [float(values[0]) for values in singular_values([f for f in factors if f is not None])]
     bounds = [adapter.bounded[0].upper if adapter.bounded else None for adapter in attached]
     norm, bound = max(zip(norms, bounds, strict=True), key=lambda pair: pair[0])
     masked = _masked_accuracy(task.backbone, task.encoder)

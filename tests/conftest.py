@@ -7,11 +7,15 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import transformers
+from lit_spectral.datamodules import GLUE
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_spectral import cli
+from lit_spectral.tasks import SequenceClassification
 from lit_spectral.tiny import train_tokenizer
 
 torch.set_num_threads(1)  # tests run in parallel, one process a core
@@ -137,3 +141,39 @@ def fit(backbone_folder, mrpc_folder, tmp_path, monkeypatch):
         )
 
     return run
+
+
+class Watch(pl.Callback):
+    """Calls a function after every batch."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.look(pl_module)
+
+
+@pytest.fixture
+def train(backbone_folder, mrpc_folder, tmp_path):
+    """Fit a method on the tiny MRPC; returns the trainer."""
+
+    def run(method, *callbacks, lr=1e-2, ckpt_path=None, task=None, **options):
+        pl.seed_everything(0)
+        task = task or SequenceClassification(
+            backbone_folder("bert"), method, optimizer=lambda params: torch.optim.AdamW(params, lr=lr)
+        )
+        trainer = pl.Trainer(
+            **{"max_epochs": 2, "accelerator": "cpu", "default_root_dir": tmp_path, "log_every_n_steps": 1}
+            | {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": list(callbacks)}
+            | {"gradient_clip_val": 1.0, "logger": pl.loggers.TensorBoardLogger(tmp_path)}
+            | options
+        )
+        trainer.fit(task, GLUE("mrpc", mrpc_folder, batch_size=8), ckpt_path=ckpt_path)
+        return trainer
+
+    return run
+
+
+def scalars(trainer):
+    events = EventAccumulator(trainer.log_dir, size_guidance={"scalars": 0}).Reload()
+    return {tag: [(p.step, p.value) for p in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

@@ -11,10 +11,15 @@ from lit_spectral.methods import (
     FCLoRA,
     FullFineTuning,
     HiLoRA,
+    HiPLoRA,
+    HiRA,
+    HiRALoRA,
     LoRA,
     LoRAPlus,
     MiLoRA,
+    MoRA,
     PiSSA,
+    ProjLoRA,
     RandomSVDLoRA,
     RsLoRA,
 )
@@ -35,7 +40,19 @@ ADDITIVE = {
     "PiSSA with alpha": PiSSA(rank=4, alpha=16),
     "MiLoRA": MiLoRA(rank=4),
     "RandomSVDLoRA": RandomSVDLoRA(rank=4),
+    "PiSSA in a ball": PiSSA(rank=4, ball="q1"),
     "SORSA": SORSA(rank=4),
+    "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, orthogonality="gram-schmidt"),
+    "HiRA": HiRA(rank=4),
+    "HiRA uniform": HiRA(rank=4, reference="uniform"),
+    "HiRA truncated": HiRA(rank=4, reference="truncated", reference_rank=3),
+    "HiRA neighbours": HiRA(rank=4, reference="neighbours"),
+    "HiRALoRA": HiRALoRA(rank=4, alpha=8),
+    "ProjLoRA": ProjLoRA(rank=4, principal_rank=5),
+    "HiPLoRA": HiPLoRA(rank=4, principal_rank=5, alpha=8),
+    "HiPLoRA without budget": HiPLoRA(rank=4, principal_rank=5, budget=0),
+    "HiPLoRA without projection": HiPLoRA(rank=4, principal_rank=5, project=False),
+    "MoRA": MoRA(rank=3),
     "FullFineTuning": FullFineTuning(),
 }
 
@@ -227,6 +244,18 @@ def test_the_start_is_the_named_part_of_the_weight(method, indices, alpha):
         expected = sum(s[i] * torch.outer(u[:, i], v[i]) for i in indices)
         found = adapter.scale * adapter.left_start.double() @ adapter.right_start.double()
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [bert, gpt2])
+@pytest.mark.parametrize("method", ADDITIVE.values(), ids=ADDITIVE)
+def test_products_with_vectors_are_those_of_the_dense_change(method, make):
+    model = make()
+    method.apply(model, model.base_model)
+    perturb(model)
+    for adapter in ad.adapters(model):
+        v, u = torch.randn(adapter.in_features), torch.randn(adapter.out_features)
+        torch.testing.assert_close(adapter.times(v), adapter.delta_weight() @ v, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(adapter.transposed_times(u), adapter.delta_weight().T @ u, rtol=1e-4, atol=1e-5)
 
 
 def test_lora_plus_declares_the_rate_of_its_left_factor():

@@ -75,6 +75,31 @@ def test_orthogonality_gradient_vanishes_at_orthonormal_columns():
     assert linalg.orthogonality_gradient(columns).abs().max() == 0
 
 
+def test_projecting_out_leaves_what_is_orthogonal_to_the_basis():
+    generator = torch.Generator().manual_seed(1)
+    basis = torch.linalg.qr(torch.randn(4, 30, 6, generator=generator))[0]
+    columns = torch.randn(4, 30, 5, generator=generator)
+    expected = columns.double() - basis.double() @ (basis.double().mT @ columns.double())
+    found = linalg.project_out(columns, basis)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(linalg.project_out(found, basis), found)  # twice changes nothing
+
+
+def test_orthonormalising_is_gram_schmidt_with_positive_signs():
+    columns = torch.randn(4, 30, 5, generator=torch.Generator().manual_seed(1))
+    q, upper = torch.linalg.qr(columns.double())
+    expected = q * upper.diagonal(dim1=-2, dim2=-1).sign()[:, None]
+    found = linalg.orthonormalise(columns)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(linalg.orthonormalise(found), found)  # twice changes nothing
+
+
+def test_orthonormalising_dependent_columns_still_gives_orthonormal_ones():
+    columns = torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(1))
+    columns[0, :, 3] = columns[0, :, 1]
+    assert linalg.orthogonality_error(linalg.orthonormalise(columns)).max() < 1e-5
+
+
 @pytest.mark.parametrize("part", ["top", "bottom", "random"])
 def test_singular_triplets_satisfy_their_definition(part):
     weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
@@ -128,7 +153,7 @@ def test_power_iteration_reaches_the_spectral_norm_from_below():
     matrix = torch.randn(30, 20, generator=torch.Generator().manual_seed(5))
     vector, estimates = torch.ones(20) / 20**0.5, []
     for _ in range(200):
-        norm, vector = linalg.spectral_norm_step(matrix, vector)
+        norm, vector = linalg.spectral_norm_step(matrix.mv, matrix.mT.mv, vector)
         estimates.append(float(norm))
     exact = float(torch.linalg.matrix_norm(matrix, 2))
     assert max(estimates) <= exact * (1 + 1e-5)

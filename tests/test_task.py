@@ -3,8 +3,8 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import Watch, scalars
 from lit_spectral.callbacks import SigmaClamp, SpectralBall, SpectralMonitor
-from lit_spectral.datamodules import GLUE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_spectral import linalg
@@ -13,43 +13,6 @@ from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, FullFineTuning, HiLoRA, LoRA
 from lit_spectral.tasks import MaskedLM, SequenceClassification
-
-
-class Watch(pl.Callback):
-    """Calls a function after every batch."""
-
-    def __init__(self, look):
-        self.look = look
-
-    def on_train_batch_end(self, trainer, pl_module, *args):
-        self.look(pl_module)
-
-
-@pytest.fixture
-def train(backbone_folder, mrpc_folder, tmp_path):
-    """Fit a method on the tiny MRPC; returns the trainer."""
-
-    def run(method, *callbacks, lr=1e-2, ckpt_path=None, task=None, **options):
-        pl.seed_everything(0)
-        task = task or SequenceClassification(
-            backbone_folder("bert"), method, optimizer=lambda params: torch.optim.AdamW(params, lr=lr)
-        )
-        trainer = pl.Trainer(
-            **{"max_epochs": 2, "accelerator": "cpu", "default_root_dir": tmp_path, "log_every_n_steps": 1}
-            | {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": list(callbacks)}
-            | {"gradient_clip_val": 1.0, "logger": pl.loggers.TensorBoardLogger(tmp_path)}
-            | options
-        )
-        trainer.fit(task, GLUE("mrpc", mrpc_folder, batch_size=8), ckpt_path=ckpt_path)
-        return trainer
-
-    return run
-
-
-def scalars(trainer):
-    events = EventAccumulator(trainer.log_dir, size_guidance={"scalars": 0}).Reload()
-    return {tag: [(p.step, p.value) for p in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
 
 BOUNDED = {
     "FCLoRA singular": FCLoRA(rank=4, sigma_bar=0.05, sigma_lr=100),
@@ -159,7 +122,8 @@ def test_histograms_and_the_panel_of_all_layers_are_in_the_event_file(train):
 @pytest.mark.parametrize("penalty", ["decoupled", "gradient"])
 def test_the_penalty_is_no_part_of_the_reported_loss(train, penalty):
     logged = [
-        scalars(train(FCLoRA(rank=4, start="zero", gamma=gamma, penalty=penalty), max_steps=1)) for gamma in (0.0, 5.0)
+        scalars(train(FCLoRA(rank=4, start="zero", gamma=gamma, orthogonality=penalty), max_steps=1))
+        for gamma in (0.0, 5.0)
     ]
     assert logged[0]["train/loss"][0] == logged[1]["train/loss"][0]
     assert "train/orthogonality_penalty" not in logged[0]
@@ -170,7 +134,7 @@ def test_the_penalty_is_no_part_of_the_reported_loss(train, penalty):
 def test_the_penalty_keeps_the_vectors_orthonormal(train, penalty):
     errors = []
     for gamma in (0.0, 0.5):
-        trainer = train(FCLoRA(rank=4, sigma_lr=100, gamma=gamma, penalty=penalty), lr=1e-3)
+        trainer = train(FCLoRA(rank=4, sigma_lr=100, gamma=gamma, orthogonality=penalty), lr=1e-3)
         errors.append(scalars(trainer)["orthogonality_error/max"][-1][1])
     assert errors[1] < {"decoupled": 0.5, "gradient": 0.9}[penalty] * errors[0]
 

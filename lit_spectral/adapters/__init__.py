@@ -1,37 +1,47 @@
 """What is put on a linear map: one small file for each kind of ΔW."""
 
 from lit_spectral.adapters.attachment import (
-    adapter_names,
     adapters,
     attach,
     detach,
     find_targets,
     fold,
+    named_changes,
     trained_state,
     unfold,
 )
-from lit_spectral.adapters.base import Adapter, Bounded, Factors
+from lit_spectral.adapters.base import Adapter, Bounded, Budget, Change, Confined, Factors
 from lit_spectral.adapters.dense import DenseAdapter
 from lit_spectral.adapters.difference import DifferenceAdapter, SVDDifferenceAdapter
+from lit_spectral.adapters.hadamard import HadamardAdapter, HadamardLowRankAdapter
 from lit_spectral.adapters.low_rank import FactoredAdapter, LowRankAdapter
+from lit_spectral.adapters.square import SquareAdapter
 from lit_spectral.adapters.svd import SVDAdapter
+from lit_spectral.adapters.two_channel import TwoChannelAdapter
 
 __all__ = [
     "Adapter",
     "Bounded",
+    "Budget",
+    "Change",
+    "Confined",
     "DenseAdapter",
     "DifferenceAdapter",
     "FactoredAdapter",
     "Factors",
+    "HadamardAdapter",
+    "HadamardLowRankAdapter",
     "LowRankAdapter",
     "SVDAdapter",
     "SVDDifferenceAdapter",
-    "adapter_names",
+    "SquareAdapter",
+    "TwoChannelAdapter",
     "adapters",
     "attach",
     "detach",
     "find_targets",
     "fold",
+    "named_changes",
     "trained_state",
     "unfold",
 ]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lit_spectral.adapters.base import Adapter
+from lit_spectral.adapters.base import Adapter, Change
+from lit_spectral.adapters.foreign import PeftChange, is_peft_layer
 from lit_spectral.adapters.linear import is_linear
 from lit_spectral.errors import InputError
 
 __all__ = [
-    "adapter_names",
     "adapters",
     "attach",
     "detach",
     "find_targets",
     "fold",
+    "named_changes",
     "trained_state",
     "unfold",
 ]
@@ -76,30 +77,36 @@ def attach(model: nn.Module, built: dict[str, Adapter]) -> None:
 
 def detach(model: nn.Module) -> None:
     """Put the base layers back. Adapters that are folded at this moment leave their change in the weights."""
-    for name, adapter in list(_named_adapters(model)):
+    for name, adapter in [(name, module) for name, module in model.named_modules() if isinstance(module, Adapter)]:
         _replace(model, name, adapter.base_layer)
 
 
 def fold(model: nn.Module) -> None:
     """Add every ΔW to its weight (float32 arithmetic), so that the model runs at the backbone's speed."""
-    for adapter in adapters(model):
-        adapter.fold()
+    for change in named_changes(model).values():
+        change.fold()
 
 
 def unfold(model: nn.Module) -> None:
-    """Undo `fold`, bit by bit."""
-    for adapter in adapters(model):
-        adapter.unfold()
+    """Undo `fold`; bit by bit, but for peft's layers."""
+    for change in named_changes(model).values():
+        change.unfold()
 
 
 def adapters(model: nn.Module) -> list[Adapter]:
     """All adapters of a model, in its order."""
-    return [adapter for _, adapter in _named_adapters(model)]
+    return [module for module in model.modules() if isinstance(module, Adapter)]
 
 
-def adapter_names(model: nn.Module) -> list[str]:
-    """The adapters' paths, in the same order."""
-    return [name for name, _ in _named_adapters(model)]
+def named_changes(model: nn.Module) -> dict[str, Change]:
+    """Every change of a linear map by the map's path, in the model's order: our adapters, and peft's."""
+    found: dict[str, Change] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Adapter):
+            found[name] = module
+        elif is_peft_layer(module) and is_linear(module.get_base_layer()):
+            found[name] = PeftChange(module)
+    return found
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -109,16 +116,14 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     across machines; the base layers are not, unless they are trained.
     """
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    owned = tuple(f"{name}." for name in adapter_names(model))
+    owned = tuple(
+        f"{name}." for name, module in model.named_modules() if isinstance(module, Adapter) or is_peft_layer(module)
+    )
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
         if name in trainable or (owned and name.startswith(owned) and ".base_layer." not in name)
     }
-
-
-def _named_adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, Adapter))
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

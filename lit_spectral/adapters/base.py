@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters.linear import is_transposed, linear_shape
+from lit_spectral.adapters.linear import is_transposed, linear_shape, weight_matrix
 
-__all__ = ["Adapter", "Bounded", "Factors"]
+__all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors"]
 
 
 class Factors(NamedTuple):
@@ -22,26 +23,99 @@ class Factors(NamedTuple):
 
 
 class Bounded(NamedTuple):
-    """A tensor whose entries must stay in [0, upper]."""
+    """A tensor whose entries must stay in [lower, upper]."""
 
     tensor: Tensor
     upper: float
+    lower: float = 0.0
 
 
-class Adapter(nn.Module):
-    """A linear map W₀ with a trainable change: y = (W₀ + ΔW) x + b.
+class Confined(NamedTuple):
+    """Columns (m, r), a view of a parameter, that must stay orthogonal to a basis (m, k) of orthonormal columns."""
 
-    An adapter declares what must hold; callbacks act on the declarations of all adapters at once:
+    columns: Tensor
+    basis: Tensor
+
+
+class Budget(NamedTuple):
+    """A penalty factor · Σᵢ weightsᵢ · tensorᵢ²."""
+
+    tensor: Tensor
+    weights: Tensor
+    factor: float
+
+
+class Change:
+    """A change ΔW (out, in) of a linear map, and what must hold of it.
+
+    A change declares, callbacks act on the declarations of all changes at once:
 
     Attributes:
-        base_layer: the frozen `nn.Linear` or Conv1D that is adapted; its weight is written to by `fold` only.
+        base_layer: the linear map that is changed.
         bounded: tensors that `SigmaClamp` keeps in a range.
-        ball_radius: bound on ‖ΔW‖₂ that `SpectralBall` enforces by contracting the left factor, which
-            must be a parameter then; None for none.
-        orthonormal: tensors (m, r) whose columns the penalty pulls towards orthonormality.
-        penalty_weight: γ, the penalty's factor.
-        decoupled_penalty: whether the penalty acts beside the optimizer instead of in the gradient.
+        ball_radius: bound on ‖ΔW‖₂ that `SpectralBall` holds; None for none.
+        orthonormal: tensors (m, r) whose columns should be orthonormal.
+        retracted: whether `FactorRetraction` makes `orthonormal` exactly so, in place of the penalty.
+        penalty_weight: γ, the factor of the orthogonality penalty.
+        decoupled_penalty: whether that penalty acts beside the optimizer instead of in the gradient.
         lr_ratios: learning rate of a parameter of this module over the task's, by its name here.
+    """
+
+    base_layer: nn.Module
+    in_features: int
+    out_features: int
+    bounded: Sequence[Bounded] = ()
+    ball_radius: float | None = None
+    orthonormal: Sequence[Tensor] = ()
+    retracted: bool = False
+    penalty_weight: float = 0.0
+    decoupled_penalty: bool = True
+    lr_ratios: Mapping[str, float] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        return weight_matrix(self.base_layer).device
+
+    @property
+    def confined(self) -> list[Confined]:
+        """What `FactorRetraction` keeps in a subspace."""
+        return []
+
+    @property
+    def budget(self) -> Budget | None:
+        """A quadratic penalty on gains, None for none."""
+        return None
+
+    @abstractmethod
+    def delta_weight(self) -> Tensor:
+        """ΔW, dense, float32, (out, in); for folding and tests, not for the training path."""
+
+    def factors(self) -> Factors | None:
+        """ΔW as factors of float32, or None where it is not of low rank."""
+        return None
+
+    def times(self, vector: Tensor) -> Tensor:
+        """ΔW v, from (in,) to (out,), float32."""
+        return self.delta_weight() @ vector
+
+    def transposed_times(self, vector: Tensor) -> Tensor:
+        """ΔWᵀ u, from (out,) to (in,), float32."""
+        return self.delta_weight().mT @ vector
+
+    @abstractmethod
+    def fold(self) -> None:
+        """Add ΔW to the base weight, so that the model runs at the backbone's speed."""
+
+    @abstractmethod
+    def unfold(self) -> None:
+        """Undo `fold`."""
+
+
+class Adapter(nn.Module, Change):
+    """A linear map W₀ with a trainable change: y = (W₀ + ΔW) x + b.
+
+    `base_layer` is the frozen `nn.Linear` or Conv1D; its weight is written to by `fold` only.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -49,12 +123,7 @@ class Adapter(nn.Module):
         self.base_layer = base_layer
         base_layer.requires_grad_(False)
         self.out_features, self.in_features = linear_shape(base_layer)
-        self.bounded: list[Bounded] = []
-        self.ball_radius: float | None = None
-        self.orthonormal: list[Tensor] = []
-        self.penalty_weight = 0.0
-        self.decoupled_penalty = True
-        self.lr_ratios: dict[str, float] = {}
+        self.folded = False
         self._unfolded_weight: Tensor | None = None
 
     @property
@@ -68,33 +137,28 @@ class Adapter(nn.Module):
         """The base layer's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
 
-    @abstractmethod
-    def delta_weight(self) -> Tensor:
-        """ΔW, dense, float32, (out, in); for folding and tests, not for the training path."""
-
-    def factors(self) -> Factors | None:
-        """ΔW as factors of float32, or None where it is not of low rank."""
-        return None
-
-    @property
-    def folded(self) -> bool:
-        """Whether ΔW is in the base weight now, so that `forward` is the base layer alone."""
-        return self._unfolded_weight is not None
-
     @torch.no_grad()
     def fold(self) -> None:
         """Add ΔW to the base weight, in float32; W₀ is kept, for `unfold` to bring back bit by bit."""
         if self.folded:
             return
-        weight = self.weight
-        delta = self.delta_weight()
-        delta = delta.mT if is_transposed(self.base_layer) else delta
-        self._unfolded_weight = weight.detach().clone()
-        weight.copy_(weight.float() + delta.to(weight.device))
+        delta = self.delta_weight().to(self.weight.device)
+        before = self.weight.detach().clone()
+        self.weight.copy_(before.float() + (delta.mT if is_transposed(self.base_layer) else delta))
+        self._keep(before)
+        self.folded = True
 
     @torch.no_grad()
     def unfold(self) -> None:
         """Put W₀ back."""
-        if self._unfolded_weight is not None:
-            self.weight.copy_(self._unfolded_weight)
+        if self.folded:
+            self.weight.copy_(self._kept())
             self._unfolded_weight = None
+            self.folded = False
+
+    def _keep(self, weight: Tensor) -> None:
+        self._unfolded_weight = weight
+
+    def _kept(self) -> Tensor:
+        assert self._unfolded_weight is not None
+        return self._unfolded_weight

@@ -32,8 +32,12 @@ class DenseAdapter(Adapter):
     @torch.no_grad()
     def delta_weight(self) -> Tensor:
         """ΔW, dense, float32, (out, in)."""
+        return weight_matrix(self.base_layer).float() - self._initial
+
+    @property
+    def _initial(self) -> Tensor:
         initial = self.initial_weight.float()
-        return weight_matrix(self.base_layer).float() - (initial.mT if is_transposed(self.base_layer) else initial)
+        return initial.mT if is_transposed(self.base_layer) else initial
 
     def fold(self) -> None:
         """Nothing to do: ΔW is in the weight already."""

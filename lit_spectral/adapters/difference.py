@@ -39,6 +39,10 @@ class StartedAdapter(FactoredAdapter):
         self.register_buffer("left_start", left.detach().clone())
         self.register_buffer("right_start", right.detach().clone())
 
+    def free_factors(self) -> None:
+        """None: the nearest ΔW in the ball is no difference of the form L R − L⁰R⁰."""
+        return
+
     def factors(self) -> Factors:
         """([L − L⁰, L⁰], s, [R; R − R⁰])."""
         left, right = self.current()
@@ -61,6 +65,11 @@ class DifferenceAdapter(StartedAdapter):
         """(L, R)."""
         return self.left, self.right
 
+    def retreat(self, fraction: float) -> None:
+        """L and R towards L⁰ and R⁰."""
+        torch.lerp(self.left_start, self.left, fraction, out=self.left.detach())
+        torch.lerp(self.right_start, self.right, fraction, out=self.right.detach())
+
 
 class SVDDifferenceAdapter(StartedAdapter):
     """U, σ and V are trained, L = U diag(σ) and R = Vᵀ; they start at the given singular triplets."""
@@ -80,3 +89,10 @@ class SVDDifferenceAdapter(StartedAdapter):
     def current(self) -> tuple[Tensor, Tensor]:
         """(U diag(σ), Vᵀ)."""
         return self.u * self.sigma, self.v.mT
+
+    def retreat(self, fraction: float) -> None:
+        """U, σ and V towards their start, which lies in L⁰ = U⁰ diag(σ⁰)."""
+        sigma = torch.linalg.vector_norm(self.left_start, dim=0)
+        torch.lerp(self.left_start / sigma.clamp_min(1e-30), self.u, fraction, out=self.u.detach())
+        torch.lerp(sigma, self.sigma, fraction, out=self.sigma.detach())
+        torch.lerp(self.right_start.mT, self.v, fraction, out=self.v.detach())

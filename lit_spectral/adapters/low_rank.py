@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_spectral.adapters.base import Adapter, Factors
+from lit_spectral.adapters.base import Adapter, Confined, Factors
 
 __all__ = ["FactoredAdapter", "LowRankAdapter", "add_low_rank"]
 
@@ -41,6 +41,21 @@ class FactoredAdapter(Adapter):
     def factors(self) -> Factors:
         """ΔW as (left, scale, right)."""
 
+    def free_factors(self) -> Factors | None:
+        """Factors of what `SpectralBall` may contract: `left` is a parameter and takes any value.
+
+        None where ΔW is not free to take the contracted value; such an adapter has a `retreat`.
+        """
+        return self.factors()
+
+    def retreat(self, fraction: float) -> None:
+        """Move what is trained back along the line to where ΔW = 0, to `fraction` in [0, 1] of the way from there."""
+        raise NotImplementedError(f"{type(self).__name__} has free factors, which are contracted instead")
+
+    def hold_in_ball(self, radius: float) -> None:
+        """Declare ‖ΔW‖₂ ≤ radius."""
+        self.ball_radius = radius
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out); dropout acts on the adapter's input only, as in LoRA."""
         base: Tensor = self.base_layer(x)
@@ -58,6 +73,9 @@ class FactoredAdapter(Adapter):
 class LowRankAdapter(FactoredAdapter):
     """ΔW = scale · L R with L (out, r) = 0 and R (r, in) Kaiming uniform (Hu et al., 2021)."""
 
+    u_basis: Tensor
+    v_basis: Tensor
+
     def __init__(self, base_layer: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base_layer, dropout)
         self.scale = scale
@@ -65,7 +83,25 @@ class LowRankAdapter(FactoredAdapter):
         self.left = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
         self.right = nn.Parameter(torch.empty(rank, self.in_features, device=device))
         nn.init.kaiming_uniform_(self.right, a=math.sqrt(5))
+        self._is_confined = False
 
     def factors(self) -> Factors:
         """(L, scale, R)."""
         return Factors(self.left, self.scale, self.right)
+
+    def confine(self, u: Tensor, v: Tensor) -> None:
+        """Keep UᵀL = 0 and R V = 0, for U (out, k) and V (in, k) with orthonormal columns (HiP-LoRA App. A.2).
+
+        U and V are saved with the adapter, since an SVD does not reproduce across machines.
+        """
+        device = self.weight.device
+        self.register_buffer("u_basis", u.to(device, torch.float32).contiguous())
+        self.register_buffer("v_basis", v.to(device, torch.float32).contiguous())
+        self._is_confined = True
+
+    @property
+    def confined(self) -> list[Confined]:
+        """L against U, Rᵀ against V, where `confine` was called."""
+        if not self._is_confined:
+            return []
+        return [Confined(self.left.detach(), self.u_basis), Confined(self.right.detach().mT, self.v_basis)]

@@ -51,6 +51,14 @@ class SVDAdapter(FactoredAdapter):
         self.orthonormal = [self.u, self.v]
         self.penalty_weight = penalty_weight
 
+    def hold_in_ball(self, radius: float) -> None:
+        """Declare ‖ΔW‖₂ ≤ radius: a bound on σ while U and V are exactly orthonormal."""
+        if self.retracted:
+            self.sigma_bar = min(self.sigma_bar, radius)
+            self.bounded = [Bounded(self.sigma, self.sigma_bar)]
+        else:
+            super().hold_in_ball(radius)
+
     def factors(self) -> Factors:
         """(U, σ, Vᵀ)."""
         return Factors(self.u, self.sigma, self.v.mT)

@@ -3,7 +3,11 @@
 from lit_spectral.methods.base import Bound, LowRankMethod, Method
 from lit_spectral.methods.fclora import FCLoRA, HiLoRA
 from lit_spectral.methods.full import BitFit, FullFineTuning
+from lit_spectral.methods.hiplora import HiPLoRA, ProjLoRA
+from lit_spectral.methods.hira import HiRA, HiRALoRA
 from lit_spectral.methods.lora import LoRA, LoRAPlus, RsLoRA
+from lit_spectral.methods.mora import MoRA
+from lit_spectral.methods.peft import Peft
 from lit_spectral.methods.svd_start import SORSA, MiLoRA, PiSSA, RandomSVDLoRA
 
 __all__ = [
@@ -13,12 +17,18 @@ __all__ = [
     "FCLoRA",
     "FullFineTuning",
     "HiLoRA",
+    "HiPLoRA",
+    "HiRA",
+    "HiRALoRA",
     "LoRA",
     "LoRAPlus",
     "LowRankMethod",
     "Method",
     "MiLoRA",
+    "MoRA",
+    "Peft",
     "PiSSA",
+    "ProjLoRA",
     "RandomSVDLoRA",
     "RsLoRA",
 ]

@@ -5,20 +5,67 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
 from lit_spectral import linalg
-from lit_spectral.adapters import Adapter, attach, find_targets
+from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
 from lit_spectral.adapters.linear import linear_shape, weight_matrix
 from lit_spectral.errors import InputError
+from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.svd_cache import SVDCache
 
-__all__ = ["Bound", "LowRankMethod", "Method", "ScaledMethod", "resolve_bound"]
+__all__ = ["Bound", "LowRankMethod", "Method", "RankMethod", "ScaledMethod", "Site", "Spectra", "resolve_bound"]
 
 # A bound on singular values: a number, a quartile of W₀'s ("q1" … "q4"), or {"quantile": 0.6} of them.
 Bound = float | str | dict[str, float]
+
+
+class Spectra:
+    """Spectra of all the targets' weights: computed together, when the first of them is asked for."""
+
+    def __init__(self, targets: dict[str, nn.Module]) -> None:
+        self.weights = {name: weight_matrix(layer) for name, layer in targets.items()}
+        self._cache = SVDCache()
+        self._values: dict[str, Tensor] = {}
+        self._triplets: dict[tuple[Part, int, int], dict[str, SingularTriplets]] = {}
+
+    def values(self, name: str) -> Tensor:
+        """All singular values of one weight, as `SVDCache.singular_values`."""
+        if not self._values:
+            self._values = {n: self._cache.singular_values(w) for n, w in self.weights.items()}
+        return self._values[name]
+
+    def triplets(self, name: str, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
+        """Part of one weight's SVD, as `SVDCache.singular_triplets`."""
+        key = (part, rank, seed)
+        if key not in self._triplets:
+            self._triplets[key] = {
+                n: self._cache.singular_triplets(w, part, rank, seed) for n, w in self.weights.items()
+            }
+        return self._triplets[key][name]
+
+
+class Site(NamedTuple):
+    """A linear map to be adapted, by its path in the encoder, and the spectra that a start may need."""
+
+    name: str
+    layer: nn.Module
+    spectra: Spectra
+
+    @property
+    def weight(self) -> Tensor:
+        """W₀ (out, in)."""
+        return self.spectra.weights[self.name]
+
+    def values(self) -> Tensor:
+        """All singular values of W₀."""
+        return self.spectra.values(self.name)
+
+    def triplets(self, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
+        """Part of the SVD of W₀."""
+        return self.spectra.triplets(self.name, part, rank, seed)
 
 
 @dataclass
@@ -34,27 +81,56 @@ class Method:
     target_modules: list[str] | str | None = None
     seed: int = 0
 
-    def apply(self, model: nn.Module, encoder: nn.Module) -> None:
-        """Freeze `model`, then put adapters on the targets in `encoder`, its pretrained part."""
+    def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
+        """Freeze `model`, put adapters on the targets in `encoder`, its pretrained part, and return the model.
+
+        Raises:
+            InputError: no target, or one that can't take this method; the model is as it was then.
+        """
         model.requires_grad_(False)
         targets = find_targets(encoder, self.target_modules)
-        cache = SVDCache()
-        progress = track(targets.items(), description=f"{type(self).__name__}: adapters", transient=True)
-        attach(encoder, {name: self._build(name, layer, cache) for name, layer in progress})
+        spectra = Spectra(targets)
+        sites = [Site(name, layer, spectra) for name, layer in targets.items()]
+        for step in (self.check, self.build_adapter):
+            built = {site.name: _named(step, site) for site in sites}
+        attach(encoder, built)
+        return model
 
-    def _build(self, name: str, layer: nn.Module, cache: SVDCache) -> Adapter:
-        try:
-            return self.build(layer, cache)
-        except ValueError as error:
-            raise InputError(f"{name}: {error}") from None
+    def check(self, site: Site) -> None:
+        """ValueError if the method can't adapt this map; asked of all maps before anything is computed."""
+
+    def build_adapter(self, site: Site) -> Adapter:
+        """The adapter for one linear map, with all that it declares."""
+        return self.build(site)
 
     @abstractmethod
-    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+    def build(self, site: Site) -> Adapter:
         """The adapter for one linear map."""
+
+    def penalty(self) -> Tensor | None:
+        """A penalty of the method as a whole, 0-d with its graph, which is kept out of the loss; None for none."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Called after every optimizer step that was not skipped, gradients in place; `step` counts from 0."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold of the method besides the model's tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+
+
+def _named(step: Any, site: Site) -> Any:
+    try:
+        return step(site)
+    except ValueError as error:
+        raise InputError(f"{site.name}: {error}") from None
 
 
 @dataclass
-class LowRankMethod(Method):
+class RankMethod(Method):
     """What all methods with a rank have.
 
     Args:
@@ -71,11 +147,38 @@ class LowRankMethod(Method):
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout must be in [0, 1), not {self.dropout}")
 
-    def check_rank(self, layer: nn.Module) -> None:
-        """InputError if the rank is above what a matrix of this shape can have."""
-        shape = linear_shape(layer)
-        if self.rank > min(shape):
-            raise InputError(f"rank {self.rank} is above the largest a {shape[0]} x {shape[1]} matrix can have")
+    def check(self, site: Site) -> None:
+        """ValueError if the rank is above what a matrix of this shape can have."""
+        _check_fits("rank", self.rank, site)
+
+
+def _check_fits(what: str, rank: int, site: Site) -> None:
+    out_features, in_features = linear_shape(site.layer)
+    if rank > min(out_features, in_features):
+        raise ValueError(f"{what} {rank} is above the largest a {out_features} x {in_features} matrix can have")
+
+
+@dataclass
+class LowRankMethod(RankMethod):
+    """What the methods have whose ΔW is a product of thin factors.
+
+    Args:
+        ball: exact bound on ‖ΔW‖₂, held after every step; None for none. A number, q1 … q4
+            (quartiles of each weight's own singular values, counted upwards) or {quantile: 0.6} of them.
+    """
+
+    ball: Bound | None = None
+
+    def build_adapter(self, site: Site) -> Adapter:
+        """The adapter for one linear map, with its ball."""
+        adapter = self.build(site)
+        if self.ball is not None:
+            adapter.hold_in_ball(resolve_bound(self.ball, site))
+        return adapter
+
+    @abstractmethod
+    def build(self, site: Site) -> FactoredAdapter:
+        """The adapter for one linear map."""
 
 
 @dataclass
@@ -94,7 +197,7 @@ class ScaledMethod(LowRankMethod):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
-def resolve_bound(bound: Bound, layer: nn.Module, cache: SVDCache) -> float:
+def resolve_bound(bound: Bound, site: Site) -> float:
     """A bound as a number, for one matrix: quantiles are those of its own singular values.
 
     Quantiles count upwards, so that q1 is the 25th percentile and q4 the largest value
@@ -107,7 +210,7 @@ def resolve_bound(bound: Bound, layer: nn.Module, cache: SVDCache) -> float:
     if isinstance(bound, dict):
         if set(bound) != {"quantile"}:
             raise InputError(f"a bound by quantile is written {{quantile: 0.6}}, not {bound}")
-        bound = linalg.singular_value_quantile(cache.singular_values(weight_matrix(layer)), bound["quantile"])
+        bound = linalg.singular_value_quantile(site.values(), bound["quantile"])
     if not math.isfinite(bound) or bound <= 0:
         raise InputError(f"a bound on singular values must be finite and above 0, not {bound}")
     return float(bound)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lit_spectral.adapters import Adapter, DenseAdapter
+from lit_spectral.adapters import DenseAdapter
 from lit_spectral.errors import InputError
-from lit_spectral.methods.base import Method
-from lit_spectral.svd_cache import SVDCache
+from lit_spectral.methods.base import Method, Site
 
 __all__ = ["BitFit", "FullFineTuning"]
 
@@ -18,21 +17,21 @@ __all__ = ["BitFit", "FullFineTuning"]
 class FullFineTuning(Method):
     """Every parameter of the model is trained; `target_modules` says which ΔW are measured."""
 
-    def apply(self, model: nn.Module, encoder: nn.Module) -> None:
+    def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Keep a copy of the targets' weights to measure ΔW by, and unfreeze everything."""
         super().apply(model, encoder)
-        model.requires_grad_(True)
+        return model.requires_grad_(True)
 
-    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+    def build(self, site: Site) -> DenseAdapter:
         """The adapter for one linear map."""
-        return DenseAdapter(layer)
+        return DenseAdapter(site.layer)
 
 
 @dataclass
 class BitFit(Method):
     """Only the encoder's biases are trained (Ben Zaken et al., 2022); no ΔW, nothing to attach."""
 
-    def apply(self, model: nn.Module, encoder: nn.Module) -> None:
+    def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Freeze all but the biases."""
         if self.target_modules is not None:
             raise InputError("BitFit trains every bias and has no target_modules; leave it out")
@@ -42,3 +41,4 @@ class BitFit(Method):
             raise InputError("BitFit: this backbone has no biases, as Llama-like decoders; choose another method")
         for bias in biases:
             bias.requires_grad_(True)
+        return model

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from lit_spectral.adapters import Adapter, LowRankAdapter
+from lit_spectral.adapters import LowRankAdapter
 from lit_spectral.errors import InputError
-from lit_spectral.methods.base import Bound, ScaledMethod, resolve_bound
-from lit_spectral.svd_cache import SVDCache
+from lit_spectral.methods.base import ScaledMethod, Site
 
 __all__ = ["LoRA", "LoRAPlus", "RsLoRA"]
 
 
 @dataclass
 class LoRA(ScaledMethod):
-    """ΔW = (α/r) L R (Hu et al., 2021).
+    """ΔW = (α/r) L R (Hu et al., 2021)."""
 
-    Args:
-        ball: exact bound on ‖ΔW‖₂, held after every step by projecting ΔW; None for none. A number,
-            q1 … q4 or {quantile: 0.6} of each weight's own singular values.
-    """
-
-    ball: Bound | None = None
-
-    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+    def build(self, site: Site) -> LowRankAdapter:
         """The adapter for one linear map."""
-        self.check_rank(layer)
-        adapter = LowRankAdapter(layer, self.rank, self.scale, self.dropout)
-        if self.ball is not None:
-            adapter.ball_radius = resolve_bound(self.ball, layer, cache)
-        return adapter
+        return LowRankAdapter(site.layer, self.rank, self.scale, self.dropout)
 
 
 @dataclass
@@ -59,8 +45,8 @@ class LoRAPlus(LoRA):
         if self.lr_ratio < 1:
             raise InputError(f"lr_ratio must be at least 1, not {self.lr_ratio}")
 
-    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+    def build(self, site: Site) -> LowRankAdapter:
         """The adapter for one linear map."""
-        adapter = super().build(layer, cache)
+        adapter = super().build(site)
         adapter.lr_ratios = {"left": self.lr_ratio}
         return adapter

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from lit_spectral.adapters import Adapter, DifferenceAdapter, SVDDifferenceAdapter
-from lit_spectral.adapters.linear import weight_matrix
+from lit_spectral.adapters import DifferenceAdapter, SVDDifferenceAdapter
 from lit_spectral.linalg import Part
-from lit_spectral.methods.base import LowRankMethod, ScaledMethod
-from lit_spectral.svd_cache import SVDCache
+from lit_spectral.methods.base import LowRankMethod, ScaledMethod, Site
 
 __all__ = ["SORSA", "MiLoRA", "PiSSA", "RandomSVDLoRA"]
 
@@ -25,11 +21,10 @@ class PiSSA(ScaledMethod):
 
     part: ClassVar[Part] = "top"
 
-    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+    def build(self, site: Site) -> DifferenceAdapter:
         """The adapter for one linear map."""
-        self.check_rank(layer)
-        triplets = cache.singular_triplets(weight_matrix(layer), self.part, self.rank, self.seed)
-        return DifferenceAdapter(layer, triplets, self.scale, self.dropout)
+        triplets = site.triplets(self.part, self.rank, self.seed)
+        return DifferenceAdapter(site.layer, triplets, self.scale, self.dropout)
 
 
 @dataclass
@@ -58,8 +53,6 @@ class SORSA(LowRankMethod):
 
     gamma: float = 0.01
 
-    def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
+    def build(self, site: Site) -> SVDDifferenceAdapter:
         """The adapter for one linear map."""
-        self.check_rank(layer)
-        triplets = cache.singular_triplets(weight_matrix(layer), "top", self.rank)
-        return SVDDifferenceAdapter(layer, triplets, self.gamma, self.dropout)
+        return SVDDifferenceAdapter(site.layer, site.triplets("top", self.rank), self.gamma, self.dropout)

@@ -19,11 +19,18 @@ from torch.optim import Optimizer
 
 from lit_spectral import backbones
 from lit_spectral.adapters import Adapter, adapters, trained_state
-from lit_spectral.callbacks import SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.callbacks import FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method
 from lit_spectral.tasks.fit_check import backbone_digest, check_checkpoint
-from lit_spectral.tasks.penalties import add_orthogonality_gradients, orthogonality_penalty, pull_to_orthogonality
+from lit_spectral.tasks.penalties import (
+    add_budget_gradients,
+    add_gradients_of,
+    add_orthogonality_gradients,
+    budget_penalty,
+    orthogonality_penalty,
+    pull_to_orthogonality,
+)
 
 __all__ = ["Task"]
 
@@ -75,6 +82,7 @@ class Task(pl.LightningModule):
         self.strict_loading = False
         self._rng_state: Tensor | None = None
         self._penalised: list[Adapter] = []
+        self._budgets: list[Adapter] = []
 
     @abstractmethod
     def load_model(self, folder: str) -> tuple[nn.Module, list[str]]:
@@ -101,12 +109,13 @@ class Task(pl.LightningModule):
             if name in missing or (self.trains_head and id(p) not in inside)
         }
         self.backbone_digest = backbone_digest([p for p in encoder.parameters() if id(p) not in new])
-        self.method.apply(model, encoder)
-        for parameter in model.parameters():
-            if id(parameter) in new:
+        adapted = self.method.apply(model, encoder)
+        for name, parameter in adapted.named_parameters():
+            if id(parameter) in new and ".original_module." not in name:  # peft trains a copy of that
                 parameter.requires_grad_(True)
-        self.model = model.train()
+        self.model = adapted.train()
         self._penalised = [adapter for adapter in adapters(model) if adapter.penalty_weight > 0]
+        self._budgets = [adapter for adapter in adapters(model) if adapter.budget is not None]
 
     @property
     def encoder(self) -> nn.Module:
@@ -117,7 +126,7 @@ class Task(pl.LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that hold and log what adapters declare, unless the trainer has its own."""
         present = self.trainer.callbacks  # type: ignore[attr-defined]
-        defaults: list[type[Callback]] = [SigmaClamp, SpectralBall, SpectralMonitor]
+        defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor]
         return [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -155,6 +164,20 @@ class Task(pl.LightningModule):
         if self._penalised:
             self.log("train/orthogonality_penalty", orthogonality_penalty(self._penalised))
             add_orthogonality_gradients([a for a in self._penalised if not a.decoupled_penalty])
+        if self._budgets:
+            self.log("train/budget_penalty", budget_penalty(self._budgets))
+            add_budget_gradients(self._budgets)
+        penalty = self.method.penalty()
+        if penalty is not None:
+            self.log("train/method_penalty", penalty.detach())
+            add_gradients_of(penalty, [p for p in self.model.parameters() if p.grad is not None])
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and let the method follow unless the step was skipped."""
+        skipped = self.skipped_steps
+        super().optimizer_step(*args, **kwargs)
+        if self.skipped_steps == skipped:
+            self.method.after_step(self.global_step)
 
     def configure_gradient_clipping(
         self,
@@ -183,10 +206,11 @@ class Task(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse precisions in which a bound can't be held."""
-        bounded = [a for a in adapters(self.model) if a.bounded or a.ball_radius is not None]
-        if bounded and str(self.trainer.precision) in {"bf16-true", "16-true"}:
+        held = [a for a in adapters(self.model) if a.bounded or a.ball_radius is not None or a.confined or a.retracted]
+        if held and str(self.trainer.precision) in {"bf16-true", "16-true"}:
             raise InputError(
-                f"--trainer.precision {self.trainer.precision} rounds factors to above their bound; give bf16-mixed"
+                f"--trainer.precision {self.trainer.precision} rounds factors out of the set that holds them; "
+                "give bf16-mixed"
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -198,8 +222,8 @@ class Task(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and how to rebuild the rest."""
         checkpoint["state_dict"] = self._trained()
-        random = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
-        checkpoint["lit_spectral"] = self._identity() | random
+        progress = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
+        checkpoint["lit_spectral"] = self._identity() | progress | {"method_state": self.method.state_dict()}
 
     def _trained(self) -> dict[str, Tensor]:
         return {f"model.{name}": tensor for name, tensor in trained_state(self.model).items()}
@@ -224,3 +248,4 @@ class Task(pl.LightningModule):
         check_checkpoint(saved, checkpoint["state_dict"], self._identity(), self._trained())
         self._rng_state = saved["rng_state"]
         self.skipped_steps = saved["skipped_steps"]
+        self.method.load_state_dict(saved["method_state"])

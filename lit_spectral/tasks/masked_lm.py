@@ -41,7 +41,8 @@ class MaskedLM(Task):
         labels = batch["labels"]
         masked = labels != -100
         logits = self.model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
-        logits, wanted = logits[masked].float(), labels[masked]
+        # Prompt methods put virtual tokens in front; the last positions are those of the batch.
+        logits, wanted = logits[:, -labels.shape[1] :][masked].float(), labels[masked]
         count = max(len(wanted), 1)  # a short batch may have nothing masked
         loss = F.cross_entropy(logits, wanted, reduction="sum") / count
         return loss, (logits.argmax(-1) == wanted).float().sum() / count, count

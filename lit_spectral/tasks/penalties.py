@@ -1,6 +1,7 @@
-"""The orthogonality penalty of FCLoRA and HiLoRA, batched over adapters; nothing of it touches the loss.
+"""The penalties that adapters declare, batched over adapters; nothing of them touches the loss.
 
-R(U, V) = ‖UᵀU − I‖_F + ‖VᵀV − I‖_F, times γ, summed over the adapted matrices (FCLoRA eq. 11).
+Orthogonality (FCLoRA, HiLoRA): R(U, V) = ‖UᵀU − I‖_F + ‖VᵀV − I‖_F, times γ, summed over the
+adapted matrices (FCLoRA eq. 11). Budget (HiP-LoRA): λ Σᵢ wᵢ δᵢ², summed likewise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from torch import Tensor
 from lit_spectral import linalg
 from lit_spectral.adapters import Adapter
 
-__all__ = ["add_orthogonality_gradients", "orthogonality_penalty", "pull_to_orthogonality"]
+__all__ = [
+    "add_budget_gradients",
+    "add_gradients_of",
+    "add_orthogonality_gradients",
+    "budget_penalty",
+    "orthogonality_penalty",
+    "pull_to_orthogonality",
+]
 
 # Ours, by experiment (docs/fclora_recipe.md): what a gradient of γ is worth beside one that Adam has normalised.
 DECOUPLED_SCALE = 1000.0
@@ -46,6 +54,30 @@ def pull_to_orthogonality(penalised: list[Adapter], lr: float) -> None:
         longest = lr * stacked[0].numel() ** 0.5
         pulled = linalg.orthogonality_pull(stacked, lr * weight * DECOUPLED_SCALE, longest)
         torch._foreach_copy_(tensors, list(pulled.unbind()))
+
+
+@torch.no_grad()
+def budget_penalty(budgeted: list[Adapter]) -> Tensor:
+    """λ Σᵢ wᵢ δᵢ² over all adapters, a 0-d tensor."""
+    budgets = [adapter.budget for adapter in budgeted]
+    return torch.cat([b.factor * b.weights * b.tensor**2 for b in budgets if b is not None]).sum()
+
+
+@torch.no_grad()
+def add_budget_gradients(budgeted: list[Adapter]) -> None:
+    """Add 2λ wᵢ δᵢ to the gradients of δ."""
+    budgets = [b for adapter in budgeted if (b := adapter.budget) is not None and b.tensor.grad is not None]
+    if budgets:
+        pulls = torch._foreach_mul([b.weights * (2 * b.factor) for b in budgets], [b.tensor for b in budgets])
+        torch._foreach_add_([b.tensor.grad for b in budgets], pulls)  # type: ignore[misc]
+
+
+def add_gradients_of(penalty: Tensor, parameters: list[Tensor]) -> None:
+    """Add autograd's gradients of any penalty, past the hooks by which DDP waits for a backward pass."""
+    gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and parameter.grad is not None:
+            parameter.grad += gradient
 
 
 def _batches(penalised: list[Adapter]) -> Iterator[tuple[float, list[Tensor], Tensor]]:

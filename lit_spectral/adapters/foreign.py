@@ -1,0 +1,68 @@
+"""The changes that peft's layers make, seen as this package's own: to measure, to fold, to save."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_spectral.adapters.base import Change
+from lit_spectral.adapters.linear import linear_shape
+
+__all__ = ["PeftChange", "is_peft_layer"]
+
+
+def is_peft_layer(module: nn.Module) -> bool:
+    """Whether the module is one of peft's adapters on a linear map. Does not import peft."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")
+    return peft is not None and isinstance(module, peft.BaseTunerLayer) and hasattr(module, "base_layer")
+
+
+class PeftChange(Change):
+    """ΔW of a layer of peft, known by what the layer does beside its base layer.
+
+    Nothing of how a method of peft builds its change is assumed but that it is linear.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.base_layer = layer.get_base_layer()
+        self.out_features, self.in_features = linear_shape(self.base_layer)
+
+    def _change(self, x: Tensor) -> Tensor:
+        training = self.layer.training
+        x = x.to(self.base_layer.weight.dtype)  # type: ignore[arg-type]
+        self.layer.eval()  # no dropout
+        try:
+            with torch.autocast(x.device.type, enabled=False):
+                change: Tensor = self.layer(x) - self.base_layer(x)
+        finally:
+            self.layer.train(training)
+        return change.float()
+
+    @torch.no_grad()
+    def delta_weight(self) -> Tensor:
+        """ΔW, dense, float32, (out, in)."""
+        return self._change(torch.eye(self.in_features, device=self.device)).mT
+
+    @torch.no_grad()
+    def times(self, vector: Tensor) -> Tensor:
+        """ΔW v."""
+        return self._change(vector[None])[0]
+
+    def transposed_times(self, vector: Tensor) -> Tensor:
+        """ΔWᵀ u, which is the derivative of u·ΔW v by v."""
+        with torch.enable_grad():
+            probe = torch.zeros(1, self.in_features, device=vector.device, requires_grad=True)
+            (image,) = torch.autograd.grad(self._change(probe)[0] @ vector, probe)
+        return image[0]
+
+    def fold(self) -> None:
+        """By peft's own merge."""
+        self.layer.merge()
+
+    def unfold(self) -> None:
+        """By peft's own unmerge."""
+        self.layer.unmerge()

@@ -1,0 +1,207 @@
+"""ΔW = R₀ ⊙ (L R): a change of high rank from thin factors (HiRA), with one dense product a forward pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_spectral.adapters.base import Adapter, Factors
+from lit_spectral.adapters.linear import is_transposed, weight_matrix
+from lit_spectral.adapters.low_rank import add_low_rank
+
+__all__ = ["HadamardAdapter", "HadamardLowRankAdapter"]
+
+# Entries of a row block: bounds what a product makes beside its result, 64 MiB in float32.
+BLOCK = 2**24
+
+
+class _HadamardProduct(torch.autograd.Function):
+    """y = x (W₀ + R₀ ⊙ (L R))ᵀ, or without W₀, in x's dtype; x (n, in), y (n, out).
+
+    The changed weight is made a block of rows at a time, used and dropped, and made again in
+    backward: only x and the factors are saved, and W₀ and R₀ by reference.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, left: Tensor, right: Tensor, reference: Tensor, weight: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, left, right, reference, weight)
+        y = x.new_empty(len(x), len(left))
+        for rows in _blocks(left, right):
+            torch.mm(x, _changed(left, right, reference, weight, rows, x.dtype).mT, out=y[:, rows])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, left, right, reference, weight = ctx.saved_tensors
+        dy = gradients[0].to(x.dtype)
+        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        d_left, d_right = torch.empty_like(left), torch.zeros_like(right)
+        for rows in _blocks(left, right):
+            if dx is not None:
+                dx.addmm_(dy[:, rows], _changed(left, right, reference, weight, rows, x.dtype))
+            d_product = (dy[:, rows].mT @ x).mul_(reference[rows])
+            d_left[rows] = (d_product @ right.to(x.dtype).mT).to(left.dtype)
+            d_right += left[rows].to(x.dtype).mT @ d_product
+        return dx, d_left, d_right, None, None
+
+
+def _blocks(left: Tensor, right: Tensor) -> list[slice]:
+    height = max(1, BLOCK // right.shape[1])
+    return [slice(start, start + height) for start in range(0, len(left), height)]
+
+
+def _changed(
+    left: Tensor, right: Tensor, reference: Tensor, weight: Tensor | None, rows: slice, dtype: torch.dtype
+) -> Tensor:
+    """A block of rows of W₀ + R₀ ⊙ (L R), rounded to `dtype` once, at the end."""
+    product = left[rows].to(dtype) @ right.to(dtype)
+    if weight is None:
+        return (reference[rows] * product).to(dtype)
+    return torch.addcmul(weight[rows], reference[rows], product).to(dtype)
+
+
+class HadamardAdapter(Adapter):
+    """ΔW = R₀ ⊙ (L R) with L (out, r) = 0 and R (r, in) Kaiming uniform (HiRA eq. 6).
+
+    Without dropout W₀ + ΔW is one weight and one dense product. Dropout acts on ΔW's input alone,
+    which then is a second product. In bfloat16 the sum is rounded to bfloat16, so that changes of
+    an entry by less than 2⁻⁹ of it are felt on average only, over the entries near a rounding edge.
+
+    Args:
+        base_layer: the linear map to adapt.
+        rank: r of L R.
+        dropout: probability, on the adapter's input.
+        reference: R₀ (out, in), fixed; None for W₀ itself. Not saved: the method makes it again.
+    """
+
+    reference: Tensor | None
+
+    def __init__(self, base_layer: nn.Module, rank: int, dropout: float = 0.0, reference: Tensor | None = None) -> None:
+        super().__init__(base_layer)
+        self.dropout = dropout
+        device = self.weight.device
+        self.left = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+        self.right = nn.Parameter(torch.empty(rank, self.in_features, device=device))
+        nn.init.kaiming_uniform_(self.right, a=math.sqrt(5))
+        self.register_buffer("reference", None if reference is None else reference.to(device), persistent=False)
+        self._ulps: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        if self.folded:
+            return self.base_layer(x)  # type: ignore[no-any-return]
+        if self.training and self.dropout:
+            base: Tensor = self.base_layer(x)
+            dropped = F.dropout(x, self.dropout).to(base.dtype)
+            return base + self._product(dropped, None)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        out = self._product(x.to(dtype), weight_matrix(self.base_layer))
+        return out if self.bias is None else out + self.bias.to(dtype)
+
+    def _product(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.reshape(-1, self.in_features)
+            out: Tensor = _HadamardProduct.apply(rows, self.left, self.right, self._reference, weight)  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], self.out_features)
+
+    @property
+    def _reference(self) -> Tensor:
+        if self.reference is not None:
+            return self.reference
+        # While ΔW is folded into the weight, W₀ is what `unfold` would put back.
+        kept = self._kept() if self.folded else self.weight.detach()
+        return kept.mT if is_transposed(self.base_layer) else kept
+
+    @torch.no_grad()
+    def delta_weight(self) -> Tensor:
+        """ΔW, dense, float32, (out, in)."""
+        return self._reference.float() * (self.left.float() @ self.right.float())
+
+    @torch.no_grad()
+    def times(self, vector: Tensor) -> Tensor:
+        """ΔW v by a product of R₀ with r columns: (R₀ (R ⊙ v)ᵀ ⊙ L) summed over the rank."""
+        return ((self._reference.float() @ (self.right * vector).mT) * self.left).sum(1)
+
+    @torch.no_grad()
+    def transposed_times(self, vector: Tensor) -> Tensor:
+        """ΔWᵀ u in the same way."""
+        return ((self._reference.float().mT @ (self.left * vector[:, None])) * self.right.mT).sum(1)
+
+    def _keep(self, weight: Tensor) -> None:
+        """Keep, in place of W₀, by how many units in the last place division gives it back wrongly, one byte each.
+
+        Where an entry of 1 + L R is so near 0 that a byte does not hold that, W₀ itself is kept.
+        """
+        self._ulps = None
+        if self.reference is None:
+            wrong = _integers(weight) - _integers(self._divided())
+            if wrong.abs().max() <= 127:
+                self._ulps = wrong.to(torch.int8)
+                return
+        super()._keep(weight)
+
+    def _kept(self) -> Tensor:
+        """W₀ = W′ / (1 + L R) (HiRA §4.4), mended in the last place; or the copy that was kept."""
+        if self._ulps is None:
+            return super()._kept()
+        divided = self._divided()
+        return (_integers(divided) + self._ulps).to(_INTEGER[divided.dtype]).view(divided.dtype)
+
+    @torch.no_grad()
+    def _divided(self) -> Tensor:
+        """The folded weight over 1 + L R, as it lies, in its dtype."""
+        factor = 1 + self.left.float() @ self.right.float()
+        factor = factor.mT if is_transposed(self.base_layer) else factor
+        return (self.weight.detach().float() / factor).to(self.weight.dtype)
+
+
+# Floats of one sign are ordered as the integers of their bits are.
+_INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    return tensor.view(_INTEGER[tensor.dtype]).long()
+
+
+class HadamardLowRankAdapter(HadamardAdapter):
+    """ΔW = W₀ ⊙ (L R) + L₂ R₂, both left factors 0 at the start (HiRA's hybrid with LoRA)."""
+
+    def __init__(self, base_layer: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(base_layer, rank, dropout)
+        self.scale = scale
+        self.added_left = nn.Parameter(torch.zeros_like(self.left))
+        self.added_right = nn.Parameter(torch.empty_like(self.right))
+        nn.init.kaiming_uniform_(self.added_right, a=math.sqrt(5))
+
+    @property
+    def _added(self) -> Factors:
+        return Factors(self.added_left, self.scale, self.added_right)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        out = super().forward(x)
+        return out if self.folded else add_low_rank(out, F.dropout(x, self.dropout, self.training), self._added)
+
+    @torch.no_grad()
+    def delta_weight(self) -> Tensor:
+        """ΔW, dense, float32, (out, in)."""
+        return super().delta_weight() + self.added_left.float() @ self.added_right.float() * self.scale
+
+    @torch.no_grad()
+    def times(self, vector: Tensor) -> Tensor:
+        """ΔW v."""
+        return super().times(vector) + self.added_left @ (self.added_right @ vector) * self.scale
+
+    @torch.no_grad()
+    def transposed_times(self, vector: Tensor) -> Tensor:
+        """ΔWᵀ u."""
+        return super().transposed_times(vector) + self.added_right.mT @ (self.added_left.mT @ vector) * self.scale
+
+    def _keep(self, weight: Tensor) -> None:
+        """W₀ itself: the sum can't be divided out."""
+        Adapter._keep(self, weight)

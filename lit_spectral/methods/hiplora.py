@@ -1,0 +1,77 @@
+"""HiP-LoRA and Proj-LoRA: what W₀'s principal directions may take, and what must keep out of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_spectral.adapters import LowRankAdapter, TwoChannelAdapter
+from lit_spectral.errors import InputError
+from lit_spectral.methods.base import ScaledMethod, Site, _check_fits
+
+__all__ = ["HiPLoRA", "ProjLoRA"]
+
+
+@dataclass
+class ProjLoRA(ScaledMethod):
+    """LoRA in the complement of W₀'s k principal directions, on both sides (HiP-LoRA's reference).
+
+    L and R are retracted after every step, UᵀL = 0 and R V = 0, so that the forward pass is LoRA's.
+
+    Args:
+        rank: r of L R; default 16, as its paper.
+        principal_rank: k, how many principal directions are kept out of; default 32, as its paper.
+    """
+
+    rank: int = 16
+    principal_rank: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.principal_rank < 1:
+            raise InputError(f"principal_rank must be at least 1, not {self.principal_rank}")
+
+    def check(self, site: Site) -> None:
+        """ValueError if rank and principal_rank together leave no room in a matrix of this shape."""
+        _check_fits("rank + principal_rank =", self.rank + self.principal_rank, site)
+
+    def build(self, site: Site) -> LowRankAdapter:
+        """The adapter for one linear map."""
+        adapter = LowRankAdapter(site.layer, self.rank, self.scale, self.dropout)
+        u, _, v = site.triplets("top", self.principal_rank)
+        adapter.confine(u, v)
+        return adapter
+
+
+@dataclass
+class HiPLoRA(ProjLoRA):
+    """ΔW = U_k diag(δ) V_kᵀ + s·L R: budgeted gains on the principal directions, LoRA in their complement.
+
+    The paper's values of λ, of the weights' exponent and of the rates are lost with its equations;
+    the defaults are ours (docs/methods.md).
+
+    Args:
+        budget: λ of the penalty λ Σᵢ wᵢ δᵢ², summed over layers; 0 for the ablation without budget.
+        sensitivity: the exponent in wᵢ = σᵢ^sensitivity / Σⱼ σⱼ^sensitivity; 0 weighs all alike.
+        delta_lr: learning rate of δ over that of L and R. Adam moves δ by at most the learning rate
+            a step, little beside the singular values it is added to.
+        project: whether L R keeps out of the principal directions; False for the ablation.
+    """
+
+    budget: float = 1e-2
+    sensitivity: float = 1.0
+    delta_lr: float = 10.0
+    project: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget < 0 or self.delta_lr <= 0:
+            raise InputError(f"budget must not be negative and delta_lr above 0, not {self.budget}, {self.delta_lr}")
+
+    def build(self, site: Site) -> TwoChannelAdapter:
+        """The adapter for one linear map."""
+        principal = site.triplets("top", self.principal_rank)
+        adapter = TwoChannelAdapter(
+            site.layer, principal, self.rank, self.scale, self.project, self.budget, self.sensitivity, self.dropout
+        )
+        adapter.lr_ratios = {"delta": self.delta_lr}
+        return adapter

@@ -1,0 +1,90 @@
+"""HiRA, its other references, and its hybrid with LoRA: ΔW = R₀ ⊙ (L R)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter
+from lit_spectral.errors import InputError
+from lit_spectral.methods.base import RankMethod, Site, _check_fits
+
+__all__ = ["HiRA", "HiRALoRA"]
+
+
+@dataclass
+class HiRA(RankMethod):
+    """ΔW = R₀ ⊙ (L R), with R₀ = W₀ (HiRA eq. 6): as few parameters as LoRA, and a rank up to rank(W₀)·r.
+
+    Args:
+        reference: R₀: `weight` is W₀; the others are its paper's ablations. `uniform`: drawn from
+            [0, 1] by `seed` (Table 4). `truncated`: the part of W₀ of rank `reference_rank`
+            (Table 13). `neighbours`: the mean of this map's W₀ in the layer below, this one and the
+            layer above (Table 14).
+        reference_rank: of the `truncated` reference.
+    """
+
+    reference: Literal["weight", "uniform", "truncated", "neighbours"] = "weight"
+    reference_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.reference == "truncated") != (self.reference_rank is not None):
+            raise InputError("reference: truncated and reference_rank belong together; give both or neither")
+        if self.reference_rank is not None and self.reference_rank < 1:
+            raise InputError(f"reference_rank must be at least 1, not {self.reference_rank}")
+
+    def check(self, site: Site) -> None:
+        """ValueError if a rank is above what a matrix of this shape can have."""
+        super().check(site)
+        if self.reference_rank is not None:
+            _check_fits("reference_rank", self.reference_rank, site)
+
+    def build(self, site: Site) -> HadamardAdapter:
+        """The adapter for one linear map."""
+        return HadamardAdapter(site.layer, self.rank, self.dropout, self._reference(site))
+
+    def _reference(self, site: Site) -> Tensor | None:
+        """R₀ (out, in); None for W₀ itself, which need not be stored twice."""
+        if self.reference == "uniform":
+            # Every map draws its own, on the CPU, the same on every machine.
+            generator = torch.Generator("cpu").manual_seed(self.seed * 2**32 + crc32(site.name.encode()))
+            return torch.rand(site.weight.shape, generator=generator, device="cpu")
+        if self.reference == "truncated":
+            assert self.reference_rank is not None
+            u, sigma, v = site.triplets("top", self.reference_rank)
+            return (u * sigma) @ v.mT
+        if self.reference == "neighbours":
+            return torch.stack([weight.float() for weight in _neighbours(site)]).mean(0)
+        return None
+
+
+def _neighbours(site: Site) -> list[Tensor]:
+    """Weights of the same map in the layer below, this one and the layer above, where there is one."""
+    number = re.search(r"(?<=\.)\d+(?=\.)", f".{site.name}")
+    if number is None:
+        raise ValueError("reference: neighbours needs numbered layers, and this path has no number")
+    before, after = site.name[: number.start() - 1], site.name[number.end() - 1 :]
+    names = [f"{before}{int(number[0]) + step}{after}" for step in (-1, 0, 1)]
+    return [site.spectra.weights[name] for name in names if name in site.spectra.weights]
+
+
+@dataclass
+class HiRALoRA(RankMethod):
+    """ΔW = W₀ ⊙ (L R) + s·L₂ R₂: HiRA and LoRA of one rank side by side (its paper's hybrid).
+
+    Args:
+        alpha: α of the LoRA part, s = α/r; None for the rank.
+    """
+
+    alpha: float | None = None
+
+    def build(self, site: Site) -> HadamardLowRankAdapter:
+        """The adapter for one linear map."""
+        scale = 1.0 if self.alpha is None else self.alpha / self.rank
+        return HadamardLowRankAdapter(site.layer, self.rank, scale, self.dropout)

@@ -1,0 +1,127 @@
+"""Other people's methods: whatever peft has, under this package's tasks, monitors and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_spectral.adapters import Adapter, find_targets
+from lit_spectral.errors import InputError
+from lit_spectral.methods.base import Method, Site
+
+__all__ = ["Peft"]
+
+# What peft's prompt methods must know of the model's head, by the end of its class's name.
+TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+
+
+@dataclass
+class Peft(Method):
+    """A method of peft, by its config: AdaLoRA, DoRA, FourierFT, prompt and prefix tuning, and the rest.
+
+    AdaLoRA's budget is allocated after every optimizer step, and its orthogonality penalty reaches
+    the gradients without entering the loss that is reported.
+
+    Args:
+        config: the fields of a peft config, `peft_type` among them: `{peft_type: LORA, r: 8, use_dora: true}`.
+            Without `target_modules` in it, the linear maps are those of our own methods.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._tuner: Any = None
+
+    def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
+        """Let peft put its layers on the model; prompt methods return it wrapped, for their own forward pass."""
+        import peft
+
+        config = self._peft_config(model, encoder)
+        model.requires_grad_(False)
+        try:
+            wrapped: Any = peft.get_peft_model(model, config)
+        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+            raise InputError(f"method.config: {_first_line(error)}") from error
+        if config.is_prompt_learning:
+            return wrapped  # type: ignore[no-any-return]
+        # The layers are in the model itself; unwrapped, they keep the paths that they have under our methods.
+        self._tuner = wrapped.base_model
+        return model
+
+    def build(self, site: Site) -> Adapter:
+        """Not asked for: peft builds its own layers."""
+        raise NotImplementedError
+
+    def penalty(self) -> Tensor | None:
+        """What peft's model adds to its loss, alone, with its graph; None where it adds nothing."""
+        if self._tuner is None:
+            return None
+        outputs = SimpleNamespace(loss=torch.zeros((), device=next(self._tuner.model.parameters()).device))
+        with _forward_returns(self._tuner.model, outputs):
+            self._tuner.forward()
+        return outputs.loss if outputs.loss.requires_grad else None
+
+    def after_step(self, step: int) -> None:
+        """AdaLoRA's allocation of its budget; other methods have none."""
+        if hasattr(self._tuner, "update_and_allocate"):
+            self._tuner.update_and_allocate(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What AdaLoRA's allocator remembers from step to step, for an exact resume."""
+        allocator = getattr(self._tuner, "rankallocator", None)
+        if allocator is None:
+            return {}
+        averages = {name: dict(value) for name, value in vars(allocator).items() if isinstance(value, dict)}
+        return {"averages": averages, "rank_pattern": allocator.peft_config.rank_pattern}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        if state:
+            vars(self._tuner.rankallocator).update(state["averages"])
+            self._tuner.rankallocator.peft_config.rank_pattern = state["rank_pattern"]
+
+    def _peft_config(self, model: nn.Module, encoder: nn.Module) -> Any:
+        import peft
+
+        fields = dict(self.config)
+        kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING.get(fields.get("peft_type"))  # type: ignore[arg-type]
+        if kind is None:
+            known = ", ".join(sorted(str(t.value) for t in peft.PEFT_TYPE_TO_CONFIG_MAPPING))
+            raise InputError(f"method.config: peft_type {fields.get('peft_type')!r} unknown; peft has {known}")
+        if "target_modules" in kind.__dataclass_fields__ and fields.get("target_modules") is None:
+            wanted = {id(layer) for layer in find_targets(encoder, self.target_modules).values()}
+            fields["target_modules"] = [name for name, layer in model.named_modules() if id(layer) in wanted]
+        elif self.target_modules is not None:
+            raise InputError("target_modules: give it in method.config, or not at all for a prompt method")
+        try:
+            config = kind(**fields)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"method.config: {_first_line(error)}") from error
+        if config.is_prompt_learning and config.task_type is None:
+            endings = [task for ending, task in TASK_TYPES.items() if type(model).__name__.endswith(ending)]
+            config.task_type = (endings or ["FEATURE_EXTRACTION"])[0]
+        return config
+
+
+@contextmanager
+def _forward_returns(model: nn.Module, outputs: Any) -> Iterator[None]:
+    """Let `model.forward` return `outputs` at once."""
+    before = vars(model).get("forward")
+    vars(model)["forward"] = lambda *args, **kwargs: outputs
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(model)["forward"]
+        else:
+            vars(model)["forward"] = before
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,297 @@
+"""Every method through the task: what must hold while it trains, and what its checkpoint brings back."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import transformers
+from conftest import Watch, scalars
+
+from lit_spectral import linalg
+from lit_spectral.adapters import adapters, trained_state
+from lit_spectral.checkpoint import load
+from lit_spectral.errors import InputError
+from lit_spectral.methods import (
+    SORSA,
+    BitFit,
+    FCLoRA,
+    FullFineTuning,
+    HiLoRA,
+    HiPLoRA,
+    HiRA,
+    HiRALoRA,
+    LoRA,
+    LoRAPlus,
+    MiLoRA,
+    MoRA,
+    Peft,
+    PiSSA,
+    ProjLoRA,
+    RandomSVDLoRA,
+    RsLoRA,
+)
+from lit_spectral.tasks import MaskedLM, SequenceClassification
+
+OURS = {
+    "LoRA": LoRA(rank=4, dropout=0.1),
+    "RsLoRA": RsLoRA(rank=4),
+    "LoRAPlus": LoRAPlus(rank=4),
+    "PiSSA": PiSSA(rank=4),
+    "MiLoRA": MiLoRA(rank=4),
+    "RandomSVDLoRA": RandomSVDLoRA(rank=4),
+    "SORSA": SORSA(rank=4),
+    "FCLoRA": FCLoRA(rank=4),
+    "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, orthogonality="gram-schmidt"),
+    "HiLoRA": HiLoRA(rank=4),
+    "HiRA": HiRA(rank=4),
+    "HiRA with dropout": HiRA(rank=4, dropout=0.1),
+    "HiRA uniform": HiRA(rank=4, reference="uniform"),
+    "HiRA truncated": HiRA(rank=4, reference="truncated", reference_rank=3),
+    "HiRA neighbours": HiRA(rank=4, reference="neighbours"),
+    "HiRALoRA": HiRALoRA(rank=4),
+    "ProjLoRA": ProjLoRA(rank=4, principal_rank=6),
+    "HiPLoRA": HiPLoRA(rank=4, principal_rank=6),
+    "MoRA": MoRA(rank=4),
+    "FullFineTuning": FullFineTuning(),
+    "BitFit": BitFit(),
+}
+PEFT = {
+    "DoRA": Peft(config={"peft_type": "LORA", "r": 4, "use_dora": True}),
+    "AdaLoRA": Peft(
+        config={"peft_type": "ADALORA", "init_r": 6, "target_r": 3, "tinit": 2, "tfinal": 4, "total_step": 24}
+    ),
+    "FourierFT": Peft(config={"peft_type": "FOURIERFT", "n_frequency": 20}),
+    "prompt tuning": Peft(config={"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}),
+    "P-tuning": Peft(config={"peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_hidden_size": 8}),
+    "prefix tuning": Peft(config={"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}),
+}
+METHODS = OURS | PEFT
+CONFINED = [HiPLoRA(rank=4, principal_rank=6), ProjLoRA(rank=4, principal_rank=6)]
+RUNS = [{}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}]
+ids = {"ids": ["plain", "accumulated", "bf16"]}
+
+
+@pytest.fixture
+def learn(backbone_folder):
+    """Fit four rows by heart, the head frozen; returns the loss before and after."""
+
+    def run(method, autocast=False):
+        torch.manual_seed(0)
+        task = SequenceClassification(backbone_folder("bert"), method, num_labels=2)
+        task.configure_model()
+        for module in task.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        tokens = torch.randint(5, 60, (4, 8))
+        batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.tensor([0, 1, 1, 0])}
+        adapted = [p for name, p in task.model.named_parameters() if p.requires_grad and "classifier" not in name]
+        optimizer = torch.optim.AdamW(adapted, lr=5e-3)
+        losses = []
+        for _ in range(60):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                losses.append(task.loss(task(batch), batch["labels"]))
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+        return float(losses[0].detach()), float(losses[-1].detach())
+
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_learns_by_what_it_adds(learn, method):
+    before, after = learn(method)
+    # Prompts hardly reach the first token's state through a random model's attention.
+    assert after < (before if method in list(PEFT.values())[3:5] else 0.9 * before)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["one product", "two products"])
+def test_hira_learns_in_bfloat16(learn, dropout):
+    before, after = learn(HiRA(rank=4, dropout=dropout), autocast=True)
+    assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_frozen_backbone_keeps_its_bytes(train, backbone_folder, method):
+    if isinstance(method, (FullFineTuning, BitFit)):
+        pytest.skip("trains the backbone's own parameters")
+    before = transformers.AutoModel.from_pretrained(backbone_folder("bert"), add_pooling_layer=False)
+    task = train(method, max_steps=3).lightning_module
+    # A frozen parameter's path, whatever is wrapped round it.
+    after = {name.replace(".base_layer", "").split("bert.")[-1]: p for name, p in task.model.named_parameters()}
+    assert [name for name, tensor in before.named_parameters() if not torch.equal(tensor, after[name])] == []
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_checkpoint_rebuilds_the_trained_task(train, tmp_path, method):
+    trainer = train(method, max_steps=3)
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    task = trainer.lightning_module.eval()
+    tokens = {"input_ids": torch.arange(12).reshape(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "task.ckpt")(tokens), task(tokens))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(train, tmp_path, method):
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "first.ckpt")
+
+    whole = train(method, Save(), max_epochs=3)
+    expected = {name: tensor.clone() for name, tensor in trained_state(whole.lightning_module.model).items()}
+    resumed = train(method, max_epochs=3, ckpt_path=tmp_path / "first.ckpt")
+    found = trained_state(resumed.lightning_module.model)
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(train, method):
+    snapshots = []
+
+    class Poison(pl.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 2:
+                next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            snapshots.append([tensor.clone() for tensor in trained_state(pl_module.model).values()])
+
+    train(method, Poison(), max_steps=3)
+    assert all(torch.equal(before, after) for before, after in zip(snapshots[1], snapshots[2], strict=True))
+    assert not all(torch.equal(before, after) for before, after in zip(snapshots[0], snapshots[1], strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_restores_masked_words_too(backbone_folder, method):
+    task = MaskedLM(backbone_folder("bert"), method)
+    task.configure_model()
+    batch = {"input_ids": torch.arange(5, 17).reshape(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    task.log = lambda *args, **kwargs: None
+    loss = task.training_step(batch | {"labels": batch["input_ids"]}, 0)
+    loss.backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in task.model.parameters())
+
+
+@pytest.mark.parametrize("method", CONFINED, ids=["HiPLoRA", "ProjLoRA"])
+@pytest.mark.parametrize("options", RUNS, **ids)
+def test_the_residual_channel_keeps_out_of_the_principal_directions(train, method, options):
+    """To 1e-5 relative, after each of 50 steps."""
+    found = []
+
+    def look(task):
+        for adapter in adapters(task.model):
+            u, _, vt = torch.linalg.svd(adapter.weight.detach().double(), full_matrices=False)
+            if adapter.left.abs().max() > 0:
+                left, right = adapter.left.detach().double(), adapter.right.detach().double()
+                found.append(float((u[:, :6].T @ left).norm() / left.norm()))
+                found.append(float((right @ vt[:6].T).norm() / right.norm()))
+
+    train(method, Watch(look), max_epochs=20, max_steps=50, **options)
+    assert len(found) >= 2 * 12 * 45
+    assert max(found) <= 1e-5
+
+
+def test_without_projection_the_residual_channel_enters_the_principal_directions(train):
+    """Else the test above could not fail."""
+    task = train(HiPLoRA(rank=4, principal_rank=6, project=False)).lightning_module
+    inside = [float((a.u_basis.T @ a.left).detach().norm() / a.left.detach().norm()) for a in adapters(task.model)]
+    assert max(inside) > 0.1
+
+
+@pytest.mark.parametrize("options", RUNS, **ids)
+def test_gram_schmidt_keeps_the_vectors_orthonormal_after_every_step(train, options):
+    errors = []
+
+    def look(task):
+        tensors = [t for a in adapters(task.model) for t in (a.u.detach(), a.v.detach())]
+        errors.append(max(float(linalg.orthogonality_error(t[None])) for t in tensors))
+
+    trainer = train(FCLoRA(rank=4, orthogonality="gram-schmidt", sigma_lr=100), Watch(look), **options)
+    assert max(errors) < 1e-5
+    assert "train/orthogonality_penalty" not in scalars(trainer)
+
+
+BALLS = {
+    "LoRA": LoRA(rank=4, ball=0.03),
+    "PiSSA": PiSSA(rank=4, ball=0.03),
+    "MiLoRA": MiLoRA(rank=4, ball=0.03),
+    "SORSA": SORSA(rank=4, ball=0.03),
+    "FCLoRA": FCLoRA(rank=4, ball=0.03, sigma_lr=100),
+    "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, ball=0.03, sigma_lr=100, orthogonality="gram-schmidt"),
+    "ProjLoRA": ProjLoRA(rank=4, principal_rank=6, ball=0.03),
+    "HiPLoRA": HiPLoRA(rank=4, principal_rank=6, ball=0.03),
+    "HiPLoRA without projection": HiPLoRA(rank=4, principal_rank=6, ball=0.03, project=False),
+}
+
+
+@pytest.mark.parametrize("options", RUNS, **ids)
+@pytest.mark.parametrize("method", BALLS.values(), ids=BALLS)
+def test_the_change_stays_in_the_ball_after_every_step(train, method, options):
+    norms = []
+
+    def look(task):
+        norms.extend(float(torch.linalg.svdvals(a.delta_weight().double())[0]) for a in adapters(task.model))
+
+    train(method, Watch(look), **options)
+    assert max(norms) <= 0.03 * (1 + 1e-5)
+    assert max(norms) > 0.027  # the bound was felt
+
+
+def test_the_budget_is_no_part_of_the_loss_and_holds_the_gains_down(train):
+    runs = [train(HiPLoRA(rank=4, principal_rank=6, budget=budget)) for budget in (0.0, 100.0)]
+    assert scalars(runs[0])["train/loss"][0] == scalars(runs[1])["train/loss"][0]
+    assert "train/budget_penalty" not in scalars(runs[0])
+    gains = [max(float(a.delta.detach().abs().max()) for a in adapters(run.lightning_module.model)) for run in runs]
+    assert gains[1] < 0.5 * gains[0]
+
+
+@pytest.mark.parametrize("sensitivity", [0.0, 2.0])
+def test_the_budget_is_that_of_its_definition(train, sensitivity):
+    trainer = train(HiPLoRA(rank=4, principal_rank=6, budget=0.3, sensitivity=sensitivity), max_steps=3)
+    task = trainer.lightning_module
+    expected = 0.0
+    for adapter in adapters(task.model):
+        sigma = torch.linalg.svdvals(adapter.weight.detach().double())[:6] ** sensitivity
+        expected += 0.3 * float((sigma / sigma.sum() * adapter.delta.detach().double() ** 2).sum())
+    task.log = lambda name, value: logged.update({name: float(value)})
+    logged = {}
+    task.on_before_optimizer_step(trainer.optimizers[0])
+    assert logged["train/budget_penalty"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [HiRA(rank=4), MoRA(rank=4), PEFT["DoRA"]], ids=["HiRA", "MoRA", "DoRA"])
+def test_a_change_without_factors_logs_an_estimate_close_to_the_dense_norm(train, method):
+    from lit_spectral.adapters import named_changes
+
+    trainer = train(method, lr=3e-3, max_epochs=6)
+    changes = named_changes(trainer.lightning_module.model)
+    exact = max(float(torch.linalg.svdvals(change.delta_weight())[0]) for change in changes.values())
+    estimate = scalars(trainer)["spectral_norm_estimate/max"][-1][1]
+    assert 0.9 * exact < estimate <= exact * (1 + 1e-4)
+
+
+def test_adalora_ends_at_its_budget(train):
+    task = train(PEFT["AdaLoRA"], max_epochs=3).lightning_module
+    kept = [int((p != 0).sum()) for name, p in task.model.named_parameters() if ".lora_E." in name]
+    assert sum(kept) == 3 * len(kept)  # target_r a layer, on average
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Peft(config={"peft_type": "LORA", "rank": 4}), "rank"),
+        (lambda: Peft(config={"r": 4}), "peft_type None unknown; peft has ADALORA"),
+        (lambda: Peft(config={"peft_type": "ADALORA"}), "total_step"),
+        (lambda: Peft(target_modules=["query"], config={"peft_type": "PROMPT_TUNING"}), "target_modules"),
+        (lambda: HiRA(rank=4, reference="truncated"), "reference_rank"),
+        (lambda: HiRA(rank=4, reference="truncated", reference_rank=99), "query: reference_rank 99 is above"),
+        (lambda: HiRA(rank=4, reference="neighbours", target_modules=["pooler.dense"]), "numbered layers"),
+        (lambda: FCLoRA(rank=4, start="zero", orthogonality="gram-schmidt"), "start: singular"),
+        (lambda: HiPLoRA(rank=8), r"rank \+ principal_rank = 40 is above"),
+        (lambda: MoRA(rank=16), "makes M 32 x 32, above|makes M"),
+    ],
+)
+def test_a_setting_that_can_not_work_is_one_line(backbone_folder, build, message):
+    with pytest.raises(InputError, match=message):
+        SequenceClassification(backbone_folder("bert"), build(), num_labels=2).configure_model()
