@@ -115,7 +115,7 @@ class CausalLM(Task):
         return F.cross_entropy(logits[scored].float(), wanted[scored], reduction="sum"), scored.sum()
 
     def _start(self) -> None:
-        # Every set on every process, also where a process gets no batch of it, since all are gathered.
+        # Every set on every process, also where a process gets no batch of it, since all are summed up.
         zeros = torch.zeros(2, dtype=torch.float64, device=self.device)
         self._totals = {name: zeros.clone() for name in self.evaluation_sets()}
 
@@ -124,7 +124,7 @@ class CausalLM(Task):
 
     def _finish(self) -> None:
         for name, totals in self._totals.items():
-            summed, count = self.all_gather(totals).reshape(-1, 2).sum(0)  # type: ignore[union-attr]
+            summed, count = self.trainer.strategy.reduce(totals, reduce_op="sum")
             loss = summed / count
             for metric, value in (("loss", loss), ("perplexity", loss.exp())):
                 self.log(f"{name}/{metric}", value.float(), prog_bar=True, sync_dist=True)
