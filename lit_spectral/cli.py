@@ -90,8 +90,8 @@ def _templates_as_text(args: list[str]) -> list[str]:
     written, rest = [], iter(args)
     for arg in rest:
         flag, joined, text = arg.partition("=")
-        if flag in {"--data.prompt", "--data.answer"} and (joined or arg is not args[-1]):
-            value = json.dumps({flag.removeprefix("--data."): text if joined else next(rest)})
+        if flag in {"--data.prompt", "--data.answer"}:
+            value = json.dumps({flag.removeprefix("--data."): text if joined else next(rest, "")})
             arg = f"--data.init_args={value}"
         written.append(arg)
     return written
