@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_spectral.errors import InputError
 
-__all__ = ["check_columns", "read_split", "split_exists"]
+__all__ = ["check_columns", "read_split", "read_text", "split_exists"]
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -33,10 +33,7 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
         try:
             rows = datasets.load_dataset(path, config, split=split)
         except Exception as error:
-            raise InputError(
-                f"data.path: {path} is neither a local folder nor to be had from the hub now; "
-                f"give --data.path FOLDER with {split}.jsonl, .parquet or .csv ({_first_line(error)})"
-            ) from error
+            raise _unreachable(path, split, error) from error
     else:
         files = _files(folder, split)
         if not files:
@@ -61,9 +58,33 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
 
 
 def split_exists(path: str, split: str, config: str | None = None) -> bool:
-    """Whether a local folder has the split; always true of the hub."""
+    """Whether a folder, or a data set on the hub, has the split.
+
+    Raises:
+        InputError: no such folder, hub out of reach.
+    """
     folder = _folder(path, config)
-    return folder is None or bool(_files(folder, split))
+    if folder is not None:
+        return bool(_files(folder, split))
+    import datasets
+
+    try:
+        return split in datasets.get_dataset_split_names(path, config)
+    except Exception as error:
+        raise _unreachable(path, split, error) from error
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 file, or the .txt files of a folder in the order of their names, one below the other.
+
+    Raises:
+        InputError: no such file, a folder without .txt files, a file that is not UTF-8.
+    """
+    given = Path(path).expanduser()
+    files = sorted(given.glob("*.txt")) if given.is_dir() else [given]
+    if not files:
+        raise InputError(f"data.path: the folder {path} has no .txt file")
+    return "\n".join(_read_text(file) for file in files)
 
 
 def check_columns(rows: Any, wanted: Sequence[str], where: str) -> None:
@@ -90,6 +111,22 @@ def _files(folder: Path, split: str) -> list[Path]:
             if found:
                 return found
     return []
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"data.path: there is no file {file}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.path: {file} is not UTF-8 at byte {error.start}; convert it") from None
+
+
+def _unreachable(path: str, split: str, error: Exception) -> InputError:
+    return InputError(
+        f"data.path: {path} is neither a local folder nor to be had from the hub now; "
+        f"give --data.path FOLDER with {split}.jsonl, .parquet or .csv ({_first_line(error)})"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
+from lit_spectral.datamodules.files import read_text
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
 
@@ -21,7 +21,7 @@ class MaskedText(TextDataModule):
     depend on `seed` and the row alone: the same tokens for every model, batch size and epoch.
 
     Args:
-        path: a UTF-8 text file, one passage a line; None for the text that ships with Python.
+        path: a UTF-8 text file or a folder of .txt files, one passage a line; None for the text that ships with Python.
         mask_fraction: of a row's tokens, chosen to be restored, in (0, 1).
         validation_fraction: of the lines, the last ones after a seeded shuffle.
         batch_size: as in `TextDataModule`.
@@ -58,7 +58,7 @@ class MaskedText(TextDataModule):
         rows = datasets.Dataset.from_dict({"text": self._lines()})
         parts = rows.train_test_split(self.validation_fraction, seed=self.seed)
         rows = parts["train" if name == "train" else "test"]
-        tokenizer, longest = self.tokenizer, min(self.max_length, self.tokenizer.model_max_length)
+        tokenizer, longest = self.tokenizer, self._longest
 
         def encode(batch: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
             options = {"truncation": True, "max_length": longest, "return_special_tokens_mask": True}
@@ -89,13 +89,7 @@ class MaskedText(TextDataModule):
             from lit_spectral.datamodules.python_docs import sentences
 
             return sentences()
-        try:
-            text = Path(self.path).expanduser().read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise InputError(f"data.path: there is no file {self.path}") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"data.path: {self.path} is not UTF-8 at byte {error.start}; convert it") from None
-        lines = [line for line in map(str.strip, text.splitlines()) if line]
+        lines = [line for line in map(str.strip, read_text(self.path).splitlines()) if line]
         if len(lines) < 2:
             raise InputError(f"data.path: {self.path} has fewer than two lines of text")
         return lines

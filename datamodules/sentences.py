@@ -53,10 +53,6 @@ class SentenceDataModule(TextDataModule):
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"tokenising {name}")
 
-    @property
-    def _longest(self) -> int:
-        return min(self.max_length, int(self.tokenizer.model_max_length))
-
     def _check_labels(self, labels: Sequence[Any], where: str) -> None:
         low, high = self.label_range
         hidden = sum(label == -1 for label in labels) == len(labels)

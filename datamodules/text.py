@@ -101,6 +101,16 @@ class TextDataModule(pl.LightningDataModule):
         """Rows padded to the longest of them, as tensors."""
         return self.tokenizer.pad(rows, return_tensors="pt")
 
+    @property
+    def _longest(self) -> int:
+        return min(self.max_length, int(self.tokenizer.model_max_length))
+
+    @property
+    def _opening(self) -> list[int]:
+        """BOS where the tokenizer puts one before a text, else nothing."""
+        ids: list[int] = self.tokenizer("")["input_ids"]
+        return ids[:1] if ids and ids[0] == self.tokenizer.bos_token_id else []
+
     def _stage(self) -> str:
         return self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -81,7 +82,19 @@ def run(args: list[str] | None = None) -> SpectralCLI:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return SpectralCLI(args)
+    return SpectralCLI(_templates_as_text(sys.argv[1:] if args is None else args))
+
+
+def _templates_as_text(args: list[str]) -> list[str]:
+    """`--data.prompt TEXT` as `--data.init_args {"prompt": TEXT}`: the parser would read {column} as YAML."""
+    written, rest = [], iter(args)
+    for arg in rest:
+        flag, joined, text = arg.partition("=")
+        if flag in {"--data.prompt", "--data.answer"}:
+            value = json.dumps({flag.removeprefix("--data."): text if joined else next(rest, "")})
+            arg = f"--data.init_args={value}"
+        written.append(arg)
+    return written
 
 
 def main(args: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,6 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import lightning.pytorch as pl
 import pytest
+import tokenizers
 import torch
 import transformers
 from lit_spectral.datamodules import GLUE
@@ -87,6 +89,27 @@ def backbone_folder(tmp_path_factory):
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 ARCHITECTURES[architecture]().save_pretrained(path)
+            tokenizer.save_pretrained(path)
+        return str(path)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(backbone_folder, tmp_path_factory):
+    """From an architecture to a folder of its random model and a tokenizer with EOS that puts BOS first, or doesn't."""
+    root = tmp_path_factory.mktemp("decoders")
+
+    def folder(architecture="llama", bos=True):
+        path = root / f"{architecture}-{bos}"
+        if not path.exists():
+            shutil.copytree(backbone_folder(architecture), path)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            opening, ending = tokenizer.cls_token, tokenizer.sep_token
+            tokenizer._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+                single=f"{opening} $A" if bos else "$A", special_tokens=[(opening, tokenizer.cls_token_id)]
+            )
+            tokenizer.bos_token, tokenizer.eos_token = opening, ending
             tokenizer.save_pretrained(path)
         return str(path)
 

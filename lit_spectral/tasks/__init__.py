@@ -1,7 +1,8 @@
 """LightningModules: a backbone, a method, a kind of problem."""
 
 from lit_spectral.tasks.base import Task
+from lit_spectral.tasks.causal_lm import CausalLM
 from lit_spectral.tasks.masked_lm import MaskedLM
 from lit_spectral.tasks.sequence_classification import SequenceClassification
 
-__all__ = ["MaskedLM", "SequenceClassification", "Task"]
+__all__ = ["CausalLM", "MaskedLM", "SequenceClassification", "Task"]

@@ -123,6 +123,11 @@ class Task(pl.LightningModule):
         encoder: nn.Module = self.model.base_model
         return encoder
 
+    def evaluation_sets(self) -> list[str]:
+        """Names under which sets are logged now: `test`, or those of the data module, `val` if it has none."""
+        names: list[str] = getattr(getattr(self.trainer, "datamodule", None), "evaluation_sets", ["val"])
+        return ["test"] if self.trainer.testing else names
+
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that hold and log what adapters declare, unless the trainer has its own."""
         present = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -64,7 +64,7 @@ class SequenceClassification(Task):
             self.num_labels = self._from_data("num_labels")
         if self.metric_names is None:
             self.metric_names = list(self._from_data("metrics"))
-        for name in self._evaluation_sets():
+        for name in self.evaluation_sets():
             self.metrics[name] = build_metrics(self.metric_names, self.num_labels)
 
     def checkpoint_init(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class SequenceClassification(Task):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics on the sets that the data module names (`val`, for MNLI `val_mismatched` too)."""
-        self._evaluate(batch, self._evaluation_sets()[dataloader_idx])
+        self._evaluate(batch, self.evaluation_sets()[dataloader_idx])
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and metrics on the test set."""
@@ -113,10 +113,6 @@ class SequenceClassification(Task):
 
     def _predictions(self, logits: Tensor) -> Tensor:
         return logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(-1)
-
-    def _evaluation_sets(self) -> list[str]:
-        sets: list[str] = ["test"] if self.trainer.testing else self._from_data("evaluation_sets")
-        return sets
 
     def _from_data(self, attribute: str) -> Any:
         data = getattr(self._trainer, "datamodule", None)

@@ -1,0 +1,75 @@
+"""Plain text in windows, to measure a decoder's perplexity on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_spectral.datamodules.files import read_text
+from lit_spectral.datamodules.text import TextDataModule
+
+from lit_spectral.errors import InputError
+
+__all__ = ["TextWindows"]
+
+
+class TextWindows(TextDataModule):
+    """Windows of a text that don't overlap, each of `max_length` tokens and read by itself.
+
+    For evaluation only. The text is tokenised as a whole; each window starts with the tokenizer's
+    BOS, if it adds one, which counts among its tokens. The first token of a window has nothing
+    before it and is not scored; the rest of the text at the end, shorter than a window, is left out.
+    Perplexity falls with `max_length`: compare like with like.
+
+    Args:
+        path: a UTF-8 text file, or a folder of .txt files, read in the order of their names.
+        limit: windows to read, from the start of the text; None for all.
+        batch_size: windows of a batch, on each process.
+        max_length: tokens of a window, at least 2.
+        tokenizer: as in `TextDataModule`.
+        num_workers: as in `TextDataModule`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        limit: int | None = None,
+        batch_size: int = 8,
+        max_length: int = 512,
+        tokenizer: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, batch_size, max_length, tokenizer, num_workers)
+        if max_length < 2 or (limit is not None and limit < 1):
+            raise InputError(f"max_length is at least 2 and limit at least 1, not {max_length} and {limit}")
+        self.path = path
+        self.limit = limit
+
+    def setup(self, stage: str) -> None:
+        """Read the text; InputError when it is to be trained on."""
+        if stage == "fit":
+            raise InputError("data: TextWindows only measures; use `validate`, or fit with PromptedText")
+        super().setup(stage)
+
+    def tokenised(self, name: str) -> Any:
+        """The windows, the same under every name: rows of `input_ids`."""
+        import datasets
+
+        # Not cut to what the model reads, as rows are elsewhere: it would be another measure.
+        if self._longest < self.max_length:
+            raise InputError(f"data.max_length: {self.max_length} is above the {self._longest} that the model reads")
+        bos = self._opening
+        step = self.max_length - len(bos)
+        ids = self.tokenizer(read_text(self.path), add_special_tokens=False, verbose=False)["input_ids"]
+        starts = range(0, len(ids) - step + 1, step)[: self.limit]
+        if not starts:
+            raise InputError(
+                f"data.path: {self.path} has {len(ids)} tokens, fewer than the {step} of a window; "
+                "give a longer text, or a smaller --data.max_length"
+            )
+        return datasets.Dataset.from_dict({"input_ids": [bos + ids[start : start + step] for start in starts]})
+
+    def collate(self, rows: list[dict[str, Any]]) -> Any:
+        """Windows as tensors (rows, max_length); all tokens are labels."""
+        batch = super().collate(rows)
+        batch["labels"] = batch["input_ids"]
+        return batch

@@ -1,0 +1,130 @@
+"""The next token of a text, or of an answer to a prompt."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_spectral import backbones
+from lit_spectral.errors import InputError
+from lit_spectral.methods import Method
+from lit_spectral.tasks.base import Task, _adamw
+
+__all__ = ["CausalLM"]
+
+
+class CausalLM(Task):
+    """Cross-entropy of the next token over the scored positions; the head stays frozen unless all is trained.
+
+    A batch holds `input_ids` and `attention_mask` (rows, length), padded on the right, and `labels`
+    of that shape: the token itself where it is scored, -100 elsewhere (prompt, padding). A row's
+    first token has nothing before it and is never scored.
+
+    Args:
+        backbone: as in `Task`, of a decoder.
+        method: as in `Task`.
+        optimizer: as in `Task`.
+        lr_scheduler: as in `Task`.
+        warmup_steps: as in `Task`.
+    """
+
+    trains_head = False
+
+    def __init__(
+        self,
+        backbone: str = "HuggingFaceTB/SmolLM2-135M",
+        method: Method | None = None,
+        optimizer: OptimizerCallable = _adamw,
+        lr_scheduler: str = "linear",
+        warmup_steps: float = 0,
+    ) -> None:
+        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps)
+        self._totals: dict[str, Tensor] = {}
+
+    def load_model(self, folder: str) -> tuple[nn.Module, list[str]]:
+        """The decoder with its language-model head.
+
+        Raises:
+            InputError: an encoder, whose tokens see those that they are to predict, or files without the head.
+        """
+        from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM
+
+        model, missing = backbones.load_model(AutoModelForCausalLM, folder)
+        config: Any = model.config
+        if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder:
+            raise InputError(
+                f"backbone: {folder} is an encoder ({config.model_type}), whose tokens see the ones they are "
+                "to predict; CausalLM needs a decoder, such as Llama, Qwen or GPT-2"
+            )
+        if missing:
+            raise InputError(f"backbone: the files of {folder} hold no language-model head ({', '.join(missing)})")
+        return model, []
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss over the scored tokens of the batch."""
+        summed, count = self._score(batch)
+        loss = summed / count.clamp(min=1)  # of rows that were cut, nothing may be scored
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting."""
+        self._start()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the batch to the set that the data module names."""
+        self._add(batch, self.evaluation_sets()[dataloader_idx])
+
+    def on_validation_epoch_end(self) -> None:
+        """`val/loss`, each scored token of the whole set counted once, and `val/perplexity`, its exponential."""
+        self._finish()
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting."""
+        self._start()
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add the batch to the test set."""
+        self._add(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """`test/loss` and `test/perplexity`."""
+        self._finish()
+
+    def _score(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Summed loss over the scored tokens (0-d, float32, nats), and their number (0-d)."""
+        wanted = batch["labels"][:, 1:]
+        scored = wanted != -100
+        columns = scored.any(0).nonzero()
+        first = int(columns[0]) if len(columns) else wanted.shape[1]
+        # Of an answer at the end, only its part of the (length × vocabulary) logits is worth computing.
+        keep = wanted.shape[1] - first + 1
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        options = {"use_cache": False, "logits_to_keep": keep}
+        known = inspect.signature(self.model.forward).parameters
+        logits = self.model(**inputs, **{name: value for name, value in options.items() if name in known}).logits
+        # Counted from the end: a learned prompt puts positions of its own before the tokens, and a
+        # model without logits_to_keep gives all. The last position predicts what is not in the batch.
+        logits = logits[:, -keep:-1]
+        wanted, scored = wanted[:, first:], scored[:, first:]
+        return F.cross_entropy(logits[scored].float(), wanted[scored], reduction="sum"), scored.sum()
+
+    def _start(self) -> None:
+        # Every set on every process, also where a process gets no batch of it, since all are summed up.
+        zeros = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._totals = {name: zeros.clone() for name in self.evaluation_sets()}
+
+    def _add(self, batch: dict[str, Tensor], name: str) -> None:
+        self._totals[name] += torch.stack(self._score(batch))
+
+    def _finish(self) -> None:
+        for name, totals in self._totals.items():
+            summed, count = self.trainer.strategy.reduce(totals, reduce_op="sum")
+            loss = summed / count
+            for metric, value in (("loss", loss), ("perplexity", loss.exp())):
+                self.log(f"{name}/{metric}", value.float(), prog_bar=True, sync_dist=True)
