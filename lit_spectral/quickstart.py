@@ -59,9 +59,10 @@ def run(fit: Callable[[list[str]], Any], config: str) -> None:
 
 def _measure(method: str, cli: Any) -> Result:
     task = cli.model
-    factors = [change.factors() for change in named_changes(task.model).values()]
-    norms = [float(values[0]) for values in singular_values([f for f in factors if f is not None])]
-    bounds = [adapter.bounded[0].upper if adapter.bounded else None for adapter in attached]
+    changes = list(named_changes(task.model).values())
+    factors = [found for change in changes if (found := change.factors()) is not None]
+    norms = [float(values[0]) for values in singular_values(factors)]
+    bounds = [change.bounded[0].upper if change.bounded else None for change in changes]
     norm, bound = max(zip(norms, bounds, strict=True), key=lambda pair: pair[0])
     masked = _masked_accuracy(task.backbone, task.encoder)
     accuracy = float(cli.trainer.callback_metrics["val/accuracy"])

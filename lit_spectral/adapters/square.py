@@ -53,7 +53,8 @@ class SquareAdapter(Adapter):
     def _change(self, x: Tensor) -> Tensor:
         pieces, side = len(self.cosine), len(self.square)
         filled = torch.cat([x, x[..., : pieces * side - self.in_features]], dim=-1)
-        first, second, rest = filled.view(*x.shape[:-1], pieces, side).split([side // 2, side // 2, side % 2], dim=-1)
+        sizes = [side // 2, side // 2, side % 2]
+        first, second, rest = torch.split(filled.view(*x.shape[:-1], pieces, side), sizes, dim=-1)
         cosine, sine = self.cosine.to(x.dtype), self.sine.to(x.dtype)
         turned = torch.cat([first * cosine - second * sine, first * sine + second * cosine, rest], dim=-1)
         wide = F.linear(turned, self.square.to(x.dtype)).flatten(-2)

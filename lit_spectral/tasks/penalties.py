@@ -66,10 +66,10 @@ def budget_penalty(budgeted: list[Adapter]) -> Tensor:
 @torch.no_grad()
 def add_budget_gradients(budgeted: list[Adapter]) -> None:
     """Add 2λ wᵢ δᵢ to the gradients of δ."""
-    budgets = [b for adapter in budgeted if (b := adapter.budget) is not None and b.tensor.grad is not None]
-    if budgets:
-        pulls = torch._foreach_mul([b.weights * (2 * b.factor) for b in budgets], [b.tensor for b in budgets])
-        torch._foreach_add_([b.tensor.grad for b in budgets], pulls)  # type: ignore[misc]
+    for adapter in budgeted:
+        budget = adapter.budget
+        if budget is not None and budget.tensor.grad is not None:
+            budget.tensor.grad.addcmul_(budget.weights, budget.tensor, value=2 * budget.factor)
 
 
 def add_gradients_of(penalty: Tensor, parameters: list[Tensor]) -> None:
