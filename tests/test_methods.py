@@ -29,7 +29,7 @@ from lit_spectral.methods import (
     RandomSVDLoRA,
     RsLoRA,
 )
-from lit_spectral.tasks import MaskedLM, SequenceClassification
+from lit_spectral.tasks import CausalLM, MaskedLM, SequenceClassification
 
 OURS = {
     "LoRA": LoRA(rank=4, dropout=0.1),
@@ -163,8 +163,11 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(train, method
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_restores_masked_words_too(backbone_folder, method):
-    task = MaskedLM(backbone_folder("bert"), method)
+@pytest.mark.parametrize(("kind", "backbone"), [(MaskedLM, "bert"), (CausalLM, "llama")], ids=["masked", "causal"])
+def test_every_method_works_with_the_language_tasks_too(backbone_folder, kind, backbone, method):
+    if isinstance(method, BitFit) and kind is CausalLM:
+        pytest.skip("Llama has no biases")
+    task = kind(backbone_folder(backbone), method)
     task.configure_model()
     batch = {"input_ids": torch.arange(5, 17).reshape(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
     task.log = lambda *args, **kwargs: None
