@@ -47,7 +47,7 @@ ADDITIVE = {
     "HiRA uniform": HiRA(rank=4, reference="uniform"),
     "HiRA truncated": HiRA(rank=4, reference="truncated", reference_rank=3),
     "HiRA neighbours": HiRA(rank=4, reference="neighbours"),
-    "HiRALoRA": HiRALoRA(rank=4, alpha=8),
+    "HiRALoRA": HiRALoRA(rank=4, lora_rank=3, alpha=6),
     "ProjLoRA": ProjLoRA(rank=4, principal_rank=5),
     "HiPLoRA": HiPLoRA(rank=4, principal_rank=5, alpha=8),
     "HiPLoRA without budget": HiPLoRA(rank=4, principal_rank=5, budget=0),

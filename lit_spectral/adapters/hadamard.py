@@ -169,13 +169,21 @@ def _integers(tensor: Tensor) -> Tensor:
 
 
 class HadamardLowRankAdapter(HadamardAdapter):
-    """ΔW = W₀ ⊙ (L R) + L₂ R₂, both left factors 0 at the start (HiRA's hybrid with LoRA)."""
+    """ΔW = W₀ ⊙ (L R) + s·L₂ R₂, both left factors 0 at the start (HiRA §6.6).
 
-    def __init__(self, base_layer: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
+    Args:
+        base_layer: the linear map to adapt.
+        rank: of L R.
+        added_rank: of L₂ R₂.
+        scale: s.
+        dropout: probability, on the input of either part.
+    """
+
+    def __init__(self, base_layer: nn.Module, rank: int, added_rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base_layer, rank, dropout)
         self.scale = scale
-        self.added_left = nn.Parameter(torch.zeros_like(self.left))
-        self.added_right = nn.Parameter(torch.empty_like(self.right))
+        self.added_left = nn.Parameter(self.left.new_zeros(self.out_features, added_rank))
+        self.added_right = nn.Parameter(self.right.new_empty(added_rank, self.in_features))
         nn.init.kaiming_uniform_(self.added_right, a=math.sqrt(5))
 
     @property

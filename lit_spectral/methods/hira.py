@@ -76,15 +76,28 @@ def _neighbours(site: Site) -> list[Tensor]:
 
 @dataclass
 class HiRALoRA(RankMethod):
-    """ΔW = W₀ ⊙ (L R) + s·L₂ R₂: HiRA and LoRA of one rank side by side (its paper's hybrid).
+    """ΔW = W₀ ⊙ (L R) + s·L₂ R₂: HiRA beside LoRA (HiRA §6.6, which calls it HiLoRA).
 
     Args:
-        alpha: α of the LoRA part, s = α/r; None for the rank.
+        rank: r₁ of L R.
+        lora_rank: r₂ of L₂ R₂. With r₁ + r₂ = 32, 20 and 12 were its paper's best (Table 6).
+        alpha: α of the LoRA part, s = α/r₂; None for r₂.
     """
 
+    lora_rank: int = 8
     alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_rank < 1:
+            raise InputError(f"lora_rank must be at least 1, not {self.lora_rank}")
+
+    def check(self, site: Site) -> None:
+        """ValueError if a rank is above what a matrix of this shape can have."""
+        super().check(site)
+        _check_fits("lora_rank", self.lora_rank, site)
 
     def build(self, site: Site) -> HadamardLowRankAdapter:
         """The adapter for one linear map."""
-        scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        return HadamardLowRankAdapter(site.layer, self.rank, scale, self.dropout)
+        scale = 1.0 if self.alpha is None else self.alpha / self.lora_rank
+        return HadamardLowRankAdapter(site.layer, self.rank, self.lora_rank, scale, self.dropout)
