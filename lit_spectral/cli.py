@@ -9,8 +9,8 @@ import sys
 import warnings
 
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 import lit_spectral.callbacks
 import lit_spectral.datamodules  # noqa: F401  (short class names work for what is imported)
@@ -53,6 +53,23 @@ def _parser_log() -> logging.Logger:
     return logger
 
 
+class _SaveConfig(SaveConfigCallback):
+    """Keeps a run's settings beside its logs; without logs there is no folder of the run's own to write to."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write them."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+def _show_progress() -> None:
+    """Let this package's notes, such as what a decomposition cost, be seen; those of one process."""
+    logger = logging.getLogger("lit_spectral")
+    if not logger.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+
+
 class SpectralCLI(LightningCLI):
     """LightningCLI over `Task` and any data module; optimisers are the task's own business."""
 
@@ -66,6 +83,7 @@ class SpectralCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=42,
             auto_configure_optimizers=False,
+            save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={**shared, **about, **dict.fromkeys(LightningCLI.subcommands(), shared)} if run else shared,
             args=args,
@@ -82,6 +100,7 @@ def run(args: list[str] | None = None) -> SpectralCLI:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _show_progress()
     return SpectralCLI(_templates_as_text(sys.argv[1:] if args is None else args))
 
 

@@ -156,3 +156,19 @@ def test_help_names_the_subcommands():
     done = subprocess.run([sys.executable, "-m", "lit_spectral", "--help"], capture_output=True, text=True, check=True)
     assert "fit" in done.stdout
     assert "quickstart" in done.stdout
+
+
+def test_a_run_without_logs_leaves_a_file_of_the_users_alone(fit, tmp_path):
+    (tmp_path / "config.yaml").write_text("mine")
+    fit("lora_roberta_mrpc", "--trainer.logger=false", "--trainer.max_steps=1", "--trainer.callbacks=null")
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def test_a_method_of_peft_is_a_line_of_yaml(fit):
+    done = fit(
+        "lora_roberta_mrpc",
+        "--model.method=Peft",
+        "--model.method.config={peft_type: LORA, r: 4, use_dora: true}",
+        "--trainer.max_steps=2",
+    )
+    assert any("lora_magnitude_vector" in name for name, _ in done.model.model.named_parameters())
