@@ -1,0 +1,285 @@
+"""Parts of singular value decompositions, batched over matrices of one shape.
+
+Either end comes from subspace iteration on the Gram matrix of the smaller side: the leading
+eigenvectors of AᵀA, or of its inverse through a Cholesky factorisation. Every answer is checked by
+its residuals in float64; what does not pass is computed again in a slower and surer way:
+
+    iteration in float32 (top only) → in float64 → `eigh` of the Gram → full SVD → full SVD on the CPU
+
+Shape suffixes: `n` batch, `o` the larger side, `i` the smaller, `b` block, `r` rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_spectral.linalg import Part, SingularTriplets
+
+__all__ = ["PartialSVD", "partial_svd", "singular_values"]
+
+log = logging.getLogger(__name__)
+
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+# A result passes when its estimated angle, in radians, is at most this.
+PASS = 1e-4
+# Iteration stops when the residuals of its operator say as much. They tell less than those of A itself:
+# AᵀA is rounded to float32, and the inverse hides errors in u along large singular values.
+STOP = {"top": PASS / 2, "bottom": PASS / 40}
+# Values this near to each other, relatively, count as this far apart: rounding a weight to float32
+# mixes their vectors anyway, so that none is better than another.
+CLUSTER = 1e-7
+# Products with the operator after which iteration gives up.
+MOST_PRODUCTS = 100
+# A smaller side of fewer blocks than this goes to `eigh`, which is as fast there.
+FEWEST_BLOCKS = 6
+
+
+class PartialSVD(NamedTuple):
+    """Singular triplets and how good they are.
+
+    `angle` (...,) estimates the largest angle, in radians, between the computed and the true
+    singular subspaces from residuals and the distances to other singular values. It is large where
+    the subspace itself is ill-defined, as at the border of equal values.
+    """
+
+    triplets: SingularTriplets
+    angle: Tensor
+
+
+def singular_values(weight: Tensor) -> Tensor:
+    """All singular values of matrices (..., o, i), largest first, shape (..., min(o, i)).
+
+    float64 stays float64 and is decomposed as it is. Everything else comes out in float32, through
+    the eigenvalues of a float64 Gram matrix: exact to float32's rounding down to 1e-4 of the largest
+    value, and off by at most about 1e-8 of it below. Raises ValueError when a weight holds NaN or
+    infinity.
+    """
+    _refuse_non_finite(weight)
+    a_noi = _tall(weight)
+    if weight.dtype == torch.float64:
+        values = _on_cpu_if_need_be(torch.linalg.svdvals, a_noi)
+    else:
+        squares = _on_cpu_if_need_be(torch.linalg.eigvalsh, _gram(a_noi.double()))
+        values = squares.clamp_min(0).sqrt().flip(-1).float()
+    return values.reshape(*weight.shape[:-2], -1)
+
+
+def partial_svd(weight: Tensor, part: Part, rank: int, seed: int = 0) -> PartialSVD:
+    """`rank` singular triplets of matrices (..., o, i): the largest, the smallest, or drawn at random.
+
+    Returns U (..., o, r), σ (..., r) and V (..., i, r) in float64, whatever the weight's dtype, with
+    weight @ V = U diag(σ) and orthonormal columns to float64's precision. `top` and `bottom` lie within
+    1e-4 rad of the true singular subspaces wherever those are well-defined. σ falls, but `random` keeps
+    the order of its draw, which depends on `seed` and min(o, i) alone: one draw for a whole batch, and
+    that of a smaller rank is its beginning. Raises ValueError when rank > min(o, i), or when a weight
+    holds NaN or infinity.
+
+    The iteration is filtered by Chebyshev polynomials (Zhou, Saad, Tiago and Chelikowsky, 2006).
+    """
+    _refuse_non_finite(weight)
+    a_noi = _tall(weight).double()
+    count = a_noi.shape[-1]
+    if rank > count:
+        raise ValueError(f"rank {rank} is above min{tuple(weight.shape[-2:])} = {count}")
+    # On the CPU whatever the default device is: Lightning makes it the GPU while a model is configured.
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if part == "random":
+        chosen, order = torch.randperm(count, generator=generator, device="cpu")[:rank].sort()
+    else:
+        order = torch.arange(rank, device="cpu")
+        chosen = order if part == "top" else order + count - rank
+
+    solvers: list[Callable[[Tensor], _Solution]] = []
+    block = rank + max(16, rank // 2)
+    if part != "random" and count >= FEWEST_BLOCKS * block:
+        start_ib = torch.randn(count, block, generator=generator, device="cpu")
+        if part == "top":
+            solvers.append(partial(_iterate, start_ib=start_ib.to(a_noi.device), part=part, rank=rank))
+        solvers.append(partial(_iterate, start_ib=start_ib.to(a_noi.device).double(), part=part, rank=rank))
+    chosen = chosen.to(a_noi.device)
+    solvers += [partial(_from_gram, chosen=chosen), partial(_from_full_svd, chosen=chosen)]
+
+    u, sigma, v, angle = _first_that_passes(solvers, a_noi)
+    if weight.shape[-2] < weight.shape[-1]:
+        u, v = v, u
+    order = order.argsort().to(a_noi.device)
+    lead = weight.shape[:-2]
+    u, sigma, v = (found[..., order].reshape(*lead, *found.shape[1:]) for found in (u, sigma, v))
+    return PartialSVD(SingularTriplets(u, sigma, v), angle.reshape(lead))
+
+
+class _Solution(NamedTuple):
+    """Triplets with falling σ: u (n, o, r), sigma (n, r), v (n, i, r); and angle (n,)."""
+
+    u: Tensor
+    sigma: Tensor
+    v: Tensor
+    angle: Tensor
+
+
+def _first_that_passes(solvers: list[Callable[[Tensor], _Solution]], a_noi: Tensor) -> _Solution:
+    """Each matrix's result by the first solver whose result passes, or by the last."""
+    solve, *others = solvers
+    try:
+        found = solve(a_noi)
+    except LinAlgError:
+        if not others:
+            raise
+        return _first_that_passes(others, a_noi)
+    failed = ~(found.angle <= PASS)  # NaN fails
+    if others and failed.any():
+        log.debug("%d of %d matrices did not pass; trying a surer way", int(failed.sum()), len(failed))
+        for old, new in zip(found, _first_that_passes(others, a_noi[failed]), strict=True):
+            old[failed] = new
+    return found
+
+
+def _iterate(a_noi: Tensor, start_ib: Tensor, part: Part, rank: int) -> _Solution:
+    """Either end by subspace iteration in the dtype of `start_ib`, finished and judged in float64."""
+    gram_nii = _gram(a_noi.to(start_ib.dtype))
+    if part == "top":
+        operator = partial(torch.matmul, gram_nii)
+    else:
+        # A multiple of the identity changes no eigenvector, and lets singular matrices be factorised.
+        diagonal = gram_nii.diagonal(dim1=-2, dim2=-1)
+        diagonal += 1e-15 * diagonal.sum(-1, keepdim=True)
+        operator = partial(_solve, torch.linalg.cholesky(gram_nii))
+    block_nib = _leading_eigenvectors(operator, start_ib.expand(len(a_noi), -1, -1), rank, STOP[part])
+    block_nib, _ = torch.linalg.qr(block_nib.double())
+    u, sigma, v, residual = _rayleigh_ritz(a_noi, block_nib)
+    if part == "top":
+        wanted, angle = slice(0, rank), _end_angle(sigma, residual, rank)
+    else:
+        wanted, angle = slice(-rank, None), _end_angle(-sigma.flip(-1), residual.flip(-1), rank)
+    return _Solution(u[..., wanted], sigma[..., wanted], v[..., wanted], angle)
+
+
+def _solve(factor_nii: Tensor, x_nib: Tensor) -> Tensor:
+    return torch.cholesky_solve(x_nib, factor_nii)
+
+
+def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, rank: int, stop: float) -> Tensor:
+    """Orthonormal columns that hold the `rank` leading eigenvectors of a positive operator, (n, i, b).
+
+    The columns beyond `rank` make the iteration converge, at the speed of the gap to the last of them.
+    """
+    # How much more than the last column the first may grow before rounding drowns the last.
+    growth = math.acosh(torch.finfo(x_nib.dtype).eps ** -0.8)
+    x_nib, _ = torch.linalg.qr(operator(torch.linalg.qr(x_nib)[0]))
+    products = 1
+    while True:
+        image_nib = operator(x_nib)
+        products += 1
+        projected = x_nib.mT @ image_nib
+        values, rotation = torch.linalg.eigh((projected + projected.mT) / 2)
+        values, rotation = values.flip(-1), rotation.flip(-1)
+        x_nib, image_nib = x_nib @ rotation, image_nib @ rotation
+        residual = torch.linalg.vector_norm(image_nib - x_nib * values.unsqueeze(-2), dim=-2)
+        angle = float(_end_angle(values, residual, rank).max())
+        if angle <= stop or not math.isfinite(angle) or products >= MOST_PRODUCTS:
+            return x_nib
+        # A Chebyshev polynomial stays in [−1, 1] on [0, edge], which holds the unwanted eigenvalues, and
+        # grows as cosh(degree · acosh) above. Its degree: no more than is needed or than the block bears.
+        edge = values[:, -1:].clamp_min(torch.finfo(x_nib.dtype).eps * float(values.max()))
+        rates = (2 * values / edge - 1).clamp_min(1).acosh()
+        needed = math.acosh(1 + 2 * angle / stop) / max(float(rates[:, rank - 1].min()), 1e-2)
+        bearable = growth / max(float(rates[:, 0].max()), 1e-2)
+        degree = max(2, math.ceil(min(needed, bearable)))
+        scale = (2 / edge).unsqueeze(-1)
+        before, x_nib = x_nib, scale * image_nib - x_nib
+        for _ in range(degree - 1):
+            before, x_nib = x_nib, 2 * (scale * operator(x_nib) - x_nib) - before
+        products += degree - 1
+        x_nib, _ = torch.linalg.qr(x_nib)
+
+
+def _from_gram(a_noi: Tensor, chosen: Tensor) -> _Solution:
+    """The triplets at places `chosen`, ascending, from all eigenvectors of the Gram matrix."""
+    squares, vectors = torch.linalg.eigh(_gram(a_noi))
+    values = squares.clamp_min(0).sqrt().flip(-1)
+    u, sigma, v, residual = _rayleigh_ritz(a_noi, vectors.flip(-1)[..., chosen])
+    return _Solution(u, sigma, v, _inner_angle(sigma, residual, values, chosen))
+
+
+def _from_full_svd(a_noi: Tensor, chosen: Tensor) -> _Solution:
+    """The triplets at places `chosen`, ascending, from all of them."""
+    left, values, right = _on_cpu_if_need_be(partial(torch.linalg.svd, full_matrices=False), a_noi)
+    u, sigma, v = left[..., chosen], values[..., chosen], right.mT[..., chosen]
+    residual = torch.linalg.vector_norm(a_noi.mT @ u - v * sigma.unsqueeze(-2), dim=-2)
+    return _Solution(u, sigma, v, _inner_angle(sigma, residual, values, chosen))
+
+
+def _rayleigh_ritz(a_noi: Tensor, block_nib: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The SVD of A within the span of orthonormal columns: u, sigma, v, and ‖Aᵀu − σv‖ (n, b).
+
+    Av = σu holds exactly, so that the residual bounds the error of both u and v: its component along
+    another pair (σ', v'), divided by σ' − σ, bounds theirs.
+    """
+    q, triangle = torch.linalg.qr(a_noi @ block_nib)
+    inner_left, sigma, inner_right = torch.linalg.svd(triangle)
+    u, v = q @ inner_left, block_nib @ inner_right.mT
+    return u, sigma, v, torch.linalg.vector_norm(a_noi.mT @ u - v * sigma.unsqueeze(-2), dim=-2)
+
+
+def _end_angle(values_nb: Tensor, residual_nb: Tensor, rank: int) -> Tensor:
+    """Angle (n,) of the first `rank` Ritz vectors to the true ones; Ritz values fall.
+
+    What leaks out of the block is a residual over the distance to the block's last value; what leaks
+    to the block's other columns is of second order (Mathias, 1998), the product of two residuals
+    over two distances. Bounding by the distance to the next value alone would be 30 times too pessimistic.
+    """
+    wanted = values_nb[:, :rank, None]
+    smallest = CLUSTER * wanted.abs()
+    outside = residual_nb[:, :rank] / (wanted - values_nb[:, None, -1:]).maximum(smallest)[..., 0]
+    inside = residual_nb[:, None, rank:-1] / (wanted - values_nb[:, None, rank:-1]).maximum(smallest)
+    return (outside.square() * (1 + inside.square().sum(-1))).sum(-1).sqrt()
+
+
+def _inner_angle(sigma_nr: Tensor, residual_nr: Tensor, values_ni: Tensor, chosen: Tensor) -> Tensor:
+    """Angle (n,) of triplets to the true ones when all values are known: residual over distance."""
+    others = torch.ones(values_ni.shape[-1], dtype=torch.bool, device=values_ni.device)
+    others[chosen] = False
+    if not others.any():
+        return torch.zeros_like(sigma_nr[:, 0])
+    distance = (sigma_nr.unsqueeze(-1) - values_ni[:, None, others]).abs().amin(-1)
+    return torch.linalg.vector_norm(residual_nr / distance.maximum(CLUSTER * sigma_nr), dim=-1)
+
+
+def _tall(weight: Tensor) -> Tensor:
+    """The matrices as one batch, transposed if need be so that the smaller side comes last."""
+    weight = weight.detach().reshape(-1, *weight.shape[-2:])
+    return weight.mT if weight.shape[-2] < weight.shape[-1] else weight
+
+
+def _gram(a_noi: Tensor) -> Tensor:
+    """AᵀA. By block columns, since no product in torch spares the half that symmetry gives: 5/8 of the work."""
+    size = a_noi.shape[-1]
+    gram_nii = a_noi.new_empty(len(a_noi), size, size)
+    width = max(64, -(-size // 4))
+    for first in range(0, size, width):
+        stop = first + width
+        gram_nii[:, first:stop, first:] = a_noi[..., first:stop].mT @ a_noi[..., first:]
+        gram_nii[:, first:, first:stop] = gram_nii[:, first:stop, first:].mT
+    return gram_nii
+
+
+def _on_cpu_if_need_be(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
+    """`decompose(matrix)`; on the CPU where a GPU's solver does not converge, as LAPACK's mostly does."""
+    try:
+        return decompose(matrix)
+    except LinAlgError:
+        found = decompose(matrix.cpu())
+        return found.to(matrix.device) if isinstance(found, Tensor) else [part.to(matrix.device) for part in found]
+
+
+def _refuse_non_finite(weight: Tensor) -> None:
+    if not torch.isfinite(weight).all():
+        raise ValueError("the weight holds NaN or infinity; reload the backbone from a sound checkpoint")
