@@ -4,7 +4,7 @@ Either end comes from subspace iteration on the Gram matrix of the smaller side:
 eigenvectors of AᵀA, or of its inverse through a Cholesky factorisation. Every answer is checked by
 its residuals in float64; what does not pass is computed again in a slower and surer way:
 
-    iteration in float32 (top only) → in float64 → `eigh` of the Gram → full SVD → full SVD on the CPU
+    iteration (top: in float32, then in float64) → `eigh` of the Gram → full SVD → full SVD on the CPU
 
 Shape suffixes: `n` batch, `o` the larger side, `i` the smaller, `b` block, `r` rank.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lit_spectral.linalg import Part, SingularTriplets
 
-__all__ = ["PartialSVD", "partial_svd", "singular_values"]
+__all__ = ["PartialSVD", "check_weight", "partial_svd", "singular_values"]
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,6 @@ LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-
 
 # A result passes when its estimated angle, in radians, is at most this.
 PASS = 1e-4
-# Iteration stops when the residuals of its operator say as much. They tell less than those of A itself:
-# AᵀA is rounded to float32, and the inverse hides errors in u along large singular values.
-STOP = {"top": PASS / 2, "bottom": PASS / 40}
 # Values this near to each other, relatively, count as this far apart: rounding a weight to float32
 # mixes their vectors anyway, so that none is better than another.
 CLUSTER = 1e-7
@@ -54,6 +51,14 @@ class PartialSVD(NamedTuple):
     angle: Tensor
 
 
+def check_weight(weight: Tensor, rank: int = 1) -> None:
+    """Raise ValueError if a matrix (..., o, i) holds NaN or infinity, or if rank > min(o, i)."""
+    if not torch.isfinite(weight).all():
+        raise ValueError("the weight holds NaN or infinity; reload the backbone from a sound checkpoint")
+    if rank > min(weight.shape[-2:]):
+        raise ValueError(f"rank {rank} is above min{tuple(weight.shape[-2:])} = {min(weight.shape[-2:])}")
+
+
 def singular_values(weight: Tensor) -> Tensor:
     """All singular values of matrices (..., o, i), largest first, shape (..., min(o, i)).
 
@@ -62,14 +67,14 @@ def singular_values(weight: Tensor) -> Tensor:
     value, and off by at most about 1e-8 of it below. Raises ValueError when a weight holds NaN or
     infinity.
     """
-    _refuse_non_finite(weight)
+    check_weight(weight)
     a_noi = _tall(weight)
     if weight.dtype == torch.float64:
-        values = _on_cpu_if_need_be(torch.linalg.svdvals, a_noi)
+        values: Tensor = _on_cpu_if_need_be(torch.linalg.svdvals, a_noi)
     else:
         squares = _on_cpu_if_need_be(torch.linalg.eigvalsh, _gram(a_noi.double()))
         values = squares.clamp_min(0).sqrt().flip(-1).float()
-    return values.reshape(*weight.shape[:-2], -1)
+    return values.reshape(*weight.shape[:-2], a_noi.shape[-1])
 
 
 def partial_svd(weight: Tensor, part: Part, rank: int, seed: int = 0) -> PartialSVD:
@@ -84,11 +89,9 @@ def partial_svd(weight: Tensor, part: Part, rank: int, seed: int = 0) -> Partial
 
     The iteration is filtered by Chebyshev polynomials (Zhou, Saad, Tiago and Chelikowsky, 2006).
     """
-    _refuse_non_finite(weight)
+    check_weight(weight, rank)
     a_noi = _tall(weight).double()
     count = a_noi.shape[-1]
-    if rank > count:
-        raise ValueError(f"rank {rank} is above min{tuple(weight.shape[-2:])} = {count}")
     # On the CPU whatever the default device is: Lightning makes it the GPU while a model is configured.
     generator = torch.Generator("cpu").manual_seed(seed)
     if part == "random":
@@ -98,12 +101,11 @@ def partial_svd(weight: Tensor, part: Part, rank: int, seed: int = 0) -> Partial
         chosen = order if part == "top" else order + count - rank
 
     solvers: list[Callable[[Tensor], _Solution]] = []
-    block = rank + max(16, rank // 2)
+    # Columns beyond the rank, for speed: convergence goes by the gap to the last of them.
+    block = rank + max(16, rank // 2, count // 64)
     if part != "random" and count >= FEWEST_BLOCKS * block:
-        start_ib = torch.randn(count, block, generator=generator, device="cpu")
-        if part == "top":
-            solvers.append(partial(_iterate, start_ib=start_ib.to(a_noi.device), part=part, rank=rank))
-        solvers.append(partial(_iterate, start_ib=start_ib.to(a_noi.device).double(), part=part, rank=rank))
+        start_ib = torch.randn(count, block, generator=generator, device="cpu").to(a_noi.device)
+        solvers.append(partial(_top if part == "top" else _bottom, start_ib=start_ib, rank=rank))
     chosen = chosen.to(a_noi.device)
     solvers += [partial(_from_gram, chosen=chosen), partial(_from_full_svd, chosen=chosen)]
 
@@ -142,28 +144,43 @@ def _first_that_passes(solvers: list[Callable[[Tensor], _Solution]], a_noi: Tens
     return found
 
 
-def _iterate(a_noi: Tensor, start_ib: Tensor, part: Part, rank: int) -> _Solution:
-    """Either end by subspace iteration in the dtype of `start_ib`, finished and judged in float64."""
-    gram_nii = _gram(a_noi.to(start_ib.dtype))
-    if part == "top":
-        operator = partial(torch.matmul, gram_nii)
-    else:
-        # A multiple of the identity changes no eigenvector, and lets singular matrices be factorised.
-        diagonal = gram_nii.diagonal(dim1=-2, dim2=-1)
-        diagonal += 1e-15 * diagonal.sum(-1, keepdim=True)
-        operator = partial(_solve, torch.linalg.cholesky(gram_nii))
-    block_nib = _leading_eigenvectors(operator, start_ib.expand(len(a_noi), -1, -1), rank, STOP[part])
-    block_nib, _ = torch.linalg.qr(block_nib.double())
-    u, sigma, v, residual = _rayleigh_ritz(a_noi, block_nib)
+def _top(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
+    """The largest by iteration in float32, which float64 continues where rounding stopped it short."""
+    operator = partial(torch.matmul, _gram(a_noi.float()))
+    block_nib = _leading_eigenvectors(operator, start_ib.expand(len(a_noi), -1, -1), rank, PASS / 2).double()
+    found = _end_of_span(a_noi, block_nib, rank, "top")
+    if (found.angle <= PASS).all():
+        return found
+    # A few products are left to do, for which a Gram matrix in float64 does not pay.
+    block_nib = _leading_eigenvectors(lambda x_nib: a_noi.mT @ (a_noi @ x_nib), block_nib, rank, PASS / 2)
+    return _end_of_span(a_noi, block_nib, rank, "top")
+
+
+def _bottom(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
+    """The smallest by iteration with the inverse of the Gram, in float64: squaring would leave float32 nothing."""
+    gram_nii = _gram(a_noi)
+    # A multiple of the identity changes no eigenvector, and lets singular matrices be factorised.
+    diagonal = gram_nii.diagonal(dim1=-2, dim2=-1)
+    diagonal += 1e-15 * diagonal.sum(-1, keepdim=True)
+    factor_nii = torch.linalg.cholesky(gram_nii)
+    block_nib = start_ib.double().expand(len(a_noi), -1, -1)
+    # The inverse hides errors of u along large singular values, mostly by little, sometimes by much.
+    for stop in (PASS / 8, PASS / 200):
+        block_nib = _leading_eigenvectors(lambda x_nib: torch.cholesky_solve(x_nib, factor_nii), block_nib, rank, stop)
+        found = _end_of_span(a_noi, block_nib, rank, "bottom")
+        if (found.angle <= PASS).all():
+            break
+    return found
+
+
+def _end_of_span(a_noi: Tensor, block_nib: Tensor, rank: int, part: Part) -> _Solution:
+    """The first or last triplets of A within the span of the block, and how good they are."""
+    u, sigma, v, residual = _rayleigh_ritz(a_noi, torch.linalg.qr(block_nib)[0])
     if part == "top":
         wanted, angle = slice(0, rank), _end_angle(sigma, residual, rank)
     else:
         wanted, angle = slice(-rank, None), _end_angle(-sigma.flip(-1), residual.flip(-1), rank)
     return _Solution(u[..., wanted], sigma[..., wanted], v[..., wanted], angle)
-
-
-def _solve(factor_nii: Tensor, x_nib: Tensor) -> Tensor:
-    return torch.cholesky_solve(x_nib, factor_nii)
 
 
 def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, rank: int, stop: float) -> Tensor:
@@ -174,7 +191,7 @@ def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, r
     # How much more than the last column the first may grow before rounding drowns the last.
     growth = math.acosh(torch.finfo(x_nib.dtype).eps ** -0.8)
     x_nib, _ = torch.linalg.qr(operator(torch.linalg.qr(x_nib)[0]))
-    products = 1
+    products, last_angle = 1, math.inf
     while True:
         image_nib = operator(x_nib)
         products += 1
@@ -184,8 +201,10 @@ def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, r
         x_nib, image_nib = x_nib @ rotation, image_nib @ rotation
         residual = torch.linalg.vector_norm(image_nib - x_nib * values.unsqueeze(-2), dim=-2)
         angle = float(_end_angle(values, residual, rank).max())
-        if angle <= stop or not math.isfinite(angle) or products >= MOST_PRODUCTS:
+        stalled = not angle < max(last_angle / 2, 0.1)  # rounding's floor, or NaN
+        if angle <= stop or stalled or products >= MOST_PRODUCTS:
             return x_nib
+        last_angle = angle
         # A Chebyshev polynomial stays in [−1, 1] on [0, edge], which holds the unwanted eigenvalues, and
         # grows as cosh(degree · acosh) above. Its degree: no more than is needed or than the block bears.
         edge = values[:, -1:].clamp_min(torch.finfo(x_nib.dtype).eps * float(values.max()))
@@ -240,7 +259,8 @@ def _end_angle(values_nb: Tensor, residual_nb: Tensor, rank: int) -> Tensor:
     smallest = CLUSTER * wanted.abs()
     outside = residual_nb[:, :rank] / (wanted - values_nb[:, None, -1:]).maximum(smallest)[..., 0]
     inside = residual_nb[:, None, rank:-1] / (wanted - values_nb[:, None, rank:-1]).maximum(smallest)
-    return (outside.square() * (1 + inside.square().sum(-1))).sum(-1).sqrt()
+    squares: Tensor = outside.square() * (1 + inside.square().sum(-1))
+    return squares.sum(-1).sqrt()
 
 
 def _inner_angle(sigma_nr: Tensor, residual_nr: Tensor, values_ni: Tensor, chosen: Tensor) -> Tensor:
@@ -250,7 +270,8 @@ def _inner_angle(sigma_nr: Tensor, residual_nr: Tensor, values_ni: Tensor, chose
     if not others.any():
         return torch.zeros_like(sigma_nr[:, 0])
     distance = (sigma_nr.unsqueeze(-1) - values_ni[:, None, others]).abs().amin(-1)
-    return torch.linalg.vector_norm(residual_nr / distance.maximum(CLUSTER * sigma_nr), dim=-1)
+    angle: Tensor = torch.linalg.vector_norm(residual_nr / distance.maximum(CLUSTER * sigma_nr), dim=-1)
+    return angle
 
 
 def _tall(weight: Tensor) -> Tensor:
@@ -267,7 +288,7 @@ def _gram(a_noi: Tensor) -> Tensor:
     for first in range(0, size, width):
         stop = first + width
         gram_nii[:, first:stop, first:] = a_noi[..., first:stop].mT @ a_noi[..., first:]
-        gram_nii[:, first:, first:stop] = gram_nii[:, first:stop, first:].mT
+        gram_nii[:, stop:, first:stop] = gram_nii[:, first:stop, stop:].mT
     return gram_nii
 
 
@@ -278,8 +299,3 @@ def _on_cpu_if_need_be(decompose: Callable[[Tensor], Any], matrix: Tensor) -> An
     except LinAlgError:
         found = decompose(matrix.cpu())
         return found.to(matrix.device) if isinstance(found, Tensor) else [part.to(matrix.device) for part in found]
-
-
-def _refuse_non_finite(weight: Tensor) -> None:
-    if not torch.isfinite(weight).all():
-        raise ValueError("the weight holds NaN or infinity; reload the backbone from a sound checkpoint")

@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from rich.progress import track
 from torch import nn
 
 from lit_spectral import linalg
@@ -39,8 +38,7 @@ class Method:
         model.requires_grad_(False)
         targets = find_targets(encoder, self.target_modules)
         cache = SVDCache()
-        progress = track(targets.items(), description=f"{type(self).__name__}: adapters", transient=True)
-        attach(encoder, {name: self._build(name, layer, cache) for name, layer in progress})
+        attach(encoder, {name: self._build(name, layer, cache) for name, layer in targets.items()})
 
     def _build(self, name: str, layer: nn.Module, cache: SVDCache) -> Adapter:
         try:
@@ -107,7 +105,8 @@ def resolve_bound(bound: Bound, layer: nn.Module, cache: SVDCache) -> float:
     if isinstance(bound, dict):
         if set(bound) != {"quantile"}:
             raise InputError(f"a bound by quantile is written {{quantile: 0.6}}, not {bound}")
-        bound = linalg.singular_value_quantile(cache.singular_values(weight_matrix(layer)), bound["quantile"])
+        values = cache.singular_values({"": weight_matrix(layer)})[""]
+        bound = linalg.singular_value_quantile(values, bound["quantile"])
     if not math.isfinite(bound) or bound <= 0:
         raise InputError(f"a bound on singular values must be finite and above 0, not {bound}")
     return float(bound)

@@ -72,7 +72,7 @@ class FCLoRA(LowRankMethod):
     def _start(self, weight: Tensor, sigma_bar: float, cache: SVDCache) -> tuple[Tensor, Tensor, Tensor]:
         """U, σ and V, such that ΔW = 0."""
         if self.start == "singular":
-            u, _, v = cache.singular_triplets(weight, "random", self.rank, self.seed)
+            u, _, v = cache.singular_triplets({"": weight}, "random", self.rank, self.seed)[""]
             return u, torch.zeros(self.rank), v
         out_features, in_features = weight.shape
         v = torch.randn(in_features, self.rank) / in_features**0.5

@@ -28,7 +28,7 @@ class PiSSA(ScaledMethod):
     def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
         """The adapter for one linear map."""
         self.check_rank(layer)
-        triplets = cache.singular_triplets(weight_matrix(layer), self.part, self.rank, self.seed)
+        triplets = cache.singular_triplets({"": weight_matrix(layer)}, self.part, self.rank, self.seed)[""]
         return DifferenceAdapter(layer, triplets, self.scale, self.dropout)
 
 
@@ -61,5 +61,5 @@ class SORSA(LowRankMethod):
     def build(self, layer: nn.Module, cache: SVDCache) -> Adapter:
         """The adapter for one linear map."""
         self.check_rank(layer)
-        triplets = cache.singular_triplets(weight_matrix(layer), "top", self.rank)
+        triplets = cache.singular_triplets({"": weight_matrix(layer)}, "top", self.rank)[""]
         return SVDDifferenceAdapter(layer, triplets, self.gamma, self.dropout)
