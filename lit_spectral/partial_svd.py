@@ -81,8 +81,9 @@ def partial_svd(weight: Tensor, part: Part, rank: int, seed: int = 0) -> Partial
     """`rank` singular triplets of matrices (..., o, i): the largest, the smallest, or drawn at random.
 
     Returns U (..., o, r), σ (..., r) and V (..., i, r) in float64, whatever the weight's dtype, with
-    weight @ V = U diag(σ) and orthonormal columns to float64's precision. `top` and `bottom` lie within
-    1e-4 rad of the true singular subspaces wherever those are well-defined. σ falls, but `random` keeps
+    orthonormal columns. `top` and `bottom` lie within 1e-4 rad of the true singular subspaces wherever
+    those are well-defined. weight @ V = U diag(σ) to float64's precision if o ≥ i, or weightᵀ @ U = V diag(σ)
+    if o < i; the other of the two to that angle. σ falls, but `random` keeps
     the order of its draw, which depends on `seed` and min(o, i) alone: one draw for a whole batch, and
     that of a smaller rank is its beginning. Raises ValueError when rank > min(o, i), or when a weight
     holds NaN or infinity.
