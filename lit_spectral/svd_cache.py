@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 # Part of every file's name: raise it when what a file holds changes, so that no release reads another's.
 FORMAT = 2
-# Bytes that a batch may take while it is decomposed.
-WORKSPACE = 512 * 2**20
+# Bytes that a batch may take while it is decomposed. A CPU gains nothing by what its caches don't hold.
+WORKSPACE = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 
 
 class SVDCache:
@@ -129,14 +129,14 @@ def _check(name: str, weight: Tensor, rank: int) -> None:
 
 
 def _batches(weights: dict[Path, Tensor]) -> Iterator[dict[Path, Tensor]]:
-    """Weights of one shape, dtype and device at a time, as many as fit into WORKSPACE while decomposed."""
+    """Weights of one shape, dtype and device at a time, as many as WORKSPACE allows."""
     groups: dict[tuple[torch.Size, torch.dtype, torch.device], list[Path]] = {}
     for path, weight in weights.items():
         groups.setdefault((weight.shape, weight.dtype, weight.device), []).append(path)
-    for (shape, *_), group in groups.items():
+    for (shape, _, device), group in groups.items():
         # In float64: the weight, its Gram matrix, a factor or the eigenvectors of that, and scratch.
         each = 8 * (2 * shape.numel() + 4 * min(shape) ** 2)
-        count = max(1, WORKSPACE // each)
+        count = max(1, WORKSPACE.get(device.type, WORKSPACE["cuda"]) // each)
         for first in range(0, len(group), count):
             yield {path: weights[path] for path in group[first : first + count]}
 

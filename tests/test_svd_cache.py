@@ -52,7 +52,7 @@ def test_weights_of_one_shape_are_decomposed_together(tmp_path, weight, counted)
 
 
 def test_a_batch_takes_bounded_memory(tmp_path, weight, counted, monkeypatch):
-    monkeypatch.setattr(svd_cache, "WORKSPACE", 8 * (2 * 12 * 8 + 4 * 8**2) * 2)
+    monkeypatch.setitem(svd_cache.WORKSPACE, "cpu", 8 * (2 * 12 * 8 + 4 * 8**2) * 2)
     values(SVDCache(tmp_path), *(weight + i for i in range(5)))
     assert counted == [2, 2, 1]
 
