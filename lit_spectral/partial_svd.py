@@ -160,7 +160,7 @@ def _top(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
 
 
 def _bottom(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
-    """The smallest by iteration with the inverse of the Gram, in float64: squaring would leave float32 nothing."""
+    """The smallest by iteration with the inverse of the Gram matrix; float32 begins it where that can."""
     a_noi = a_noi.double()
     gram_nii = _gram(a_noi)
     # A multiple of the identity changes no eigenvector, and lets singular matrices be factorised.
@@ -170,16 +170,21 @@ def _bottom(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
 
     def inverse(x_nib: Tensor) -> Tensor:  # cholesky_solve would copy the factor every time
         half_nib = torch.linalg.solve_triangular(factor_nii, x_nib, upper=False)
-        return torch.linalg.solve_triangular(factor_nii.mT, half_nib, upper=True)
+        whole_nib: Tensor = torch.linalg.solve_triangular(factor_nii.mT, half_nib, upper=True)
+        return whole_nib
 
-    block_nib = start_ib.double().expand(len(a_noi), -1, -1)
-    # The inverse hides errors of u along large singular values, mostly by little, sometimes by much.
-    for stop in (PASS / 8, PASS / 200):
-        block_nib = _leading_eigenvectors(inverse, block_nib, rank, stop)
+    block_nib = start_ib.expand(len(a_noi), -1, -1)
+    if a_noi.shape[-2] >= 1.5 * a_noi.shape[-1]:
+        # Such weights seldom have values near 0, so that the inverse bears float32, and pays to be formed.
+        operator = partial(torch.matmul, torch.cholesky_inverse(factor_nii).float())
+        block_nib = _leading_eigenvectors(operator, block_nib, rank, PASS / 2)
+        # Rounding's share of large singular vectors is small in v, but not in u: one solution removes it.
+        block_nib = inverse(block_nib.double())
         found = _end_of_span(a_noi, block_nib, rank, "bottom")
         if (found.angle <= PASS).all():
-            break
-    return found
+            return found
+    block_nib = _leading_eigenvectors(inverse, block_nib.double(), rank, PASS / 4)
+    return _end_of_span(a_noi, block_nib, rank, "bottom")
 
 
 def _end_of_span(a_noi: Tensor, block_nib: Tensor, rank: int, part: Part) -> _Solution:
@@ -193,7 +198,7 @@ def _end_of_span(a_noi: Tensor, block_nib: Tensor, rank: int, part: Part) -> _So
 
 
 def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, rank: int, stop: float) -> Tensor:
-    """Orthonormal columns that hold the `rank` leading eigenvectors of a positive operator, (n, i, b).
+    """Columns (n, i, b) whose span holds the `rank` leading eigenvectors of a positive operator.
 
     The columns beyond `rank` make the iteration converge, at the speed of the gap to the last of them.
     """
@@ -202,7 +207,7 @@ def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, r
     x_nib, _ = torch.linalg.qr(operator(torch.linalg.qr(x_nib)[0]))
     products, last_angle = 1, math.inf
     while True:
-        image_nib = operator(x_nib)
+        image_nib: Tensor = operator(x_nib)
         products += 1
         projected = x_nib.mT @ image_nib
         values, rotation = torch.linalg.eigh((projected + projected.mT) / 2)
@@ -212,7 +217,7 @@ def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, r
         angle = float(_end_angle(values, residual, rank).max())
         stalled = not angle < max(last_angle / 2, 0.1)  # rounding's floor, or NaN
         if angle <= stop or stalled or products >= MOST_PRODUCTS:
-            return x_nib
+            return image_nib
         last_angle = angle
         # A Chebyshev polynomial stays in [−1, 1] on [0, edge], which holds the unwanted eigenvalues, and
         # grows as cosh(degree · acosh) above. Its degree: no more than is needed or than the block bears.
