@@ -215,7 +215,7 @@ def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, r
         x_nib, image_nib = x_nib @ rotation, image_nib @ rotation
         residual = torch.linalg.vector_norm(image_nib - x_nib * values.unsqueeze(-2), dim=-2)
         angle = float(_end_angle(values, residual, rank).max())
-        stalled = not angle < max(last_angle / 2, 0.1)  # rounding's floor, or NaN
+        stalled = not (angle < last_angle / 2 or angle > 0.1)  # at rounding's floor, or NaN
         if angle <= stop or stalled or products >= MOST_PRODUCTS:
             return image_nib
         last_angle = angle

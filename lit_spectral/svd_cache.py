@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class SVDCache:
         # By file, since two names may have one content, whose lock could not be taken twice.
         found = {path: tensors for path in set(paths.values()) if (tensors := _read(path, rank)) is not None}
         missing = {path: name for name, path in paths.items() if path not in found}
-        read, computed, written = sum(path.stat().st_size for path in found), 0, 0
+        computed: list[Path] = []
         for name in missing.values():
             _check(name, weights[name], rank)
 
@@ -107,18 +107,21 @@ class SVDCache:
                         for index, path in enumerate(ours):
                             found[path] = {key: stack[index].contiguous() for key, stack in results.items()}
                             _write(path, found[path])
-                            written += path.stat().st_size
-                        computed += len(ours)
+                        computed += ours
                 progress.advance(task, len(batch))
         log.info(
-            "SVD (%s) of %d matrices: %d computed in %.1f s, %d from the cache; %.1f MB read, %.1f MB written in %s",
-            *(entry, len(weights), computed, time.perf_counter() - started, len(weights) - computed),
-            *(read / 1e6, written / 1e6, self.folder),
+            "SVD (%s) of %d matrices: %d computed, %d from the cache, in %.1f s; %.1f MB read, %.1f MB written in %s",
+            *(entry, len(found), len(computed), len(found) - len(computed), time.perf_counter() - started),
+            *(_megabytes(found.keys() - set(computed)), _megabytes(computed), self.folder),
         )
         return {name: found[path] for name, path in paths.items()}
 
     def _path(self, weight: Tensor, entry: str) -> Path:
         return self.folder / f"{content_digest(weight)}-{entry}-v{FORMAT}.safetensors"
+
+
+def _megabytes(paths: Iterable[Path]) -> float:
+    return sum(path.stat().st_size for path in paths) / 1e6
 
 
 def _check(name: str, weight: Tensor, rank: int) -> None:
