@@ -23,30 +23,18 @@ __all__ = [
     "orthogonality_pull",
     "orthonormalise",
     "project_out",
-    "singular_triplets",
     "singular_value_quantile",
-    "singular_values",
     "spectral_norm_step",
 ]
 
 # A linear map as what it does to a vector.
 Product = Callable[[Tensor], Tensor]
 
-# Which end of a spectrum.
+# Which part of a spectrum.
 Part = Literal["top", "bottom", "random"]
 
 # Below this norm the gradient of ‖XᵀX − I‖_F is taken as 0: its direction is rounding noise there.
 ORTHOGONALITY_FLOOR = 1e-6
-
-
-def singular_values(weight_oi: Tensor) -> Tensor:
-    """All singular values of a matrix, largest first, shape (min(o, i),).
-
-    float64 stays float64, everything else is computed in float32. Raises ValueError when the
-    weight holds NaN or infinity, since LAPACK's answer is then meaningless.
-    """
-    values: Tensor = torch.linalg.svdvals(_finite(weight_oi))
-    return values
 
 
 def singular_value_quantile(values: Tensor, quantile: float) -> float:
@@ -60,36 +48,11 @@ def singular_value_quantile(values: Tensor, quantile: float) -> float:
 
 
 class SingularTriplets(NamedTuple):
-    """Part of an SVD: U (o, r), σ (r,) and V (i, r), with weight @ V = U diag(σ)."""
+    """Part of an SVD: U (o, r), σ (r,) and V (i, r), with weight @ V = U diag(σ); or a batch of them."""
 
     u: Tensor
     sigma: Tensor
     v: Tensor
-
-
-def singular_triplets(weight_oi: Tensor, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
-    """`rank` singular triplets: the largest (`top`), the smallest (`bottom`) or drawn at random (`random`).
-
-    Largest first, but `random` in the order drawn, which depends on `seed` only. Computed and returned in
-    float64, since in float32 the vectors of the smallest values are noise. Raises ValueError when
-    rank > min(o, i).
-    """
-    weight_oi = _finite(weight_oi).double()
-    count = min(weight_oi.shape)
-    if rank > count:
-        raise ValueError(f"rank {rank} is above min{tuple(weight_oi.shape)} = {count}")
-    try:
-        left, values, right = torch.linalg.svd(weight_oi, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a GPU's solver may not converge where LAPACK's does
-        left, values, right = torch.linalg.svd(weight_oi.cpu(), full_matrices=False)
-    if part == "random":
-        # On the CPU whatever the default device is: Lightning makes it the GPU while a model is configured.
-        generator = torch.Generator("cpu").manual_seed(seed)
-        chosen = torch.randperm(count, generator=generator, device="cpu")[:rank].to(left.device)
-    else:
-        first = 0 if part == "top" else count - rank
-        chosen = torch.arange(first, first + rank, device=left.device)
-    return SingularTriplets(left[:, chosen].contiguous(), values[chosen], right[chosen].T.contiguous())
 
 
 class FactorSpectrum(NamedTuple):
@@ -216,10 +179,3 @@ def spectral_norm_step(times: Product, transposed_times: Product, vector_i: Tens
 def _gram_minus_identity(columns_nmr: Tensor) -> Tensor:
     gram = columns_nmr.mT @ columns_nmr
     return gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-
-
-def _finite(weight: Tensor) -> Tensor:
-    weight = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
-    if not torch.isfinite(weight).all():
-        raise ValueError("the weight holds NaN or infinity; reload the backbone from a sound checkpoint")
-    return weight

@@ -100,53 +100,9 @@ def test_orthonormalising_dependent_columns_still_gives_orthonormal_ones():
     assert linalg.orthogonality_error(linalg.orthonormalise(columns)).max() < 1e-5
 
 
-@pytest.mark.parametrize("part", ["top", "bottom", "random"])
-def test_singular_triplets_satisfy_their_definition(part):
-    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
-    u, sigma, v = linalg.singular_triplets(weight, part, 5, seed=3)
-    torch.testing.assert_close(weight.double() @ v, u * sigma, rtol=0, atol=1e-12)
-    torch.testing.assert_close(u.T @ u, torch.eye(5).double(), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("part", "expected"), [("top", slice(0, 5)), ("bottom", slice(11, 16))])
-def test_singular_triplets_are_of_the_named_end(part, expected):
-    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
-    values = torch.linalg.svdvals(weight.double())
-    torch.testing.assert_close(linalg.singular_triplets(weight, part, 5).sigma, values[expected])
-
-
-def test_random_singular_triplets_differ_by_seed_only():
-    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
-    first, again, other = (linalg.singular_triplets(weight, "random", 5, seed).u for seed in (3, 3, 4))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_the_draw_does_not_depend_on_the_default_device():
-    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
-    expected = linalg.singular_triplets(weight, "random", 5, seed=3).u
-    with torch.device("meta"):  # what Lightning does with the GPU while a model is configured
-        assert torch.equal(linalg.singular_triplets(weight, "random", 5, seed=3).u, expected)
-
-
-def test_singular_triplets_refuse_a_rank_above_the_matrix():
-    with pytest.raises(ValueError, match="rank 17"):
-        linalg.singular_triplets(torch.randn(24, 16), "top", 17)
-
-
 @pytest.mark.parametrize(("quantile", "expected"), [(0.0, 1.0), (0.5, 3.0), (1.0, 5.0)])
 def test_quantiles_count_upwards(quantile, expected):
     assert linalg.singular_value_quantile(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]), quantile) == expected
-
-
-def test_singular_values_of_bfloat16_are_computed_in_float32():
-    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
-    torch.testing.assert_close(linalg.singular_values(weight), torch.linalg.svdvals(weight.float()))
-
-
-def test_a_weight_with_nan_is_refused():
-    with pytest.raises(ValueError, match="NaN"):
-        linalg.singular_values(torch.tensor([[1.0, float("nan")]]))
 
 
 def test_power_iteration_reaches_the_spectral_norm_from_below():

@@ -1,7 +1,12 @@
+import logging
+import multiprocessing
+import time
+
 import pytest
 import torch
 
-from lit_spectral import linalg
+from lit_spectral import svd_cache
+from lit_spectral.errors import InputError
 from lit_spectral.svd_cache import SVDCache
 
 
@@ -12,38 +17,70 @@ def weight():
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often a spectrum was computed."""
+    """How many matrices were decomposed, by call."""
     calls = []
-    original = linalg.singular_values
-    monkeypatch.setattr(linalg, "singular_values", lambda w: calls.append(1) or original(w))
+    for name in ("singular_values", "partial_svd"):
+        original = getattr(svd_cache, name)
+        monkeypatch.setattr(svd_cache, name, lambda w, *args, f=original: calls.append(len(w)) or f(w, *args))
     return calls
 
 
+def values(cache, *weights):
+    return list(cache.singular_values({f"layer.{i}": w for i, w in enumerate(weights)}).values())
+
+
+def triplets(cache, weight, *args, **kwargs):
+    return cache.singular_triplets({"layer": weight}, *args, **kwargs)["layer"]
+
+
+def files(folder):
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
 def test_the_second_request_is_read_from_disk(tmp_path, weight, counted):
-    first = SVDCache(tmp_path).singular_values(weight)
-    second = SVDCache(tmp_path).singular_values(weight)
+    first = values(SVDCache(tmp_path), weight)
+    second = values(SVDCache(tmp_path), weight)
+    assert torch.equal(first[0], second[0])
+    assert counted == [1]
+
+
+def test_weights_of_one_shape_are_decomposed_together(tmp_path, weight, counted):
+    found = values(SVDCache(tmp_path), weight, weight.T.contiguous(), weight + 1)
+    assert counted == [2, 1]
+    for index, w in enumerate((weight, weight.T, weight + 1)):
+        torch.testing.assert_close(found[index], torch.linalg.svdvals(w))
+
+
+def test_a_batch_takes_bounded_memory(tmp_path, weight, counted, monkeypatch):
+    monkeypatch.setitem(svd_cache.WORKSPACE, "cpu", 8 * (2 * 12 * 8 + 4 * 8**2) * 2)
+    values(SVDCache(tmp_path), *(weight + i for i in range(5)))
+    assert counted == [2, 2, 1]
+
+
+def test_equal_weights_are_decomposed_once(tmp_path, weight, counted):
+    first, second = values(SVDCache(tmp_path), weight, weight.clone())
     assert torch.equal(first, second)
-    assert len(counted) == 1
+    assert counted == [1]
 
 
-def test_another_weight_of_the_same_shape_has_its_own_entry(tmp_path, weight, counted):
+def test_only_what_is_missing_is_decomposed(tmp_path, weight, counted):
     cache = SVDCache(tmp_path)
-    cache.singular_values(weight)
-    cache.singular_values(weight + 1)
-    assert len(counted) == 2
+    values(cache, weight)
+    values(cache, weight, weight + 1)
+    assert counted == [1, 1]
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "empty"])
 def test_a_damaged_file_is_computed_again(tmp_path, weight, counted, harm):
     cache = SVDCache(tmp_path)
-    expected = cache.singular_values(weight)
-    (path,) = tmp_path.iterdir()
+    expected = values(cache, weight)[0]
+    (path,) = files(tmp_path)
     content = bytearray(path.read_bytes())
     content[-3] ^= 0xFF
     path.write_bytes({"truncate": bytes(content[:-9]), "flip": bytes(content), "empty": b""}[harm])
-    assert torch.equal(cache.singular_values(weight), expected)
+    assert torch.equal(values(cache, weight)[0], expected)
     assert len(counted) == 2
-    cache.singular_values(weight)
+    values(cache, weight)
     assert len(counted) == 2  # the file was mended
 
 
@@ -51,24 +88,105 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, weight, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lit_spectral.svd_cache.save_file", interrupted)
+    monkeypatch.setattr(svd_cache, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        SVDCache(tmp_path).singular_values(weight)
-    assert not list(tmp_path.iterdir())
+        values(SVDCache(tmp_path), weight)
+    assert not files(tmp_path)
 
 
-def test_singular_triplets_are_kept_by_part_rank_and_seed(tmp_path, weight):
+@pytest.mark.parametrize("part", ["top", "bottom", "random"])
+def test_a_larger_rank_serves_a_smaller_one(tmp_path, weight, counted, part):
     cache = SVDCache(tmp_path)
-    u, sigma, v = cache.singular_triplets(weight, "random", 3, seed=1)
+    larger = triplets(cache, weight, part, 5, seed=1)
+    smaller = triplets(cache, weight, part, 3, seed=1)
+    kept = slice(-3, None) if part == "bottom" else slice(3)
+    assert torch.equal(smaller.sigma, larger.sigma[kept])
+    assert torch.equal(smaller.u, larger.u[:, kept])
+    assert torch.equal(smaller.v, larger.v[:, kept])
+    assert counted == [1]
+
+
+def test_a_larger_rank_replaces_a_smaller_one(tmp_path, weight, counted):
+    cache = SVDCache(tmp_path)
+    triplets(cache, weight, "top", 3)
+    assert triplets(cache, weight, "top", 5).u.shape == (12, 5)
+    triplets(cache, weight, "top", 5)
+    assert counted == [1, 1]
+    assert len(files(tmp_path)) == 1
+
+
+def test_parts_and_seeds_have_their_own_entries(tmp_path, weight):
+    cache = SVDCache(tmp_path)
+    u, sigma, v = triplets(cache, weight, "random", 3, seed=1)
     assert (u.shape, sigma.shape, v.shape) == ((12, 3), (3,), (8, 3))
-    assert not torch.equal(u, cache.singular_triplets(weight, "random", 3, seed=2).u)
-    assert not torch.equal(u, cache.singular_triplets(weight, "top", 3).u)
-    assert cache.singular_triplets(weight, "random", 4, seed=1).u.shape == (12, 4)
-    assert torch.equal(cache.singular_triplets(weight, "random", 3, seed=1).u, u)
+    assert not torch.equal(u, triplets(cache, weight, "random", 3, seed=2).u)
+    assert not torch.equal(u, triplets(cache, weight, "top", 3).u)
+
+
+def test_the_seed_does_not_matter_to_an_end(tmp_path, weight, counted):
+    cache = SVDCache(tmp_path)
+    triplets(cache, weight, "top", 3, seed=1)
+    triplets(cache, weight, "top", 3, seed=2)
+    assert counted == [1]
 
 
 def test_bfloat16_weights_have_entries_too(tmp_path, weight, counted):
     cache = SVDCache(tmp_path)
-    cache.singular_values(weight.bfloat16())
-    cache.singular_values(weight.bfloat16())
-    assert len(counted) == 1
+    values(cache, weight.bfloat16())
+    values(cache, weight.bfloat16())
+    assert counted == [1]
+
+
+def test_results_are_float32_even_of_float64_weights(tmp_path, weight):
+    found = triplets(SVDCache(tmp_path), weight.double(), "top", 3)
+    assert {tensor.dtype for tensor in found} == {torch.float32}
+
+
+def test_an_unfit_weight_is_named_and_nothing_is_computed(tmp_path, weight, counted):
+    bad = torch.full((12, 8), torch.nan)
+    with pytest.raises(InputError, match=r"^encoder\.0\.query: .*NaN"):
+        SVDCache(tmp_path).singular_values({"encoder.1.query": weight, "encoder.0.query": bad})
+    assert not counted
+
+
+def test_a_rank_above_the_matrix_is_named(tmp_path, weight):
+    with pytest.raises(InputError, match=r"^layer: rank 9"):
+        triplets(SVDCache(tmp_path), weight, "top", 9)
+
+
+def test_one_line_says_what_was_done(tmp_path, weight, caplog):
+    caplog.set_level(logging.INFO, svd_cache.__name__)
+    cache = SVDCache(tmp_path)
+    values(cache, weight)
+    values(cache, weight, weight + 1)
+    assert [record.name for record in caplog.records] == [svd_cache.__name__] * 2
+    assert "2 matrices: 1 computed" in caplog.messages[1]
+    assert "1 from the cache" in caplog.messages[1]
+
+
+def compute_when_all_are_ready(folder, weight, ready, calls):
+    original = svd_cache.singular_values
+
+    def slow(stacked):
+        with calls.get_lock():
+            calls.value += len(stacked)
+        time.sleep(0.3)  # for the other to find nothing on disk and meet the lock
+        return original(stacked)
+
+    svd_cache.singular_values = slow
+    ready.wait()
+    values(SVDCache(folder), weight)
+
+
+def test_two_processes_compute_a_spectrum_once(tmp_path, weight):
+    # fork: a fresh interpreter would take seconds to import torch.
+    context = multiprocessing.get_context("fork")
+    calls, ready = context.Value("i", 0), context.Barrier(2)
+    arguments = (tmp_path, weight, ready, calls)
+    processes = [context.Process(target=compute_when_all_are_ready, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert calls.value == 1

@@ -34,16 +34,14 @@ class Spectra:
     def values(self, name: str) -> Tensor:
         """All singular values of one weight, as `SVDCache.singular_values`."""
         if not self._values:
-            self._values = {n: self._cache.singular_values(w) for n, w in self.weights.items()}
+            self._values = self._cache.singular_values(self.weights)
         return self._values[name]
 
     def triplets(self, name: str, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
         """Part of one weight's SVD, as `SVDCache.singular_triplets`."""
         key = (part, rank, seed)
         if key not in self._triplets:
-            self._triplets[key] = {
-                n: self._cache.singular_triplets(w, part, rank, seed) for n, w in self.weights.items()
-            }
+            self._triplets[key] = self._cache.singular_triplets(self.weights, part, rank, seed)
         return self._triplets[key][name]
 
 

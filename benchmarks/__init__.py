@@ -1,0 +1,1 @@
+"""What the library costs, measured: run as modules from the repository's root."""
