@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest import CONFIGS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModel
 
 from lit_spectral import cli
 from lit_spectral.adapters import adapters
 from lit_spectral.checkpoint import load
+from lit_spectral.methods import MiLoRA, PiSSA
 
 pytestmark = pytest.mark.real
 STEPS = 40
@@ -61,3 +63,18 @@ def test_the_checkpoint_is_small_and_loads(done):
     task = load(path)
     for mine, theirs in zip(adapters(task.model), adapters(done.model.model), strict=True):
         assert torch.equal(mine.delta_weight(), theirs.delta_weight())
+
+
+@pytest.mark.parametrize(("method", "last"), [(PiSSA, False), (MiLoRA, True)], ids=["PiSSA", "MiLoRA"])
+def test_components_of_real_weights_are_those_of_a_float64_svd(method, last):
+    """Of the first layer's maps, whose three shapes they have, by the angle of the subspaces."""
+    model = AutoModel.from_pretrained(os.environ["LIT_SPECTRAL_BACKBONE"])
+    method(rank=16, target_modules=r".*layer\.0\..*dense|.*layer\.0\..*query").apply(model, model)
+    attached = adapters(model)
+    assert len({tuple(adapter.weight.shape) for adapter in attached}) == 3
+    for adapter in attached:
+        u, _, vh = torch.linalg.svd(adapter.weight.detach().double(), full_matrices=False)
+        wanted = slice(-16, None) if last else slice(16)
+        for found, exact in ((adapter.left_start, u[:, wanted]), (adapter.right_start.T, vh[wanted].T)):
+            mine = torch.linalg.qr(found.double())[0]
+            assert torch.linalg.matrix_norm(exact - mine @ (mine.T @ exact), 2) <= 1e-4
