@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lit_spectral import linalg
@@ -23,8 +22,11 @@ class Projection(Callback):
 
     It hangs on the optimizers' post-step hook: once a step under gradient accumulation, on every
     rank, before anything validates, logs or saves. Optimizers also call it for steps that a
-    gradient scaler skips, so `project` must change nothing the second time.
+    gradient scaler skips, so `project` must change nothing the second time. Several act in the order
+    of `turn`, wherever the trainer's list has them: a later one must not leave an earlier one's set.
     """
+
+    turn: int
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
@@ -38,18 +40,21 @@ class Projection(Callback):
         """Whether the adapter declares a set that this callback holds."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Project once, then after every step."""
-        attached = [adapter for adapter in adapters(pl_module) if self.concerns(adapter)]
-        if not attached:
+        """Project once, then after every step; the first of them for all."""
+        present = [callback for callback in trainer.callbacks if isinstance(callback, Projection)]  # type: ignore[attr-defined]
+        present.sort(key=lambda callback: callback.turn)
+        if present[0] is not self:
             return
+        held = [(c, [a for a in adapters(pl_module) if c.concerns(a)]) for c in present]
 
-        def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            with torch.no_grad():
-                self.project(attached)
+        @torch.no_grad()
+        def project_all(*args: Any) -> None:
+            for callback, attached in held:
+                if attached:
+                    callback.project(attached)
 
-        with torch.no_grad():
-            self.project(attached)
-        self._handles = [optimizer.register_step_post_hook(after_step) for optimizer in trainer.optimizers]
+        project_all()
+        self._handles = [optimizer.register_step_post_hook(project_all) for optimizer in trainer.optimizers]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let go of the optimizers."""
@@ -72,6 +77,8 @@ class Projection(Callback):
 class SigmaClamp(Projection):
     """σ in [0, σ̄], or any other range that an adapter declares of a tensor (FCLoRA eq. 10, HiLoRA eq. 7)."""
 
+    turn = 1
+
     def concerns(self, adapter: Adapter) -> bool:
         """Whether the adapter has bounded tensors."""
         return bool(adapter.bounded)
@@ -90,6 +97,8 @@ class FactorRetraction(Projection):
     L ← L − U(UᵀL) and R ← R − (R V)Vᵀ for HiP-LoRA and Proj-LoRA (HiP-LoRA App. A.2); U, V ← the Q of
     their QR decomposition for FCLoRA by Gram–Schmidt (FCLoRA Table 18). In float32, one shape at a time.
     """
+
+    turn = 0
 
     def concerns(self, adapter: Adapter) -> bool:
         """Whether the adapter declares a subspace, or columns that are to be exactly orthonormal."""
@@ -118,6 +127,8 @@ class SpectralBall(Projection):
     are inside.
     """
 
+    turn = 2  # it leaves σ alone, and factors in their subspace
+
     def concerns(self, adapter: Adapter) -> bool:
         """Whether the adapter declares a radius."""
         return adapter.ball_radius is not None
@@ -138,7 +149,8 @@ class SpectralBall(Projection):
         """Scale back by radius/‖ΔW‖₂ until inside: once is enough but where parts of ΔW cancel."""
         longest = 1.0
         while attached:
-            norms = [float(values[0]) for values in singular_values([adapter.factors() for adapter in attached])]
+            values = singular_values([adapter.factors() for adapter in attached])
+            norms = torch.stack([value[0] for value in values]).tolist()
             outside = []
             for adapter, norm in zip(attached, norms, strict=True):
                 assert adapter.ball_radius is not None

@@ -51,6 +51,7 @@ class SpectralMonitor(Callback):
         self._changes = named_changes(pl_module.model)  # type: ignore[arg-type]
         self._exact = all(change.factors() is not None for change in self._changes.values())
         self._last_step = trainer.global_step
+        self._vectors, self.latest_max = {}, None
         if not self._changes or not self.every_n_steps:
             return
         for logger in trainer.loggers:

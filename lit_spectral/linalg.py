@@ -140,8 +140,11 @@ def project_out(columns_nmr: Tensor, basis_nmk: Tensor) -> Tensor:
     is, so that projecting twice changes nothing.
     """
     inside = basis_nmk.mT @ columns_nmr
+    # Twice, since what is left is small beside what was taken where X lies mostly inside.
+    outside = columns_nmr - basis_nmk @ inside
+    outside = outside - basis_nmk @ (basis_nmk.mT @ outside)
     sizes = torch.linalg.matrix_norm(inside, keepdim=True), torch.linalg.matrix_norm(columns_nmr, keepdim=True)
-    return torch.where(sizes[0] > 1e-6 * sizes[1], columns_nmr - basis_nmk @ inside, columns_nmr)
+    return torch.where(sizes[0] > 1e-6 * sizes[1], outside, columns_nmr)
 
 
 def orthonormalise(columns_nmr: Tensor) -> Tensor:

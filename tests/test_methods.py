@@ -5,9 +5,10 @@ import pytest
 import torch
 import transformers
 from conftest import Watch, scalars
+from lit_spectral.callbacks import SigmaClamp, SpectralBall
 
 from lit_spectral import linalg
-from lit_spectral.adapters import adapters, trained_state
+from lit_spectral.adapters import adapters, detach, trained_state
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import (
@@ -101,7 +102,8 @@ def learn(backbone_folder):
 def test_every_method_learns_by_what_it_adds(learn, method):
     before, after = learn(method)
     # Prompts hardly reach the first token's state through a random model's attention.
-    assert after < (before if method in list(PEFT.values())[3:5] else 0.9 * before)
+    weak = isinstance(method, Peft) and method.config["peft_type"] in {"PROMPT_TUNING", "P_TUNING"}
+    assert after < (before if weak else 0.9 * before)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["one product", "two products"])
@@ -274,6 +276,32 @@ def test_a_change_without_factors_logs_an_estimate_close_to_the_dense_norm(train
     assert 0.9 * exact < estimate <= exact * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("own", [[SpectralBall], [SpectralBall, SigmaClamp]], ids=["ball", "ball and clamp"])
+def test_the_order_of_projections_is_not_that_of_the_list(train, own):
+    method = FCLoRA(rank=4, ball=0.03, sigma_bar=0.05, sigma_lr=100)
+    expected = trained_state(train(method).lightning_module.model)
+    found = trained_state(train(method, *(kind() for kind in own)).lightning_module.model)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("method", [HiRA(rank=4), HiRALoRA(rank=4), MoRA(rank=4)], ids=["HiRA", "HiRALoRA", "MoRA"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_changes_without_factors_are_measured_in_every_precision(train, method, precision):
+    assert scalars(train(method, precision=precision))["spectral_norm_estimate/max"][-1][1] > 0
+
+
+def test_adalora_allocates_although_a_step_was_skipped(train):
+    class Poison(pl.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 20:  # where the budget becomes final
+                next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+    fields = PEFT["AdaLoRA"].config | {"deltaT": 10}
+    task = train(Peft(config=fields), Poison(), max_epochs=4).lightning_module
+    kept = [int((p != 0).sum()) for name, p in task.model.named_parameters() if ".lora_E." in name]
+    assert sum(kept) == 3 * len(kept)
+
+
 def test_adalora_ends_at_its_budget(train):
     task = train(PEFT["AdaLoRA"], max_epochs=3).lightning_module
     kept = [int((p != 0).sum()) for name, p in task.model.named_parameters() if ".lora_E." in name]
@@ -284,6 +312,10 @@ def test_adalora_ends_at_its_budget(train):
     ("build", "message"),
     [
         (lambda: Peft(config={"peft_type": "LORA", "rank": 4}), "rank"),
+        (lambda: Peft(config={"peft_type": "LORA", "init_lora_weights": "pissa"}), "rewrites the backbone.*PiSSA"),
+        (lambda: Peft(config={"peft_type": "PROMPT_TUNING"}), "field missing"),
+        (lambda: PiSSA(rank=4, alpha=0), "alpha must be finite and above 0"),
+        (lambda: SORSA(rank=4, gamma=-1), "gamma must not be negative"),
         (lambda: Peft(config={"r": 4}), "peft_type None unknown; peft has ADALORA"),
         (lambda: Peft(config={"peft_type": "ADALORA"}), "total_step"),
         (lambda: Peft(target_modules=["query"], config={"peft_type": "PROMPT_TUNING"}), "target_modules"),
@@ -292,9 +324,36 @@ def test_adalora_ends_at_its_budget(train):
         (lambda: HiRA(rank=4, reference="neighbours", target_modules=["pooler.dense"]), "numbered layers"),
         (lambda: FCLoRA(rank=4, start="zero", orthogonality="gram-schmidt"), "start: singular"),
         (lambda: HiPLoRA(rank=8), r"rank \+ principal_rank = 40 is above"),
-        (lambda: MoRA(rank=16), "makes M 32 x 32, above|makes M"),
+        (lambda: MoRA(rank=16), "makes M .* above the .* matrix itself"),
     ],
 )
 def test_a_setting_that_can_not_work_is_one_line(backbone_folder, build, message):
     with pytest.raises(InputError, match=message):
         SequenceClassification(backbone_folder("bert"), build(), num_labels=2).configure_model()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (HiRA(rank=4, reference="uniform"), HiRA(rank=4, reference="uniform", seed=1), "seed: 0, here 1"),
+        (HiRA(rank=4, reference="uniform"), HiRA(rank=4), "reference: uniform, here weight"),
+        (Peft(config={"peft_type": "LORA", "lora_alpha": 4}), Peft(config={"peft_type": "LORA"}), "config"),
+    ],
+)
+def test_a_checkpoint_whose_change_is_made_otherwise_is_refused(
+    train, backbone_folder, tmp_path, first, second, message
+):
+    train(first, max_steps=1).save_checkpoint(tmp_path / "task.ckpt")
+    with pytest.raises(InputError, match=message):
+        train(None, task=SequenceClassification(backbone_folder("bert"), second), ckpt_path=tmp_path / "task.ckpt")
+
+
+@pytest.mark.parametrize("first", [LoRA(rank=4), PEFT["DoRA"]], ids=["ours", "peft's"])
+def test_a_second_adapter_is_refused_and_the_first_can_be_taken_off(backbone_folder, first):
+    model = transformers.AutoModel.from_pretrained(backbone_folder("bert"))
+    names = [name for name, _ in model.named_parameters()]
+    first.apply(model, model)
+    with pytest.raises(InputError, match="adapter already"):
+        LoRA(rank=4).apply(model, model)
+    detach(model)
+    assert [name for name, _ in model.named_parameters()] == names

@@ -1,5 +1,7 @@
 """Our methods against independent implementations: peft's, and plain autograd."""
 
+import copy
+
 import lightning.pytorch as pl
 import peft
 import pytest
@@ -124,6 +126,46 @@ def test_hira_unfolds_by_division_unless_that_is_ill_conditioned(dtype, kept):
         assert (adapter._unfolded_weight is not None) == kept
         adapter.unfold()
     assert torch.equal(adapter.weight, before)
+
+
+def test_hira_unfolds_exactly_whatever_happened_while_it_was_folded():
+    torch.manual_seed(0)
+    adapter = HadamardAdapter(nn.Linear(16, 16), rank=2)
+    nn.init.normal_(adapter.left, std=0.3)
+    before = adapter.weight.detach().clone()
+    adapter.fold()
+    nn.init.normal_(adapter.left)  # another checkpoint was loaded
+    with torch.autocast("cpu", torch.bfloat16):
+        adapter.unfold()
+    assert torch.equal(adapter.weight, before)
+    adapter.fold()
+    adapter.double()
+    adapter.unfold()
+    assert torch.equal(adapter.weight, before.double())
+
+
+LAYERS = {
+    "LoRA": peft.LoraConfig(r=4, target_modules=["0"]),
+    "DoRA": peft.LoraConfig(r=4, use_dora=True, target_modules=["0"]),
+    "IA3": peft.IA3Config(target_modules=["0"], feedforward_modules=[]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", LAYERS.values(), ids=LAYERS)
+def test_the_change_of_a_layer_of_peft_is_that_of_its_merged_weight(config, dtype):
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 8)
+    changed = peft.get_peft_model(nn.Sequential(layer), config)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1e-2 * torch.randn(parameter.shape))
+    (change,) = ad.named_changes(changed.base_model.model.to(dtype)).values()
+    wide = copy.deepcopy(changed).float()
+    base = wide.base_model.model[0].get_base_layer().weight.detach().clone()
+    expected = wide.merge_and_unload()[0].weight - base
+    torch.testing.assert_close(change.delta_weight(), expected, rtol=1e-3, atol=1e-5)
 
 
 CONFIGS = {

@@ -55,10 +55,13 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str | None) -
                 raise InputError(_nothing_matches(ending, modules))
     if not found:
         raise InputError(_nothing_matches(target_modules, modules))
+    adapted = [name for name, module in modules.items() if isinstance(module, Adapter) or is_peft_layer(module)]
+    for name in found:
+        owner = next((path for path in adapted if name == path or name.startswith(f"{path}.")), None)
+        if owner is not None:
+            raise InputError(f"{owner} has an adapter already; detach it first")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for name, module in found.items():
-        if isinstance(module, Adapter):
-            raise InputError(f"{name} has an adapter already; detach it first")
         if not is_linear(module):
             raise InputError(
                 f"target_modules matches {name}, a {type(module).__name__}, which is not a linear map; "
@@ -77,8 +80,8 @@ def attach(model: nn.Module, built: dict[str, Adapter]) -> None:
 
 def detach(model: nn.Module) -> None:
     """Put the base layers back. Adapters that are folded at this moment leave their change in the weights."""
-    for name, adapter in [(name, module) for name, module in model.named_modules() if isinstance(module, Adapter)]:
-        _replace(model, name, adapter.base_layer)
+    for name, change in named_changes(model).items():
+        _replace(model, name, change.base_layer)
 
 
 def fold(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Change
-from lit_spectral.adapters.linear import linear_shape
+from lit_spectral.adapters.linear import linear_shape, weight_matrix
 
 __all__ = ["PeftChange", "is_peft_layer"]
 
@@ -23,7 +24,8 @@ def is_peft_layer(module: nn.Module) -> bool:
 class PeftChange(Change):
     """ΔW of a layer of peft, known by what the layer does beside its base layer.
 
-    Nothing of how a method of peft builds its change is assumed but that it is linear.
+    Nothing of how a method of peft builds its change is assumed but that it is linear, up to a
+    constant (some train a bias too), which is left out.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -32,15 +34,22 @@ class PeftChange(Change):
         self.out_features, self.in_features = linear_shape(self.base_layer)
 
     def _change(self, x: Tensor) -> Tensor:
-        training = self.layer.training
-        x = x.to(self.base_layer.weight.dtype)  # type: ignore[arg-type]
-        self.layer.eval()  # no dropout
+        """Rows of x (n, in) times ΔWᵀ, (n, out), float32."""
+        layer = self.layer
+        dtype = weight_matrix(self.base_layer).dtype
+        if dtype in {torch.bfloat16, torch.float16}:
+            # The outputs of layer and base differ by less than these round them to.
+            layer, dtype = copy.deepcopy(layer).float(), torch.float32
+        training = layer.training
+        layer.eval()  # no dropout
         try:
             with torch.autocast(x.device.type, enabled=False):
-                change: Tensor = self.layer(x) - self.base_layer(x)
+                rows = torch.cat([x.to(dtype), torch.zeros_like(x[:1], dtype=dtype)])
+                difference = layer(rows) - layer.get_base_layer()(rows)
         finally:
-            self.layer.train(training)
-        return change.float()
+            layer.train(training)
+        change: Tensor = (difference[:-1] - difference[-1:]).float()
+        return change
 
     @torch.no_grad()
     def delta_weight(self) -> Tensor:

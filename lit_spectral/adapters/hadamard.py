@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class HadamardAdapter(Adapter):
         self.right = nn.Parameter(torch.empty(rank, self.in_features, device=device))
         nn.init.kaiming_uniform_(self.right, a=math.sqrt(5))
         self.register_buffer("reference", None if reference is None else reference.to(device), persistent=False)
-        self._ulps: Tensor | None = None
+        self._divisor: _Divisor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
@@ -125,39 +126,75 @@ class HadamardAdapter(Adapter):
     @torch.no_grad()
     def times(self, vector: Tensor) -> Tensor:
         """ΔW v by a product of R₀ with r columns: (R₀ (R ⊙ v)ᵀ ⊙ L) summed over the rank."""
-        return ((self._reference.float() @ (self.right * vector).mT) * self.left).sum(1)
+        weighted = (self.right.float() * vector).mT
+        reference = self._reference
+        wide = torch.cat([reference[rows].float() @ weighted for rows in _blocks(self.left, self.right)])
+        return (wide * self.left.float()).sum(1)
 
     @torch.no_grad()
     def transposed_times(self, vector: Tensor) -> Tensor:
         """ΔWᵀ u in the same way."""
-        return ((self._reference.float().mT @ (self.left * vector[:, None])) * self.right.mT).sum(1)
+        weighted = self.left.float() * vector[:, None]
+        wide = torch.zeros_like(self.right, dtype=torch.float32).mT
+        reference = self._reference
+        for rows in _blocks(self.left, self.right):
+            wide = wide + reference[rows].float().mT @ weighted[rows]
+        return (wide * self.right.float().mT).sum(1)
 
     def _keep(self, weight: Tensor) -> None:
         """Keep, in place of W₀, by how many units in the last place division gives it back wrongly, one byte each.
 
         Where an entry of 1 + L R is so near 0 that a byte does not hold that, W₀ itself is kept.
         """
-        self._ulps = None
-        if self.reference is None:
-            wrong = _integers(weight) - _integers(self._divided())
-            if wrong.abs().max() <= 127:
-                self._ulps = wrong.to(torch.int8)
+        self._divisor = None
+        if self.reference is None and weight.dtype in _INTEGER:
+            factors = self.left.detach().clone(), self.right.detach().clone()
+            divisor = _Divisor(*factors, torch.empty_like(weight, dtype=torch.int8))
+            for rows, divided in self._divided(divisor):
+                wrong = _integers(weight[rows]) - _integers(divided)
+                if ((wrong > 127) | (wrong < -127)).any():  # abs would overflow at -0
+                    break
+                divisor.ulps[rows] = wrong.to(torch.int8)
+            else:
+                self._divisor = divisor
                 return
         super()._keep(weight)
 
+    @torch.no_grad()
     def _kept(self) -> Tensor:
         """W₀ = W′ / (1 + L R) (HiRA §4.4), mended in the last place; or the copy that was kept."""
-        if self._ulps is None:
+        if self._divisor is None:
             return super()._kept()
-        divided = self._divided()
-        return (_integers(divided) + self._ulps).to(_INTEGER[divided.dtype]).view(divided.dtype)
+        weight = torch.empty_like(self.weight)
+        for rows, divided in self._divided(self._divisor):
+            weight[rows] = (_integers(divided) + self._divisor.ulps[rows]).view(weight.dtype)
+        return weight
 
     @torch.no_grad()
-    def _divided(self) -> Tensor:
-        """The folded weight over 1 + L R, as it lies, in its dtype."""
-        factor = 1 + self.left.float() @ self.right.float()
-        factor = factor.mT if is_transposed(self.base_layer) else factor
-        return (self.weight.detach().float() / factor).to(self.weight.dtype)
+    def _divided(self, divisor: _Divisor) -> Iterator[tuple[slice, Tensor]]:
+        """The folded weight over 1 + L R, as it lies and in its dtype, in blocks of rows."""
+        weight = self.weight.detach()
+        left, right = divisor.left.float(), divisor.right.float()
+        if is_transposed(self.base_layer):
+            left, right = right.mT, left.mT
+        with torch.autocast(weight.device.type, enabled=False):
+            for rows in _blocks(left, right):
+                yield rows, (weight[rows].float() / (1 + left[rows] @ right)).to(weight.dtype)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> HadamardAdapter:
+        """Division is exact only where and as it was folded: on the way elsewhere, W₀ is kept after all."""
+        if self.folded and self._divisor is not None:
+            super()._keep(self._kept())
+            self._divisor = None
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Divisor(NamedTuple):
+    """What the folded weight is divided by, L and R as they were, and how wrong that is in the last place."""
+
+    left: Tensor
+    right: Tensor
+    ulps: Tensor
 
 
 # Floats of one sign are ordered as the integers of their bits are.
@@ -165,7 +202,7 @@ _INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float
 
 
 def _integers(tensor: Tensor) -> Tensor:
-    return tensor.view(_INTEGER[tensor.dtype]).long()
+    return tensor.contiguous().view(_INTEGER[tensor.dtype])
 
 
 class HadamardLowRankAdapter(HadamardAdapter):
@@ -203,12 +240,14 @@ class HadamardLowRankAdapter(HadamardAdapter):
     @torch.no_grad()
     def times(self, vector: Tensor) -> Tensor:
         """ΔW v."""
-        return super().times(vector) + self.added_left @ (self.added_right @ vector) * self.scale
+        return super().times(vector) + self.added_left.float() @ (self.added_right.float() @ vector) * self.scale
 
     @torch.no_grad()
     def transposed_times(self, vector: Tensor) -> Tensor:
         """ΔWᵀ u."""
-        return super().transposed_times(vector) + self.added_right.mT @ (self.added_left.mT @ vector) * self.scale
+        return super().transposed_times(vector) + self.scale * (
+            self.added_right.float().mT @ (self.added_left.float().mT @ vector)
+        )
 
     def _keep(self, weight: Tensor) -> None:
         """W₀ itself: the sum can't be divided out."""

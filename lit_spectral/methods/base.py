@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,7 +16,18 @@ from lit_spectral.errors import InputError
 from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.svd_cache import SVDCache
 
-__all__ = ["Bound", "LowRankMethod", "Method", "RankMethod", "ScaledMethod", "Site", "Spectra", "resolve_bound"]
+__all__ = [
+    "Bound",
+    "LowRankMethod",
+    "Method",
+    "RankMethod",
+    "ScaledMethod",
+    "Site",
+    "Spectra",
+    "check_fits",
+    "check_positive",
+    "resolve_bound",
+]
 
 # A bound on singular values: a number, a quartile of W₀'s ("q1" … "q4"), or {"quantile": 0.6} of them.
 Bound = float | str | dict[str, float]
@@ -46,10 +57,11 @@ class Spectra:
 
 
 class Site(NamedTuple):
-    """A linear map to be adapted, by its path in the encoder, and the spectra that a start may need."""
+    """A linear map to be adapted, by its path in the encoder, and what its start may need."""
 
     name: str
     layer: nn.Module
+    encoder: nn.Module
     spectra: Spectra
 
     @property
@@ -76,6 +88,9 @@ class Method:
         seed: of random choices among singular vectors; the same on every rank.
     """
 
+    # Settings that say what ΔW is made of beside what a checkpoint holds: a resumed run must have the same.
+    defines_change: ClassVar[tuple[str, ...]] = ()
+
     target_modules: list[str] | str | None = None
     seed: int = 0
 
@@ -88,10 +103,10 @@ class Method:
         model.requires_grad_(False)
         targets = find_targets(encoder, self.target_modules)
         spectra = Spectra(targets)
-        sites = [Site(name, layer, spectra) for name, layer in targets.items()]
-        for step in (self.check, self.build_adapter):
-            built = {site.name: _named(step, site) for site in sites}
-        attach(encoder, built)
+        sites = [Site(name, layer, encoder, spectra) for name, layer in targets.items()]
+        for site in sites:
+            _named(self.check, site)
+        attach(encoder, {site.name: _named(self.build_adapter, site) for site in sites})
         return model
 
     def check(self, site: Site) -> None:
@@ -109,8 +124,8 @@ class Method:
         """A penalty of the method as a whole, 0-d with its graph, which is kept out of the loss; None for none."""
         return None
 
-    def after_step(self, step: int) -> None:
-        """Called after every optimizer step that was not skipped, gradients in place; `step` counts from 0."""
+    def after_step(self) -> None:
+        """Called after every optimizer step that was not skipped, gradients in place."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold of the method besides the model's tensors."""
@@ -147,13 +162,21 @@ class RankMethod(Method):
 
     def check(self, site: Site) -> None:
         """ValueError if the rank is above what a matrix of this shape can have."""
-        _check_fits("rank", self.rank, site)
+        check_fits("rank", self.rank, site)
 
 
-def _check_fits(what: str, rank: int, site: Site) -> None:
+def check_fits(what: str, rank: int, site: Site) -> None:
+    """ValueError, naming `what`, if the rank is above what a matrix of this shape can have."""
     out_features, in_features = linear_shape(site.layer)
     if rank > min(out_features, in_features):
         raise ValueError(f"{what} {rank} is above the largest a {out_features} x {in_features} matrix can have")
+
+
+def check_positive(**settings: float | None) -> None:
+    """InputError for a setting that is given and not finite and above 0."""
+    for name, value in settings.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} must be finite and above 0, not {value}")
 
 
 @dataclass
@@ -187,7 +210,13 @@ class ScaledMethod(LowRankMethod):
         alpha: α; None for the rank, so that the scale is 1.
     """
 
+    defines_change = ("alpha",)
+
     alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(alpha=self.alpha)
 
     @property
     def scale(self) -> float:

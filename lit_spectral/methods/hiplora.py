@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lit_spectral.adapters import LowRankAdapter, TwoChannelAdapter
 from lit_spectral.errors import InputError
-from lit_spectral.methods.base import ScaledMethod, Site, _check_fits
+from lit_spectral.methods.base import ScaledMethod, Site, check_fits, check_positive
 
 __all__ = ["HiPLoRA", "ProjLoRA"]
 
@@ -32,7 +32,7 @@ class ProjLoRA(ScaledMethod):
 
     def check(self, site: Site) -> None:
         """ValueError if rank and principal_rank together leave no room in a matrix of this shape."""
-        _check_fits("rank + principal_rank =", self.rank + self.principal_rank, site)
+        check_fits("rank + principal_rank =", self.rank + self.principal_rank, site)
 
     def build(self, site: Site) -> LowRankAdapter:
         """The adapter for one linear map."""
@@ -64,12 +64,15 @@ class HiPLoRA(ProjLoRA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.budget < 0 or self.delta_lr <= 0:
-            raise InputError(f"budget must not be negative and delta_lr above 0, not {self.budget}, {self.delta_lr}")
+        check_positive(delta_lr=self.delta_lr)
+        if self.budget < 0:
+            raise InputError(f"budget must not be negative, not {self.budget}")
 
     def build(self, site: Site) -> TwoChannelAdapter:
         """The adapter for one linear map."""
         principal = site.triplets("top", self.principal_rank)
+        if principal.sigma[0] == 0:
+            raise ValueError("the weight is 0 and has no principal directions; leave it out of target_modules")
         adapter = TwoChannelAdapter(
             site.layer, principal, self.rank, self.scale, self.project, self.budget, self.sensitivity, self.dropout
         )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter
+from lit_spectral.adapters.linear import weight_matrix
 from lit_spectral.errors import InputError
-from lit_spectral.methods.base import RankMethod, Site, _check_fits
+from lit_spectral.methods.base import RankMethod, Site, check_fits, check_positive
 
 __all__ = ["HiRA", "HiRALoRA"]
 
@@ -29,6 +30,8 @@ class HiRA(RankMethod):
         reference_rank: of the `truncated` reference.
     """
 
+    defines_change = ("reference", "reference_rank", "seed")
+
     reference: Literal["weight", "uniform", "truncated", "neighbours"] = "weight"
     reference_rank: int | None = None
 
@@ -43,7 +46,7 @@ class HiRA(RankMethod):
         """ValueError if a rank is above what a matrix of this shape can have."""
         super().check(site)
         if self.reference_rank is not None:
-            _check_fits("reference_rank", self.reference_rank, site)
+            check_fits("reference_rank", self.reference_rank, site)
 
     def build(self, site: Site) -> HadamardAdapter:
         """The adapter for one linear map."""
@@ -70,8 +73,12 @@ def _neighbours(site: Site) -> list[Tensor]:
     if number is None:
         raise ValueError("reference: neighbours needs numbered layers, and this path has no number")
     before, after = site.name[: number.start() - 1], site.name[number.end() - 1 :]
+    modules = dict(site.encoder.named_modules())
     names = [f"{before}{int(number[0]) + step}{after}" for step in (-1, 0, 1)]
-    return [site.spectra.weights[name] for name in names if name in site.spectra.weights]
+    weights = [weight_matrix(modules[name]) for name in names if name in modules]
+    if any(weight.shape != site.weight.shape for weight in weights):
+        raise ValueError("reference: neighbours needs layers of one shape, and those beside this one have another")
+    return weights
 
 
 @dataclass
@@ -84,6 +91,8 @@ class HiRALoRA(RankMethod):
         alpha: α of the LoRA part, s = α/r₂; None for r₂.
     """
 
+    defines_change = ("alpha",)
+
     lora_rank: int = 8
     alpha: float | None = None
 
@@ -91,11 +100,12 @@ class HiRALoRA(RankMethod):
         super().__post_init__()
         if self.lora_rank < 1:
             raise InputError(f"lora_rank must be at least 1, not {self.lora_rank}")
+        check_positive(alpha=self.alpha)
 
     def check(self, site: Site) -> None:
         """ValueError if a rank is above what a matrix of this shape can have."""
         super().check(site)
-        _check_fits("lora_rank", self.lora_rank, site)
+        check_fits("lora_rank", self.lora_rank, site)
 
     def build(self, site: Site) -> HadamardLowRankAdapter:
         """The adapter for one linear map."""

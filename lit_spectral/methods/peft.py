@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters import Adapter, find_targets
+from lit_spectral.adapters import find_targets
 from lit_spectral.errors import InputError
-from lit_spectral.methods.base import Method, Site
+from lit_spectral.methods.base import Method
 
 __all__ = ["Peft"]
 
 # What peft's prompt methods must know of the model's head, by the end of its class's name.
 TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+
+# Methods of peft whose targets are norms, embeddings or whole blocks.
+NOT_ON_LINEAR_MAPS = {"LN_TUNING", "TRAINABLE_TOKENS", "ADAPTION_PROMPT"}
 
 
 @dataclass
@@ -33,10 +36,13 @@ class Peft(Method):
             Without `target_modules` in it, the linear maps are those of our own methods.
     """
 
+    defines_change = ("config",)
+
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tuner: Any = None
+        self._steps = 0  # that were not skipped
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Let peft put its layers on the model; prompt methods return it wrapped, for their own forward pass."""
@@ -44,19 +50,22 @@ class Peft(Method):
 
         config = self._peft_config(model, encoder)
         model.requires_grad_(False)
+        before = {id(parameter): float(parameter.double().sum()) for parameter in model.parameters()}
         try:
             wrapped: Any = peft.get_peft_model(model, config)
         except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            raise InputError(f"method.config: {_first_line(error)}") from error
+            raise InputError(f"method.config: {_first_line(error)}; is a field missing?") from error
+        after = {id(parameter): float(parameter.double().sum()) for parameter in wrapped.parameters()}
+        if any(after.get(key, total) != total for key, total in before.items()):
+            raise InputError(
+                "method.config: this initialisation rewrites the backbone, which no checkpoint here would hold; "
+                "use the method PiSSA, MiLoRA or SORSA, or another init_lora_weights"
+            )
         if config.is_prompt_learning:
             return wrapped  # type: ignore[no-any-return]
         # The layers are in the model itself; unwrapped, they keep the paths that they have under our methods.
         self._tuner = wrapped.base_model
         return model
-
-    def build(self, site: Site) -> Adapter:
-        """Not asked for: peft builds its own layers."""
-        raise NotImplementedError
 
     def penalty(self) -> Tensor | None:
         """What peft's model adds to its loss, alone, with its graph; None where it adds nothing."""
@@ -67,10 +76,11 @@ class Peft(Method):
             self._tuner.forward()
         return outputs.loss if outputs.loss.requires_grad else None
 
-    def after_step(self, step: int) -> None:
+    def after_step(self) -> None:
         """AdaLoRA's allocation of its budget; other methods have none."""
         if hasattr(self._tuner, "update_and_allocate"):
-            self._tuner.update_and_allocate(step)
+            self._tuner.update_and_allocate(self._steps)
+            self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What AdaLoRA's allocator remembers from step to step, for an exact resume."""
@@ -78,13 +88,16 @@ class Peft(Method):
         if allocator is None:
             return {}
         averages = {name: dict(value) for name, value in vars(allocator).items() if isinstance(value, dict)}
-        return {"averages": averages, "rank_pattern": allocator.peft_config.rank_pattern}
+        return {"averages": averages, "rank_pattern": allocator.peft_config.rank_pattern, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         if state:
-            vars(self._tuner.rankallocator).update(state["averages"])
+            device = next(self._tuner.parameters()).device
+            for name, average in state["averages"].items():
+                setattr(self._tuner.rankallocator, name, {key: value.to(device) for key, value in average.items()})
             self._tuner.rankallocator.peft_config.rank_pattern = state["rank_pattern"]
+            self._steps = state["steps"]
 
     def _peft_config(self, model: nn.Module, encoder: nn.Module) -> Any:
         import peft
@@ -94,7 +107,8 @@ class Peft(Method):
         if kind is None:
             known = ", ".join(sorted(str(t.value) for t in peft.PEFT_TYPE_TO_CONFIG_MAPPING))
             raise InputError(f"method.config: peft_type {fields.get('peft_type')!r} unknown; peft has {known}")
-        if "target_modules" in kind.__dataclass_fields__ and fields.get("target_modules") is None:
+        ours = "target_modules" in kind.__dataclass_fields__ and fields["peft_type"] not in NOT_ON_LINEAR_MAPS
+        if ours and fields.get("target_modules") is None:
             wanted = {id(layer) for layer in find_targets(encoder, self.target_modules).values()}
             fields["target_modules"] = [name for name, layer in model.named_modules() if id(layer) in wanted]
         elif self.target_modules is not None:
@@ -102,7 +116,7 @@ class Peft(Method):
         try:
             config = kind(**fields)
         except (ValueError, TypeError) as error:
-            raise InputError(f"method.config: {_first_line(error)}") from error
+            raise InputError(f"method.config: {_first_line(error)}; is a field missing?") from error
         if config.is_prompt_learning and config.task_type is None:
             endings = [task for ending, task in TASK_TYPES.items() if type(model).__name__.endswith(ending)]
             config.task_type = (endings or ["FEATURE_EXTRACTION"])[0]

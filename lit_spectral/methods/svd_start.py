@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lit_spectral.adapters import DifferenceAdapter, SVDDifferenceAdapter
+from lit_spectral.errors import InputError
 from lit_spectral.linalg import Part
 from lit_spectral.methods.base import LowRankMethod, ScaledMethod, Site
 
@@ -52,6 +53,11 @@ class SORSA(LowRankMethod):
     """
 
     gamma: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gamma < 0:
+            raise InputError(f"gamma must not be negative, not {self.gamma}")
 
     def build(self, site: Site) -> SVDDifferenceAdapter:
         """The adapter for one linear map."""

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lit_spectral import backbones
@@ -190,7 +191,7 @@ class Task(pl.LightningModule):
         skipped = self.skipped_steps
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.skipped_steps == skipped:
-            self.method.after_step(self.global_step)
+            self.method.after_step()
 
     def configure_gradient_clipping(
         self,
@@ -226,6 +227,11 @@ class Task(pl.LightningModule):
                 "give bf16-mixed"
             )
 
+    def on_train_start(self) -> None:
+        """Buffers, which never change, are made equal once, by DDP's start, and not before every forward pass."""
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            self.trainer.strategy.model.broadcast_buffers = False
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Continue the random numbers of the run that was resumed."""
         if self._rng_state is not None:
@@ -246,6 +252,7 @@ class Task(pl.LightningModule):
             "task": type(self).__name__,
             "init": self.checkpoint_init(),
             "method": {"name": type(self.method).__name__, **asdict(self.method)},
+            "defines_change": list(self.method.defines_change),
             "backbone_digest": self.backbone_digest,
         }
 

@@ -52,8 +52,9 @@ def check_checkpoint(
     if any(differences.values()):
         listed = "; ".join(f"{what}: {_some(names)}" for what, names in differences.items() if names)
         raise InputError(f"the checkpoint does not fit the model ({settings or 'same settings'}); {listed}")
-    if "alpha" in changed:
-        raise InputError(f"the checkpoint's change has another scale ({changed['alpha']}); give the checkpoint's alpha")
+    defining = [changed[key] for key in ours["defines_change"] if key in changed]
+    if defining:
+        raise InputError(f"the checkpoint's change is made otherwise ({', '.join(defining)}); give its settings")
     if changed:
         log.warning("settings that differ from the checkpoint's, of which the present ones hold: %s", settings)
 
