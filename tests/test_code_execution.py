@@ -6,6 +6,8 @@ import math
 import os
 import secrets
 import socket
+import subprocess
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -215,6 +217,23 @@ def test_a_daemon_does_not_outlive_its_program():
     assert outcome.status == "passed"
     assert most > 1
     assert left == 0
+
+
+@isolated
+def test_a_program_ends_with_its_caller():
+    name = f"t{secrets.token_hex(6)}"
+    program = f"import ctypes, time\nctypes.CDLL(None).prctl(15, b'{name}', 0, 0, 0)\ntime.sleep(600)"
+    request = {"program": program, "timeout": 600, "memory": 1 << 29, "processes": 1, "token": ""}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-I", "-S", str(sandbox._JAIL)], stdin=pipe, stdout=pipe, env={}) as jail:
+        jail.stdin.write(json.dumps(request).encode() + b"\n")
+        jail.stdin.flush()
+        while not named(name) and jail.poll() is None:
+            time.sleep(0.02)
+        assert named(name) == 1
+        jail.stdin.close()
+        jail.wait()
+        assert named(name) == 0
 
 
 @isolated

@@ -43,6 +43,7 @@ FORBIDDEN = {
     "add_key": (248, 217),  # the caller's keyrings are inherited; this and the next two
     "request_key": (249, 218),
     "keyctl": (250, 219),
+    "syslog": (103, 116),  # the kernel's log is one for all
     "unshare": (272, 97),  # wide gates into the kernel that no benchmark's program needs; this and the rest
     "ptrace": (101, 117),
     "bpf": (321, 280),
