@@ -21,7 +21,10 @@ from lit_spectral.tasks import Task
 __all__ = ["SpectralCLI", "main", "run"]
 
 DESCRIPTION = "Spectral parameter-efficient fine-tuning of language models."
-EPILOG = "And `quickstart [CONFIG]`: LoRA beside FCLoRA on text that ships with Python, no download."
+EPILOG = (
+    "And `quickstart [CONFIG]`: LoRA beside FCLoRA on text that ships with Python, no download; "
+    "`humaneval SAMPLES.jsonl`: pass@k of completions (`humaneval --help`)."
+)
 
 # Methods are dataclasses; jsonargparse takes subclasses of those only where it is told to.
 set_parsing_settings(subclasses_enabled=[Method])
@@ -124,6 +127,10 @@ def main(args: list[str] | None = None) -> None:
             from lit_spectral import quickstart
 
             quickstart.run(run, args[1] if len(args) > 1 else "configs/quickstart.yaml")
+        elif args[:1] == ["humaneval"]:
+            from lit_spectral import humaneval
+
+            humaneval.main(args[1:])
         else:
             run(args)
     except Exception as error:

@@ -1,0 +1,219 @@
+"""HumanEval: functions completed from their docstrings, judged by running their tests (Chen et al., 2021)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from lit_spectral.code_execution import Outcome, available, pass_at_k, run
+from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.errors import InputError
+
+__all__ = ["STOP", "Problem", "Scores", "cut", "evaluate", "program", "read_problems", "score"]
+
+HUB_ID = "openai/openai_humaneval"
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # the paper's, where a function body has ended
+USUAL_K = (1, 10, 100)
+
+
+class Problem(NamedTuple):
+    """One problem: its columns in the data set.
+
+    Attributes:
+        prompt: imports, signature and docstring; what a model is to go on from.
+        entry_point: name of the function.
+        canonical_solution: its body as the authors wrote it.
+        test: source of `check(candidate)`.
+    """
+
+    prompt: str
+    entry_point: str
+    canonical_solution: str
+    test: str
+
+
+class Scores(NamedTuple):
+    """What came of the completions.
+
+    Attributes:
+        pass_at_k: from k to the mean over problems, in [0, 1].
+        outcomes: from task id to one outcome a completion, in their order.
+    """
+
+    pass_at_k: dict[int, float]
+    outcomes: dict[str, list[Outcome]]
+
+
+def read_problems(path: str = HUB_ID) -> dict[str, Problem]:
+    """From task id to problem, in the data set's order.
+
+    Args:
+        path: hub id, or a folder with `test.jsonl`, `.parquet` or `.csv`.
+
+    Raises:
+        InputError: as in `read_split`; a missing column, a task id that comes twice.
+    """
+    rows = read_split(path, "test")
+    check_columns(rows, ("task_id", *Problem._fields), f"{path}, split test")
+    problems = {str(row["task_id"]): Problem(*(str(row[name]) for name in Problem._fields)) for row in rows}
+    if len(problems) < len(rows):
+        raise InputError(f"{path}, split test: task ids come more than once")
+    return problems
+
+
+def cut(completion: str) -> str:
+    """The completion up to the first of `STOP`, where another top-level statement begins."""
+    ends = [found for stop in STOP if (found := completion.find(stop)) >= 0]
+    return completion[: min(ends, default=None)]
+
+
+def program(problem: Problem, completion: str) -> str:
+    """Source that ends without an error if the completion, cut, passes the problem's tests."""
+    return f"{problem.prompt}{cut(completion)}\n{problem.test}\ncheck({problem.entry_point})\n"
+
+
+def score(
+    problems: Mapping[str, Problem],
+    completions: Mapping[str, Sequence[str]],
+    k: Sequence[int] | None = None,
+    timeout: float = 3.0,
+    workers: int | None = None,
+    allow_code_execution: bool = False,
+) -> Scores:
+    """Run every completion against its problem's tests, each in isolation; a progress bar goes to stderr.
+
+    Args:
+        problems: as of `read_problems`.
+        completions: from task id to at least one completion of the prompt; for every problem, since
+            the mean over some of them is not the benchmark's.
+        k: None for those of 1, 10 and 100 that the number of completions allows.
+        timeout: seconds for each program.
+        workers: programs run at a time; None for the processor's cores that this process may use.
+        allow_code_execution: leave to run what a model wrote.
+
+    Raises:
+        InputError: no leave given, isolation not to be had, completions missing or of unknown
+            problems, a k above the number of completions of a problem.
+    """
+    unknown = [task for task in completions if task not in problems]
+    missing = [task for task in problems if not completions.get(task)]
+    if unknown:
+        raise InputError(f"humaneval: there is no problem {unknown[0]}; they are called like {next(iter(problems))}")
+    if missing:
+        raise InputError(
+            f"humaneval: no completion of {len(missing)} of {len(problems)} problems, such as {missing[0]}"
+        )
+    fewest = min(len(completions[task]) for task in problems)
+    wanted = [each for each in USUAL_K if each <= fewest] if k is None else list(k)
+    if any(not 1 <= each <= fewest for each in wanted):
+        raise InputError(f"humaneval: k is {wanted}, but a problem has {fewest} completions; give k of 1 to {fewest}")
+    jobs = [(task, number) for task in problems for number in range(len(completions[task]))]
+    if not allow_code_execution:
+        raise InputError(
+            f"humaneval: this runs {len(jobs)} programs that a model wrote, each shut in (docs/code_execution.md); "
+            "allow it with --allow_code_execution"
+        )
+    reason = available()
+    if reason is not None:
+        raise InputError(f"humaneval: programs that a model wrote are run in isolation or not at all: {reason}")
+
+    def judge(job: tuple[str, int]) -> Outcome:
+        task, number = job
+        return run(program(problems[task], completions[task][number]), timeout)
+
+    done: dict[tuple[str, int], Outcome] = {}
+    pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
+    try:
+        futures = {pool.submit(judge, job): job for job in jobs}
+        console = Console(stderr=True)
+        for future in track(as_completed(futures), "Running programs", total=len(jobs), console=console):
+            done[futures[future]] = future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    outcomes = {task: [done[task, number] for number in range(len(completions[task]))] for task in problems}
+    n = torch.tensor([len(found) for found in outcomes.values()])
+    c = torch.tensor([sum(each.status == "passed" for each in found) for found in outcomes.values()])
+    return Scores({each: float(pass_at_k(n, c, each).mean()) for each in wanted}, outcomes)
+
+
+def evaluate(
+    samples: str,
+    path: str = HUB_ID,
+    results: str | None = None,
+    timeout: float = 3.0,
+    allow_code_execution: bool = False,
+) -> dict[int, float]:
+    """Score a file of samples, and write what became of each, line by line in the same order.
+
+    Args:
+        samples: JSON lines with `task_id` and `completion`; several of a problem are its draws.
+        path: as in `read_problems`.
+        results: JSON lines with `task_id`, `completion`, `passed`, `status`, `error` and `seconds`;
+            None for the samples' name with `_results` before its suffix. Overwritten.
+        timeout: as in `score`.
+        allow_code_execution: as in `score`.
+
+    Returns:
+        From k to pass@k.
+
+    Raises:
+        InputError: as in `score`; a line that is no such sample, files that can't be read or written.
+    """
+    rows = _read_samples(samples)
+    completions: dict[str, list[str]] = {}
+    for row in rows:
+        completions.setdefault(row["task_id"], []).append(row["completion"])
+    given = Path(samples).expanduser()
+    target = Path(results).expanduser() if results else given.with_name(f"{given.stem}_results.jsonl")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):  # before the work, not after
+        raise InputError(f"humaneval: {target} can't be written; give another file with --results")
+    scores = score(read_problems(path), completions, timeout=timeout, allow_code_execution=allow_code_execution)
+    draws = {task: iter(outcomes) for task, outcomes in scores.outcomes.items()}
+    with target.open("w", encoding="utf-8") as file:
+        for row in rows:
+            outcome = next(draws[row["task_id"]])
+            judged = {**row, "passed": outcome.status == "passed", **outcome._asdict()}
+            file.write(json.dumps(judged) + "\n")
+    return scores.pass_at_k
+
+
+def main(args: Sequence[str]) -> None:
+    """The verb `humaneval`: score a file of samples and print pass@k."""
+    parser = argparse.ArgumentParser("lit-spectral humaneval", description="pass@k of completions of HumanEval.")
+    parser.add_argument("samples", help='JSON lines {"task_id": …, "completion": …}')
+    parser.add_argument("--path", default=HUB_ID, help="hub id, or folder with test.jsonl (default: %(default)s)")
+    parser.add_argument("--results", help="where outcomes go (default: SAMPLES_results.jsonl)")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds a program (default: %(default)s)")
+    parser.add_argument("--allow_code_execution", action="store_true", help="run what the model wrote, in isolation")
+    for k, value in evaluate(**vars(parser.parse_args(args))).items():
+        print(f"pass@{k}: {value:.4f}")
+
+
+def _read_samples(path: str) -> list[dict[str, Any]]:
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")  # a text may hold other line ends
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"humaneval: {path} can't be read: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"humaneval: {path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("task_id", "completion")):
+            raise InputError(f'humaneval: {path}, line {number} is not {{"task_id": TEXT, "completion": TEXT}}')
+        rows.append(row)
+    if not rows:
+        raise InputError(f"humaneval: {path} holds no samples")
+    return rows
