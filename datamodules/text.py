@@ -117,12 +117,19 @@ class TextDataModule(pl.LightningDataModule):
     def _names(self, stage: str) -> list[str]:
         return {"fit": ["train", *self.evaluation_sets], "validate": self.evaluation_sets}.get(stage, ["test"])
 
-    def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
+    def _lengths(self, rows: Any) -> list[int]:
+        """Tokens of each row."""
+        if hasattr(rows, "lengths"):  # packed ones know theirs
+            return list(rows.lengths)
         import pyarrow.compute as pc
 
+        lengths: list[int] = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+        return lengths
+
+    def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
         rows = self.splits[name]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        lengths = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+        lengths = self._lengths(rows)
         return DataLoader(
             rows,
             batch_size=batch_size,

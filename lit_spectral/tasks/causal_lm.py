@@ -14,6 +14,7 @@ from lit_spectral import backbones
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Method
 from lit_spectral.tasks.base import Task, _adamw
+from lit_spectral.tasks.packing_check import check_packing
 
 __all__ = ["CausalLM"]
 
@@ -23,7 +24,8 @@ class CausalLM(Task):
 
     A batch holds `input_ids` and `attention_mask` (rows, length), padded on the right, and `labels`
     of that shape: the token itself where it is scored, -100 elsewhere (prompt, padding). A row's
-    first token has nothing before it and is never scored.
+    first token has nothing before it and is never scored. Packed rows hold `position_ids` in place of
+    the mask (`lit_spectral.datamodules.packing`).
 
     Args:
         backbone: as in `Task`, of a decoder.
@@ -64,6 +66,12 @@ class CausalLM(Task):
         if missing:
             raise InputError(f"backbone: the files of {folder} hold no language-model head ({', '.join(missing)})")
         return model, []
+
+    def on_fit_start(self) -> None:
+        """Refuse packed rows where the backbone would not keep their examples apart."""
+        super().on_fit_start()
+        if getattr(self.trainer.datamodule, "packing", False):  # type: ignore[attr-defined]
+            check_packing(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over the scored tokens of the batch."""
