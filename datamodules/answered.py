@@ -6,6 +6,7 @@ import logging
 from abc import abstractmethod
 from typing import Any, Literal
 
+from lit_spectral.datamodules.files import check_columns
 from lit_spectral.datamodules.prompted import PromptedText
 from lit_spectral.datamodules.prompts import Template
 from torch.utils.data import DataLoader
@@ -137,6 +138,7 @@ class AnsweredText(PromptedText):
                 f"data.max_new_tokens: {self.max_new_tokens} leave no room for a prompt in the "
                 f"{self.tokenizer.model_max_length} tokens that the model reads"
             )
+        check_columns(rows, ["answer"], f"test set {name}")
         tokenizer = self.tokenizer
 
         def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:

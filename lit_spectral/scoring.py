@@ -98,10 +98,14 @@ def score_number(reasoning: bool) -> Scorer:
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last `\boxed{…}` or `\fbox{…}` of a text holds, braces matched; None without one, or if it is open."""
+    r"""What the last `\boxed{…}` or `\fbox{…}` of a text holds, braces matched; None without one, or if it is open.
+
+    Where there is no such box, what follows the last `\boxed ` up to a dollar sign, as a few solutions have it.
+    """
     start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
     if start < 0:
-        return None
+        _, unbraced, rest = text.rpartition(r"\boxed ")
+        return rest.split("$", 1)[0].strip() if unbraced else None
     opening = text.index("{", start)
     depth = 0
     for end in range(opening, len(text)):

@@ -130,6 +130,7 @@ def test_the_marked_number_is_that_of_lm_evals_strict_rule():
         (r"\boxed{\{1,2\}}", r"\{1,2\}"),
         (r"\fbox{7}", "7"),
         (r"\boxed{1", None),
+        (r"it is $\boxed 5$.", "5"),
         ("none", None),
     ],
 )
@@ -185,7 +186,22 @@ def test_spellings_of_rationals_agree_and_others_do_not():
 
 def test_what_hendrycks_rule_calls_equal_is_equal():
     rng = random.Random(0)
-    pieces = ["x", "12", r"\frac12", r"\dfrac{1}{2}", r"\sqrt3", r"\sqrt{3}", "+", " ", r"\left(", r"\right)", "(", ")", "0.5", "k="]
+    pieces = [
+        "x",
+        "12",
+        r"\frac12",
+        r"\dfrac{1}{2}",
+        r"\sqrt3",
+        r"\sqrt{3}",
+        "+",
+        " ",
+        r"\left(",
+        r"\right)",
+        "(",
+        ")",
+        "0.5",
+        "k=",
+    ]
     agreed = 0
     for _ in range(4000):
         first = "".join(rng.choice(pieces) for _ in range(rng.randint(1, 3)))
