@@ -147,21 +147,23 @@ def _unreachable(path: str, split: str, error: Exception) -> InputError:
 def _first_broken_line(files: Sequence[Path]) -> str | None:
     """What is wrong in the first line of the files that is no JSON; None where all are, or in other formats."""
     for file in files:
-        lines = file.read_bytes().splitlines() if file.suffix == ".jsonl" else []
-        for number, line in enumerate(lines, 1):
-            reason = _why_no_json(line)
-            if reason:
-                return f"{file}, line {number} can't be read: {reason}; mend the line or leave it out"
+        content = file.read_bytes() if file.suffix in {".jsonl", ".json"} else b""
+        for number, text in enumerate(content.splitlines() if file.suffix == ".jsonl" else [content], 1):
+            broken = _why_no_json(text)
+            if broken:
+                line, reason = broken
+                return f"{file}, line {number + line - 1} can't be read: {reason}; mend the line or leave it out"
     return None
 
 
-def _why_no_json(line: bytes) -> str | None:
+def _why_no_json(text: bytes) -> tuple[int, str] | None:
+    """The line at which a text ceases to be JSON, from 1, and why; None if it doesn't."""
     try:
-        json.loads(line or b"null")
+        json.loads(text or b"null")
     except json.JSONDecodeError as error:
-        return error.msg
-    except UnicodeDecodeError:
-        return "it is not UTF-8"
+        return error.lineno, error.msg
+    except UnicodeDecodeError as error:
+        return text[: error.start].count(b"\n") + 1, "it is not UTF-8"
     return None
 
 

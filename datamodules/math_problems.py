@@ -99,8 +99,8 @@ class Math(AnsweredText):
         self.train_on = train_on
         self.reasoning = reasoning
         given = {name: where for name, where in (("gsm8k", gsm8k), ("math", math)) if where is not None}
-        own = {"gsm8k": HUB["gsm8k"], "math": HUB["math"]} if train_on == "metamath" else {train_on: path}
-        self.tests = given or own
+        own = {"gsm8k": HUB["gsm8k"], "math": HUB["math"]} if train_on == "metamath" else {str(train_on): path}
+        self.tests: dict[str, str] = given or own
 
     @property
     def test_sets(self) -> list[str]:

@@ -76,11 +76,11 @@ class TextDataModule(pl.LightningDataModule):
         """One loader an evaluation set."""
         return [self._loader(name, self.eval_batch_size, shuffle=False) for name in self.evaluation_sets]
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The test split."""
         return self._loader("test", self.eval_batch_size, shuffle=False)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The test split, in the order of its rows."""
         rows, size = self.splits["test"], self.eval_batch_size
         return DataLoader(rows, batch_size=size, collate_fn=self.collate, num_workers=self.num_workers)

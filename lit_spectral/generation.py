@@ -42,8 +42,9 @@ def continue_batch(
     Raises:
         InputError: a setting that there isn't.
     """
-    from transformers import GenerationConfig
+    import transformers
 
+    make: Any = transformers.GenerationConfig  # it has no types
     # Every setting that changes the choice of tokens, so that none is taken from the backbone's files.
     chosen: dict[str, Any] = {
         "do_sample": False,
@@ -52,13 +53,13 @@ def continue_batch(
         "no_repeat_ngram_size": 0,
         "use_cache": True,
     } | (settings or {})
-    unknown = sorted(set(chosen) - set(GenerationConfig().to_dict()))
+    unknown = sorted(set(chosen) - set(make().to_dict()))
     if unknown:
         raise InputError(f"data.generation: there is no {', '.join(unknown)} among transformers' generation settings")
     # A chat model may end its turn with another token than the tokenizer's EOS.
     own = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    config = GenerationConfig(
+    config = make(
         max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends), **chosen
     )
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

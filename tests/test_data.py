@@ -144,6 +144,12 @@ def test_a_broken_line_is_named_with_its_file(tmp_path, backbone_folder):
         glue(tmp_path, backbone_folder)
 
 
+def test_a_broken_list_is_named_with_its_line(tmp_path, backbone_folder):
+    (tmp_path / "train.json").write_text(json.dumps([GOOD, GOOD], indent=0).replace("}\n]", ""))
+    with pytest.raises(InputError, match=r"train.json, line \d+ can't be read: Expecting"):
+        glue(tmp_path, backbone_folder)
+
+
 def test_batches_are_padded_to_their_longest_row(tmp_path, backbone_folder):
     write(tmp_path, "train", [GOOD | {"sentence1": "the cat sat on the mat"}] * 2 + [GOOD] * 2)
     write(tmp_path, "validation", [GOOD])

@@ -227,6 +227,15 @@ def test_mathematics_is_trained_and_tested_through_the_command_line(command, mat
     assert set(done.trainer.callback_metrics) == {f"{name}/accuracy"}
 
 
+@pytest.mark.parametrize("peft_type", ["LORA", "PROMPT_TUNING"])
+def test_methods_of_peft_answer_too(command, commonsense, peft_type):
+    config = {"peft_type": peft_type} | ({"r": 2} if peft_type == "LORA" else {"num_virtual_tokens": 3})
+    method = ["--model.method=Peft", f"--model.method.config={json.dumps(config)}"]
+    flags = [f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.max_new_tokens=2", "--data.limit=2"]
+    done = command("test", "--data=Commonsense", *method, *flags)
+    assert set(done.trainer.callback_metrics) == {"boolq/accuracy"}
+
+
 def test_predict_gives_the_answers_in_the_order_of_rows(command, commonsense):
     flags = [f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.batch_size=4", "--data.max_new_tokens=2"]
     done = command("predict", "--data=Commonsense", *flags)
