@@ -45,10 +45,13 @@ def continue_batch(
     import transformers
 
     make: Any = transformers.GenerationConfig  # it has no types
-    # Every setting that changes the choice of tokens, so that none is taken from the backbone's files.
+    # Transformers' defaults, spelt out: what is left open is taken from the backbone's own files.
     chosen: dict[str, Any] = {
         "do_sample": False,
         "num_beams": 1,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
         "repetition_penalty": 1.0,
         "no_repeat_ngram_size": 0,
         "use_cache": True,
