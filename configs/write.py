@@ -1,4 +1,4 @@
-"""Writes one YAML for each row of papers.csv, and one for LoRA beside each row of FCLoRA.
+"""Writes one YAML for each row of papers.csv and decoders.csv, and one for LoRA beside each row of FCLoRA's encoders.
 
     python configs/write.py
 
@@ -38,7 +38,7 @@ def render() -> dict[str, str]:
             header = f"# {row['source']}, {row['task']}" + (", with LoRA in its place" if method == "LoRA" else "")
             note = "# Written by configs/write.py from configs/papers.csv: edit those.\n"
             files[f"{name}.yaml"] = f"{header}\n{note}" + yaml.safe_dump(_config(name, method, row), sort_keys=False)
-    return files
+    return files | render_decoders()
 
 
 def _name(method: str, row: dict[str, str]) -> str:
@@ -84,6 +84,91 @@ def _config(name: str, method: str, row: dict[str, str]) -> dict[str, Any]:
         "data": {
             "class_path": "GLUE",
             "init_args": {"task": row["task"], "batch_size": int(row["batch_size"])},
+        },
+    }
+
+
+# Decoders: every column of decoders.csv that is empty is left to its default.
+DECODERS = {
+    "llama": "huggyllama/llama-7b",
+    "llama2": "meta-llama/Llama-2-7b-hf",
+    "llama3": "meta-llama/Meta-Llama-3-8B",
+    "llama31": "meta-llama/Llama-3.1-8B",
+}
+# What the papers leave open, and what is taken.
+OPEN = {
+    "MiLoRA Table 8": "Weight decay is not stated: 0.",
+    "MiLoRA Table 9": "The rank is not in the table: 64, as in the paper's other rows on MetaMathQA; weight decay 0.",
+    "HiRA Table 7": "Its rate is 1e-4 or 2e-4, the text's 1e-3; no schedule is stated: linear. r as in Table 1.",
+    "FCLoRA Table 14": "Rank (by its parameter count), layers, schedule and warm-up are those of LLM-Adapters' LoRA.",
+    "HiP-LoRA Table 4": "Learning rate, scale, budget and sensitivity are lost with the paper's equations: ours.",
+}
+
+
+def render_decoders() -> dict[str, str]:
+    """File name to content, for all rows of decoders.csv."""
+    with (FOLDER / "decoders.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = {}
+    for row in rows:
+        name = _decoder_name(row)
+        trained = {"metamath": "MetaMathQA, tested on GSM8K and MATH", "gsm8k": "GSM8K"}.get(row["train_on"])
+        header = f"# {row['source']}, {trained or 'commonsense'}. {OPEN[row['source']]}\n"
+        note = "# Written by configs/write.py from configs/decoders.csv: edit those.\n"
+        files[f"{name}.yaml"] = header + note + yaml.safe_dump(_decoder_config(name, row), sort_keys=False)
+    return files
+
+
+def _decoder_name(row: dict[str, str]) -> str:
+    # MiLoRA has two set-ups for one data set.
+    suffix = "_pissa_setup" if row["source"] == "MiLoRA Table 9" else ""
+    return f"{row['method'].lower()}_{row['backbone']}_{row['task']}{suffix}"
+
+
+def _decoder_config(name: str, row: dict[str, str]) -> dict[str, Any]:
+    kinds = {"rank": int, "alpha": float, "dropout": float, "sigma_bar": str, "gamma": float, "start": str}
+    settings = {key: kind(row[key]) for key, kind in (kinds | {"principal_rank": int}).items() if row[key]}
+    best = {"monitor": "val/loss", "mode": "min", "filename": "best"}
+    last = {"filename": "last", "save_on_exception": True, "enable_version_counter": False}
+    data: dict[str, Any] = {"template": row["template"], "batch_size": int(row["batch_size"])}
+    data |= {"max_length": int(row["max_length"])} | ({"packing": True} if row["packing"] else {})
+    return {
+        "seed_everything": 42,
+        "trainer": {
+            "max_epochs": int(row["epochs"] or -1),
+            **({"max_steps": int(row["steps"])} if row["steps"] else {}),
+            **({"val_check_interval": int(row["val_every"])} if row["val_every"] else {}),
+            "accumulate_grad_batches": int(row["accumulate"] or 1),
+            "gradient_clip_val": 1.0,
+            "precision": "bf16-mixed",
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": "runs", "name": name},
+            },
+            "callbacks": [
+                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saved}
+                for saved in (best, last)
+            ],
+        },
+        "model": {
+            "class_path": "CausalLM",
+            "init_args": {
+                "backbone": DECODERS[row["backbone"]],
+                "method": {
+                    "class_path": row["method"],
+                    "init_args": settings | {"target_modules": row["target_modules"].split()},
+                },
+                "optimizer": {
+                    "class_path": "torch.optim.AdamW",
+                    "init_args": {"lr": float(row["lr"]), "weight_decay": float(row["weight_decay"])},
+                },
+                "lr_scheduler": row["lr_scheduler"],
+                "warmup_steps": float(row["warmup"]),
+            },
+        },
+        "data": {
+            "class_path": "Commonsense" if row["task"] == "commonsense" else "Math",
+            "init_args": ({"train_on": row["train_on"]} if row["train_on"] else {}) | data,
         },
     }
 

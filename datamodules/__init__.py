@@ -1,10 +1,21 @@
 """Data modules: rows from the hub or a local folder, tokenised, as batches."""
 
+from lit_spectral.datamodules.commonsense import Commonsense
 from lit_spectral.datamodules.glue import GLUE
 from lit_spectral.datamodules.masked_text import MaskedText
+from lit_spectral.datamodules.math_problems import Math
 from lit_spectral.datamodules.prompted import PromptedText
 from lit_spectral.datamodules.python_docs import PythonDocs
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.datamodules.text_windows import TextWindows
 
-__all__ = ["GLUE", "MaskedText", "PromptedText", "PythonDocs", "TextDataModule", "TextWindows"]
+__all__ = [
+    "GLUE",
+    "Commonsense",
+    "MaskedText",
+    "Math",
+    "PromptedText",
+    "PythonDocs",
+    "TextDataModule",
+    "TextWindows",
+]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_spectral.errors import InputError
 
-__all__ = ["check_columns", "read_split", "read_text", "split_exists"]
+__all__ = ["check_columns", "read_split", "read_text", "source_of", "split_exists"]
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -51,7 +52,8 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
                 raise InputError(f"data.path: split {split} of {path} is empty") from error
-            raise InputError(f"{files[0]} can't be read: {_first_line(cause)}") from error
+            reason = _first_broken_line(files) or f"{files[0]} can't be read: {_first_line(cause)}"
+            raise InputError(reason) from error
     if len(rows) == 0:
         raise InputError(f"data.path: split {split} of {path} is empty")
     return rows
@@ -72,6 +74,19 @@ def split_exists(path: str, split: str, config: str | None = None) -> bool:
         return split in datasets.get_dataset_split_names(path, config)
     except Exception as error:
         raise _unreachable(path, split, error) from error
+
+
+def source_of(path: str, split: str, config: str | None = None) -> tuple[str, int]:
+    """How errors name a row of a split: a prefix to the row's number, and the number of its first row.
+
+    `FILE, line ` and 1 for one file of jsonl, `FILE, row ` and 0 for one of another kind, and
+    `split NAME, row ` and 0 for several files and the hub.
+    """
+    folder = _folder(path, config)
+    files = _files(folder, split) if folder is not None else []
+    if len(files) != 1:
+        return f"split {split}, row ", 0
+    return (f"{files[0]}, line ", 1) if files[0].suffix == ".jsonl" else (f"{files[0]}, row ", 0)
 
 
 def read_text(path: str) -> str:
@@ -127,6 +142,29 @@ def _unreachable(path: str, split: str, error: Exception) -> InputError:
         f"data.path: {path} is neither a local folder nor to be had from the hub now; "
         f"give --data.path FOLDER with {split}.jsonl, .parquet or .csv ({_first_line(error)})"
     )
+
+
+def _first_broken_line(files: Sequence[Path]) -> str | None:
+    """What is wrong in the first line of the files that is no JSON; None where all are, or in other formats."""
+    for file in files:
+        content = file.read_bytes() if file.suffix in {".jsonl", ".json"} else b""
+        for number, text in enumerate(content.splitlines() if file.suffix == ".jsonl" else [content], 1):
+            broken = _why_no_json(text)
+            if broken:
+                line, reason = broken
+                return f"{file}, line {number + line - 1} can't be read: {reason}; mend the line or leave it out"
+    return None
+
+
+def _why_no_json(text: bytes) -> tuple[int, str] | None:
+    """The line at which a text ceases to be JSON, from 1, and why; None if it doesn't."""
+    try:
+        json.loads(text or b"null")
+    except json.JSONDecodeError as error:
+        return error.lineno, error.msg
+    except UnicodeDecodeError as error:
+        return text[: error.start].count(b"\n") + 1, "it is not UTF-8"
+    return None
 
 
 def _first_line(error: BaseException) -> str:

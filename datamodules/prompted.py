@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import logging
 import string
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
-from lit_spectral.datamodules.files import check_columns, read_split, split_exists
+from lit_spectral.datamodules.files import check_columns, read_split, source_of, split_exists
+from lit_spectral.datamodules.packing import PackedRows, collate_packed
+from lit_spectral.datamodules.prompts import Template, layout
 from lit_spectral.datamodules.text import TextDataModule
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
 from lit_spectral.errors import InputError
 
 __all__ = ["PromptedText"]
 
+log = logging.getLogger(__name__)
+
 
 class PromptedText(TextDataModule):
     r"""Rows of a prompt and an answer, of which the answer alone is scored.
 
-    `prompt` and `answer` are texts with columns in braces, such as `"{instruction}\n"` and
-    `"{output}"`; a brace itself is doubled. A row is the tokenizer's BOS, if it adds one, the
-    prompt, the answer and EOS. The two are tokenised apart, so that no token lies across their
-    boundary and a prompt is the same tokens with and without its answer.
+    `prompt`, `input` and `answer` are texts with columns in braces, such as `"{instruction}"` and
+    `"{output}"`; a brace itself is doubled. `template` lays the three out. A row is the tokenizer's
+    BOS, if it adds one, what is given, the answer and EOS; a chat template writes these special
+    tokens itself. What is given and the answer are tokenised apart, so that no token lies across
+    their boundary and a prompt is the same tokens with and without its answer.
 
-    A row that is too long loses the beginning of its prompt, and the end of its answer where the
-    answer alone is too long; BOS stays. Without a `validation` split, `validation_rows` rows of
-    `train`, the last after a seeded shuffle, are held out and not trained on.
+    Without a `validation` split, `validation_rows` rows of `train`, the last after a seeded shuffle,
+    are held out and not trained on.
+
+    With `packing`, training rows hold several examples each, up to `max_length` tokens, none of
+    which sees another. Which share a row depends on `seed`, the order of rows on `seed` and epoch;
+    since all rows are about full, grouping them by length, as unpacked ones are, changes nothing.
+    Evaluation is never packed.
 
     Args:
         path: a folder with `train` and, if there is one, `validation` (jsonl, json, parquet or csv), or a hub id.
         prompt: what is given, written from columns.
         answer: what is to be said, written from columns.
+        input: what the prompt is about, written from columns, where it is a part of its own; it may
+            come out empty.
+        template: `plain` (prompt, and input on a line below), `alpaca`, `llm-adapters`, or `chat`,
+            the tokenizer's own.
+        loss_on: `answer` and EOS, or `all` tokens.
+        packing: whether training rows are packed. For backbones whose attention transformers masks
+            by positions (Llama, Qwen, Mistral, GPT-2 and most others); CausalLM refuses the rest.
+        too_long: an example above `max_length` tokens is `cut` (it loses the beginning of its
+            prompt, and the end of its answer where the answer alone is too long; BOS stays), left
+            out by `skip`, or an `error`. How many were cut or left out is logged.
+        empty_answer: an `error`, or left out by `skip`, and counted.
         subset: of the hub's data set; in a folder, a subfolder of that name if there is one.
         validation_rows: rows to hold out where there is no `validation` split, at least 1; 120 as
             LLM-Adapters (Hu et al., 2023).
@@ -40,7 +62,7 @@ class PromptedText(TextDataModule):
         max_length: as in `TextDataModule`, at least 2.
         tokenizer: as in `TextDataModule`.
         num_workers: as in `TextDataModule`.
-        seed: of the order of training rows, and of the rows held out.
+        seed: of the order of training rows, of the rows held out, and of packing.
     """
 
     def __init__(
@@ -48,6 +70,12 @@ class PromptedText(TextDataModule):
         path: str,
         prompt: str,
         answer: str,
+        input: str = "",
+        template: Template = "plain",
+        loss_on: Literal["answer", "all"] = "answer",
+        packing: bool = False,
+        too_long: Literal["cut", "skip", "error"] = "cut",
+        empty_answer: Literal["error", "skip"] = "error",
         subset: str | None = None,
         validation_rows: int = 120,
         batch_size: int = 16,
@@ -64,11 +92,16 @@ class PromptedText(TextDataModule):
         self.path = path
         self.subset = subset
         self.validation_rows = validation_rows
-        self.templates = {"prompt": prompt, "answer": answer}
+        self.template: Template = template
+        self.loss_on = loss_on
+        self.packing = packing
+        self.too_long = too_long
+        self.empty_answer = empty_answer
+        self.templates = {"prompt": prompt, "input": input, "answer": answer}
         self._parts = {name: _parse(name, text) for name, text in self.templates.items()}
 
     def tokenised(self, name: str) -> Any:
-        """Rows of `input_ids`, `attention_mask` and `labels`, -100 on BOS and prompt."""
+        """Rows of `input_ids`, `attention_mask` and `labels`, -100 on what is not scored."""
         if name == "test" or split_exists(self.path, "validation", self.subset):
             return self._encoded({"val": "validation"}.get(name, name))
         rows = self._encoded("train").shuffle(seed=self.seed)
@@ -80,8 +113,24 @@ class PromptedText(TextDataModule):
             )
         return rows.select(range(kept) if name == "train" else range(kept, len(rows)))
 
+    def rows(self, split: str) -> Any:
+        """The raw rows of a split, with the columns that the templates name."""
+        return read_split(self.path, split, self.subset)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled by seed and epoch, and packed where that is asked for."""
+        if self.packing and not isinstance(self.splits["train"], PackedRows):
+            rows = self.splits["train"]
+            lengths = self._lengths(rows)
+            packed = self.splits["train"] = PackedRows(rows, lengths, self._longest, self.seed)
+            full = sum(lengths) / (len(packed) * self._longest)
+            log.info("packed %d examples into %d rows, %.0f %% full", len(rows), len(packed), 100 * full)
+        return super().train_dataloader()
+
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Rows padded on the right to the longest of them, and with -100 in `labels`."""
+        if "position_ids" in rows[0]:
+            return collate_packed(rows, self.tokenizer.pad_token_id)
         padding = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         return {
             name: pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
@@ -89,45 +138,85 @@ class PromptedText(TextDataModule):
         }
 
     def _encoded(self, split: str) -> Any:
-        rows, where = read_split(self.path, split, self.subset), f"split {split}"
-        for name, text in self.templates.items():
+        rows = self.rows(split)
+        write, bos, ending = self._writer(rows, f"split {split}", ("prompt", "input", "answer"))
+        source, first = source_of(self.path, split, self.subset)
+        tokenizer, longest, given_scored = self.tokenizer, self._longest, self.loss_on == "all"
+        too_long, empty_answer = self.too_long, self.empty_answer
+
+        # All in functions without a module's name, since datasets finds what it has cached by their code alone.
+        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
+            kept = []
+            for i, number in enumerate(numbers):
+                given, said, answer = write(batch, i)
+                if answer.strip():
+                    kept.append((number, given, said))
+                elif empty_answer == "error":
+                    raise InputError(
+                        f"{source}{number + first}: the answer is empty; "
+                        "leave the row out, or give --data.empty_answer skip"
+                    )
+            plain = {"add_special_tokens": False, "verbose": False}  # lengths are this function's own business
+            prompts = tokenizer([given for _, given, _ in kept], **plain)["input_ids"] if kept else []
+            answers = tokenizer([said for _, _, said in kept], **plain)["input_ids"] if kept else []
+            encoded: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "cut": []}
+            for (number, _, _), prompt, answer in zip(kept, prompts, answers, strict=True):
+                length = len(bos) + len(prompt) + len(answer) + len(ending)
+                if length > longest and too_long != "cut":
+                    if too_long == "skip":
+                        continue
+                    raise InputError(
+                        f"{source}{number + first}: {length} tokens, above the {longest} of a row; "
+                        "give a larger --data.max_length, or --data.too_long cut or skip"
+                    )
+                scored = [*answer, *ending][: longest - len(bos)]
+                room = longest - len(bos) - len(scored)
+                before = [*bos, *prompt[max(0, len(prompt) - room) :]]
+                encoded["input_ids"].append(before + scored)
+                encoded["attention_mask"].append([1] * len(before + scored))
+                encoded["labels"].append((before if given_scored else [-100] * len(before)) + scored)
+                encoded["cut"].append(length > longest)
+            return encoded
+
+        options = {"batched": True, "with_indices": True, "remove_columns": rows.column_names}
+        encoded = rows.map(encode, desc=f"tokenising {split}", **options)
+        if not len(encoded):
+            raise InputError(f"data.path: no row of split {split} of {self.path} is left; see too_long, empty_answer")
+        left_out, cut = len(rows) - len(encoded), sum(encoded["cut"])
+        if left_out:
+            log.warning("%s: %d of %d rows left out, of an empty answer or too long", split, left_out, len(rows))
+        if cut:
+            log.warning("%s: %d of %d rows cut to %d tokens", split, cut, len(rows), longest)
+        return encoded
+
+    def _writer(self, rows: Any, where: str, names: Sequence[str]) -> tuple[Callable[..., Any], list[int], list[int]]:
+        """From a batch of columns and an index to what is given, what is to be said and the answer; BOS; the ending.
+
+        Only the templates in `names` are written; the others come out empty.
+        """
+        for name in names:
+            text = self.templates[name]
             if text in rows.column_names:
                 raise InputError(f"data.{name}: {text} is a column's name; write '{{{text}}}'")
-        columns = list(dict.fromkeys(column for parts in self._parts.values() for _, column in parts if column))
+        parts = {name: self._parts[name] if name in names else [] for name in self._parts}
+        columns = list(dict.fromkeys(column for template in parts.values() for _, column in template if column))
         check_columns(rows, columns, where)
         for column in columns:
             _check_values(rows[column], column, where)
-        tokenizer, longest, bos, parts = self.tokenizer, self._longest, self._opening, self._parts
-        eos = tokenizer.eos_token_id
-        if eos is None:
+        if self.tokenizer.eos_token_id is None:
             raise InputError("data.tokenizer: it has no EOS token to end answers with; give a decoder's tokenizer")
+        lay_out = layout(self.template, self.tokenizer)
 
-        # All in one function, since datasets finds what it has cached by the code of this one alone.
-        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
-            texts: dict[str, list[str]] = {
-                name: [
-                    "".join(literal + (str(batch[column][i]) if column else "") for literal, column in template)
-                    for i in range(len(numbers))
-                ]
+        def write(batch: dict[str, list[Any]], i: int) -> tuple[str, str, str]:
+            texts = {
+                name: "".join(literal + (str(batch[column][i]) if column else "") for literal, column in template)
                 for name, template in parts.items()
             }
-            for number, text in zip(numbers, texts["answer"], strict=True):
-                if not text.strip():
-                    raise InputError(f"{where}, row {number}: the answer is empty; leave the row out")
-            plain = {"add_special_tokens": False, "verbose": False}  # lengths are this function's own business
-            prompts = tokenizer(texts["prompt"], **plain)["input_ids"]
-            answers = tokenizer(texts["answer"], **plain)["input_ids"]
-            ids, labels = [], []
-            for prompt, answer in zip(prompts, answers, strict=True):
-                scored = [*answer, eos][: longest - len(bos)]
-                room = longest - len(bos) - len(scored)
-                given = [*bos, *prompt[max(0, len(prompt) - room) :]]
-                ids.append(given + scored)
-                labels.append([-100] * len(given) + scored)
-            return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": labels}
+            return *lay_out(texts["prompt"], texts["input"], texts["answer"]), texts["answer"]
 
-        options = {"batched": True, "with_indices": True, "remove_columns": rows.column_names}
-        return rows.map(encode, desc=f"tokenising {split}", **options)
+        if self.template == "chat":
+            return write, [], []
+        return write, self._opening, [self.tokenizer.eos_token_id]
 
 
 def _parse(name: str, text: str) -> list[tuple[str, str | None]]:

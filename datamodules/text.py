@@ -76,11 +76,11 @@ class TextDataModule(pl.LightningDataModule):
         """One loader an evaluation set."""
         return [self._loader(name, self.eval_batch_size, shuffle=False) for name in self.evaluation_sets]
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The test split."""
         return self._loader("test", self.eval_batch_size, shuffle=False)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The test split, in the order of its rows."""
         rows, size = self.splits["test"], self.eval_batch_size
         return DataLoader(rows, batch_size=size, collate_fn=self.collate, num_workers=self.num_workers)
@@ -117,12 +117,19 @@ class TextDataModule(pl.LightningDataModule):
     def _names(self, stage: str) -> list[str]:
         return {"fit": ["train", *self.evaluation_sets], "validate": self.evaluation_sets}.get(stage, ["test"])
 
-    def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
+    def _lengths(self, rows: Any) -> list[int]:
+        """Tokens of each row."""
+        if hasattr(rows, "lengths"):  # packed ones know theirs
+            return list(rows.lengths)
         import pyarrow.compute as pc
 
+        lengths: list[int] = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+        return lengths
+
+    def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
         rows = self.splits[name]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        lengths = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+        lengths = self._lengths(rows)
         return DataLoader(
             rows,
             batch_size=batch_size,

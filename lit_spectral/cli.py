@@ -112,7 +112,7 @@ def _templates_as_text(args: list[str]) -> list[str]:
     written, rest = [], iter(args)
     for arg in rest:
         flag, joined, text = arg.partition("=")
-        if flag in {"--data.prompt", "--data.answer"}:
+        if flag in {"--data.prompt", "--data.input", "--data.answer"}:
             value = json.dumps({flag.removeprefix("--data."): text if joined else next(rest, "")})
             arg = f"--data.init_args={value}"
         written.append(arg)

@@ -249,7 +249,7 @@ def test_templates_given_as_flags_are_no_yaml(command, joined):
     given = {"--data.prompt": "question: {question}\n", "--data.answer": "{reply}"}
     pairs = [[f"{flag}={text}"] if joined else [flag, text] for flag, text in given.items()]
     done = command("validate", *pairs[0], *pairs[1])
-    assert done.datamodule.templates == {"prompt": "question: {question}\n", "answer": "{reply}"}
+    assert done.datamodule.templates == {"prompt": "question: {question}\n", "input": "", "answer": "{reply}"}
 
 
 def test_processes_together_count_every_token_once(command, folder, decoder_folder):

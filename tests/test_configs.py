@@ -66,3 +66,25 @@ def test_a_config_instantiates_with_the_settings_it_names(name, monkeypatch, tmp
         assert getattr(cli.model.method, key) == value
     assert cli.trainer.max_epochs == settings["trainer"]["max_epochs"]
     assert cli.datamodule.batch_size == settings["data"]["init_args"]["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "lr", "batch", "maps"),
+    [  # read off the papers again
+        ("milora_llama2_gsm8k", {"rank": 64, "alpha": 64, "dropout": 0.05}, 3e-4, 16, 5),
+        ("milora_llama2_gsm8k_pissa_setup", {"alpha": 64, "dropout": 0.0}, 2e-5, 128, 7),
+        ("lora_llama3_commonsense", {"rank": 32, "alpha": 64, "dropout": 0.05}, 3e-4, 16, 5),
+        ("hira_llama3_commonsense", {"rank": 32}, 2e-4, 32, 5),
+        ("fclora_llama2_commonsense", {"rank": 32, "sigma_bar": "q4", "gamma": 1e-2, "start": "zero"}, 3e-4, 16, 5),
+        ("fclora_llama_commonsense", {"sigma_bar": "q2", "gamma": 0.5}, 2e-4, 16, 5),
+        ("hiplora_llama31_gsm8k", {"rank": 16, "principal_rank": 32, "dropout": 0.05}, 2e-4, 128, 4),
+    ],
+)
+def test_decoders_are_as_printed(name, method, lr, batch, maps):
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    model, trainer = config["model"]["init_args"], config["trainer"]
+    settings = model["method"]["init_args"]
+    assert {key: settings[key] for key in method} == method
+    assert model["optimizer"]["init_args"]["lr"] == lr
+    assert config["data"]["init_args"]["batch_size"] * trainer["accumulate_grad_batches"] == batch
+    assert len(settings["target_modules"]) == maps

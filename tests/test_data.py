@@ -138,9 +138,15 @@ def test_a_label_between_classes_is_refused(tmp_path, backbone_folder):
         glue(tmp_path, backbone_folder)
 
 
-def test_a_broken_line_names_the_file(tmp_path, backbone_folder):
+def test_a_broken_line_is_named_with_its_file(tmp_path, backbone_folder):
     (tmp_path / "train.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:20])
-    with pytest.raises(InputError, match=r"train.jsonl can't be read"):
+    with pytest.raises(InputError, match=r"train.jsonl, line 2 can't be read: Unterminated string"):
+        glue(tmp_path, backbone_folder)
+
+
+def test_a_broken_list_is_named_with_its_line(tmp_path, backbone_folder):
+    (tmp_path / "train.json").write_text(json.dumps([GOOD, GOOD], indent=0).replace("}\n]", ""))
+    with pytest.raises(InputError, match=r"train.json, line \d+ can't be read: Expecting"):
         glue(tmp_path, backbone_folder)
 
 
@@ -328,7 +334,11 @@ def test_batches_are_padded_on_the_right_and_padding_is_not_scored(prompted):
         ({"validation_rows": 21}, "of its 21 train rows 21 can't be held out"),
         ({"validation_rows": 0}, "validation_rows 1"),
         ({"max_length": 1}, "max_length is at least 2"),
-        ({"rows": [QUESTIONS[0], QUESTIONS[0] | {"a": " "}]}, "split train, row 1: the answer is empty"),
+        ({"rows": [QUESTIONS[0], QUESTIONS[0] | {"a": " "}]}, "train.jsonl, line 2: the answer is empty"),
+        ({"max_length": 4, "too_long": "error"}, r"train.jsonl, line 1: \d+ tokens, above the 4 of a row"),
+        ({"max_length": 4, "too_long": "skip"}, "no row of split train of .* is left"),
+        ({"template": "stanford"}, "there is no stanford; there are plain, alpaca, llm-adapters, chat"),
+        ({"template": "chat"}, "the tokenizer has no chat template"),
         ({"rows": [QUESTIONS[0], QUESTIONS[0] | {"q": None}]}, "row 1: q is None, neither text nor a number"),
         ({"rows": [QUESTIONS[0] | {"q": ["the cat"]}]}, r"row 0: q is \['the cat'\], neither"),
     ],

@@ -127,9 +127,10 @@ class Task(pl.LightningModule):
         return encoder
 
     def evaluation_sets(self) -> list[str]:
-        """Names under which sets are logged now: `test`, or those of the data module, `val` if it has none."""
-        names: list[str] = getattr(getattr(self.trainer, "datamodule", None), "evaluation_sets", ["val"])
-        return ["test"] if self.trainer.testing else names
+        """Names under which sets are logged now: those of the data module, `test` or `val` if it has none."""
+        attribute, default = ("test_sets", "test") if self.trainer.testing else ("evaluation_sets", "val")
+        names: list[str] = getattr(getattr(self.trainer, "datamodule", None), attribute, [default])
+        return names
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that hold and log what adapters declare, unless the trainer has its own."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +14,10 @@ from torch.nn import functional as F
 
 from lit_spectral import backbones
 from lit_spectral.errors import InputError
+from lit_spectral.generation import continue_batch
 from lit_spectral.methods import Method
 from lit_spectral.tasks.base import Task, _adamw
+from lit_spectral.tasks.packing_check import check_packing
 
 __all__ = ["CausalLM"]
 
@@ -23,7 +27,11 @@ class CausalLM(Task):
 
     A batch holds `input_ids` and `attention_mask` (rows, length), padded on the right, and `labels`
     of that shape: the token itself where it is scored, -100 elsewhere (prompt, padding). A row's
-    first token has nothing before it and is never scored.
+    first token has nothing before it and is never scored. Packed rows hold `position_ids` in place of
+    the mask (`lit_spectral.datamodules.packing`).
+
+    Test sets of a data module with `scorers` (`Commonsense`, `Math`) are answered by generation:
+    their batches hold prompts, padded on the left, and gold answers.
 
     Args:
         backbone: as in `Task`, of a decoder.
@@ -45,6 +53,7 @@ class CausalLM(Task):
     ) -> None:
         super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps)
         self._totals: dict[str, Tensor] = {}
+        self._answers: dict[str, list[dict[str, Any]]] = {}
 
     def load_model(self, folder: str) -> tuple[nn.Module, list[str]]:
         """The decoder with its language-model head.
@@ -64,6 +73,12 @@ class CausalLM(Task):
         if missing:
             raise InputError(f"backbone: the files of {folder} hold no language-model head ({', '.join(missing)})")
         return model, []
+
+    def on_fit_start(self) -> None:
+        """Refuse packed rows where the backbone would not keep their examples apart."""
+        super().on_fit_start()
+        if getattr(self.trainer.datamodule, "packing", False):  # type: ignore[attr-defined]
+            check_packing(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over the scored tokens of the batch."""
@@ -87,14 +102,33 @@ class CausalLM(Task):
     def on_test_epoch_start(self) -> None:
         """Start counting."""
         self._start()
+        scored = hasattr(getattr(self.trainer, "datamodule", None), "scorers")
+        self._answers = {name: [] for name in self.evaluation_sets()} if scored else {}
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add the batch to the test set."""
-        self._add(batch, "test")
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the batch to its test set; where there are gold answers, generate and compare."""
+        name = self.evaluation_sets()[dataloader_idx]
+        if "gold" in batch:
+            self._answer(batch, name)
+        else:
+            self._add(batch, name)
 
     def on_test_epoch_end(self) -> None:
-        """`test/loss` and `test/perplexity`."""
-        self._finish()
+        """`test/loss` and `test/perplexity`; or `NAME/accuracy` of each set and `average/accuracy`, the sets alike.
+
+        Generated answers go to `generations/NAME.jsonl` in the log folder, if there is one; those of
+        process 1 and above to a file of their own.
+        """
+        if self._answers:
+            self._finish_answers()
+        else:
+            self._finish()
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Generated answers; InputError where the data module has none to generate."""
+        if "gold" not in batch:
+            raise InputError("predict generates answers; give data with test sets to answer, such as Math")
+        return self._generated(batch)
 
     def _score(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed loss over the scored tokens (0-d, float32, nats), and their number (0-d)."""
@@ -128,3 +162,34 @@ class CausalLM(Task):
             loss = summed / count
             for metric, value in (("loss", loss), ("perplexity", loss.exp())):
                 self.log(f"{name}/{metric}", value.float(), prog_bar=True, sync_dist=True)
+
+    def _generated(self, batch: dict[str, Any]) -> list[str]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return continue_batch(self.model, data.tokenizer, batch, data.max_new_tokens, data.generation)
+
+    def _answer(self, batch: dict[str, Any], name: str) -> None:
+        score = self.trainer.datamodule.scorers[name]  # type: ignore[attr-defined]
+        texts = self._generated(batch)
+        for row, prompt, gold, text in zip(batch["row"], batch["prompt"], batch["gold"], texts, strict=True):
+            correct = score(text, gold)
+            self._totals[name] += torch.tensor([correct, 1], device=self.device)
+            answer = {"row": row, "prompt": prompt, "gold": gold, "text": text, "correct": correct}
+            self._answers[name].append(answer)
+
+    def _finish_answers(self) -> None:
+        accuracies = []
+        for name, totals in self._totals.items():
+            correct, count = self.trainer.strategy.reduce(totals, reduce_op="sum")
+            accuracies.append(correct / count)
+            self.log(f"{name}/accuracy", accuracies[-1].float(), prog_bar=True, sync_dist=True)
+        if len(accuracies) > 1:
+            self.log("average/accuracy", torch.stack(accuracies).mean().float(), prog_bar=True, sync_dist=True)
+        if self.trainer.loggers and self.trainer.log_dir:
+            self._write_answers(Path(self.trainer.log_dir) / "generations")
+
+    def _write_answers(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        process = f"-{self.global_rank}" if self.global_rank else ""
+        for name, answers in self._answers.items():
+            lines = [json.dumps(answer, ensure_ascii=False) for answer in sorted(answers, key=lambda a: a["row"])]
+            (folder / f"{name}{process}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

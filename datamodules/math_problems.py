@@ -1,0 +1,151 @@
+"""Mathematics in words: trained on GSM8K, MetaMathQA or MATH, tested on GSM8K and MATH."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_spectral.datamodules.answered import AnsweredText
+from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.datamodules.prompts import Template
+
+from lit_spectral.errors import InputError
+from lit_spectral.scoring import Scorer, boxed, final_answer, score_mathematics, score_number
+
+__all__ = ["Math"]
+
+# Columns of problem and solution, as published.
+COLUMNS = {"gsm8k": ("question", "answer"), "metamath": ("query", "response"), "math": ("problem", "solution")}
+HUB = {"gsm8k": "openai/gsm8k", "metamath": "meta-math/MetaMathQA", "math": "EleutherAI/hendrycks_math"}
+# The parts of each on the hub.
+PARTS: dict[str, list[str | None]] = {
+    "gsm8k": ["main"],
+    "metamath": [None],
+    "math": [
+        "algebra",
+        "counting_and_probability",
+        "geometry",
+        "intermediate_algebra",
+        "number_theory",
+        "prealgebra",
+        "precalculus",
+    ],
+}
+
+
+class Math(AnsweredText):
+    r"""GSM8K (Cobbe et al., 2021), MetaMathQA (Yu et al., 2023) and MATH (Hendrycks et al., 2021).
+
+    With `reasoning`, solutions are learned whole (GSM8K's without the calculator's notes, `<<…>>`)
+    and the answer is read off the generated text's end: GSM8K's after `####` or `The answer is`,
+    else the last number; MATH's from the last `\boxed{…}` or after `The answer is`. Without, final
+    answers alone are learned, and the text is taken for the answer: GSM8K's first number. A GSM8K
+    answer is right when the number is; a MATH answer by `lit_spectral.scoring.same_mathematics`.
+
+    Args:
+        train_on: which of the three the training rows are; it names their columns.
+        path: a folder with `train`, or a hub id; None for the set's own on the hub.
+        gsm8k: where the test split of GSM8K is, a folder or hub id.
+        math: where that of MATH is. Without either, `path` is tested on; MetaMathQA, which has no
+            test split, by both sets on the hub.
+        reasoning: chain of thought, or answers alone.
+        max_new_tokens: as in `AnsweredText`.
+        limit: as in `AnsweredText`.
+        generation: as in `AnsweredText`.
+        template: as in `PromptedText`.
+        loss_on: as in `PromptedText`.
+        packing: as in `PromptedText`.
+        too_long: as in `PromptedText`.
+        empty_answer: as in `PromptedText`.
+        validation_rows: as in `PromptedText`.
+        batch_size: as in `PromptedText`.
+        eval_batch_size: as in `PromptedText`.
+        max_length: as in `PromptedText`.
+        tokenizer: as in `PromptedText`.
+        num_workers: as in `PromptedText`.
+        seed: as in `PromptedText`.
+    """
+
+    def __init__(
+        self,
+        train_on: Literal["gsm8k", "metamath", "math"] = "gsm8k",
+        path: str | None = None,
+        gsm8k: str | None = None,
+        math: str | None = None,
+        reasoning: bool = True,
+        max_new_tokens: int = 512,
+        limit: int | None = None,
+        generation: dict[str, Any] | None = None,
+        template: Template = "alpaca",
+        loss_on: Literal["answer", "all"] = "answer",
+        packing: bool = False,
+        too_long: Literal["cut", "skip", "error"] = "cut",
+        empty_answer: Literal["error", "skip"] = "error",
+        validation_rows: int = 120,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        max_length: int = 512,
+        tokenizer: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        path = HUB[train_on] if path is None else path
+        super().__init__(
+            path, max_new_tokens, limit, generation, template, loss_on, packing, too_long, empty_answer,
+            validation_rows, batch_size, eval_batch_size, max_length, tokenizer, num_workers, seed,
+        )  # fmt: skip
+        self.subset = PARTS[train_on][0]  # any part tells which splits there are
+        self.train_on = train_on
+        self.reasoning = reasoning
+        given = {name: where for name, where in (("gsm8k", gsm8k), ("math", math)) if where is not None}
+        own = {"gsm8k": HUB["gsm8k"], "math": HUB["math"]} if train_on == "metamath" else {str(train_on): path}
+        self.tests: dict[str, str] = given or own
+
+    @property
+    def test_sets(self) -> list[str]:
+        """`gsm8k`, `math` or both."""
+        return list(self.tests)
+
+    @property
+    def scorers(self) -> dict[str, Scorer]:
+        """Numbers for GSM8K, LaTeX for MATH."""
+        rules = {"gsm8k": score_number(self.reasoning), "math": score_mathematics}
+        return {name: rules[name] for name in self.tests}
+
+    def rows(self, split: str) -> Any:
+        """Problems, and solutions or answers; an answer that can't be found is empty."""
+        return _read(self.train_on, self.path, split, self.reasoning)
+
+    def test_rows(self, name: str) -> Any:
+        """Problems and gold answers; InputError where one can't be found."""
+        rows = _read(name, self.tests[name], "test", self.reasoning)
+        for number, answer in enumerate(rows["answer"]):
+            if not answer:
+                raise InputError(f"split test of {self.tests[name]}, row {number}: its solution holds no final answer")
+        return rows
+
+
+def _read(name: str, path: str, split: str, reasoning: bool) -> Any:
+    """A split with the columns instruction, input, output and answer."""
+    import datasets
+
+    parts = [None] if Path(path).expanduser().is_dir() else PARTS[name]
+    rows = datasets.concatenate_datasets([read_split(path, split, part) for part in parts])
+    problem, solution = COLUMNS[name]
+    check_columns(rows, [problem, solution], f"split {split} of {path}")
+
+    def written(row: dict[str, Any]) -> dict[str, str]:
+        text = row[solution]
+        if not isinstance(text, str):
+            raise InputError(f"split {split} of {path}: {solution} is {text!r}, not text")
+        answer = (boxed(text) if name == "math" else final_answer(text)) or ""
+        output = re.sub(r"<<.*?>>", "", text) if name == "gsm8k" else text
+        return {
+            "instruction": row[problem],
+            "input": "",
+            "output": output if reasoning else answer,
+            "answer": answer,
+        }
+
+    return rows.map(written, remove_columns=rows.column_names, desc=f"reading {name} {split}")

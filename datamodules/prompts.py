@@ -1,0 +1,74 @@
+"""How a prompt, its input and its answer are laid out as one text: templates by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from lit_spectral.errors import InputError
+
+__all__ = ["TEMPLATES", "Layout", "Template", "layout"]
+
+Template = Literal["plain", "alpaca", "llm-adapters", "chat"]
+# From prompt, input ("" for none) and answer to what is given and what is to be said.
+Layout = Callable[[str, str, str], tuple[str, str]]
+
+_TASK = "Below is an instruction that describes a task"
+_WITH_INPUT = f"{_TASK}, paired with an input that provides further context. Write a response that appropriately"
+_INDENT = " " * 16  # LLM-Adapters' prompts keep the indentation of the source they stand in
+
+# Without and with an input. Alpaca: Taori et al., 2023; LLM-Adapters (Hu et al., 2023): the prompts of its evaluation.
+TEMPLATES: dict[str, tuple[str, str]] = {
+    "plain": ("{prompt}", "{prompt}\n{input}"),
+    "alpaca": (
+        f"{_TASK}. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{prompt}\n\n### Response:",
+        f"{_WITH_INPUT} completes the request.\n\n"
+        "### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:",
+    ),
+    "llm-adapters": (
+        f"{_TASK}. Write a response that appropriately completes the request. \n\n"
+        f"{_INDENT}### Instruction:\n{_INDENT}{{prompt}}\n\n{_INDENT}### Response:\n{_INDENT}",
+        f"{_WITH_INPUT} completes the request.\n\n{_INDENT}### Instruction:\n{_INDENT}{{prompt}}\n\n"
+        f"{_INDENT}### Input:\n{_INDENT}{{input}}\n\n{_INDENT}### Response:\n{_INDENT}",
+    ),
+}
+
+
+def layout(template: Template, tokenizer: Any) -> Layout:
+    """The function that lays out one example.
+
+    Args:
+        template: a name in `TEMPLATES`, or `chat`: the tokenizer's own, with prompt and input as the
+            user's turn and the answer as the assistant's; it writes its special tokens itself.
+        tokenizer: of the backbone; its template is used by `chat` alone.
+
+    Raises:
+        InputError: no such template, or a tokenizer without one for `chat`; when called, a chat
+            template whose opening of an answer is not how an answer opens.
+    """
+    if template not in get_args(Template):
+        raise InputError(f"data.template: there is no {template}; there are {', '.join(get_args(Template))}")
+    if template != "chat":
+        without, with_input = TEMPLATES[template]
+
+        def written(prompt: str, given: str, answer: str) -> tuple[str, str]:
+            return (with_input if given.strip() else without).format(prompt=prompt, input=given), answer
+
+        return written
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("data.template: the tokenizer has no chat template; give alpaca, llm-adapters or plain")
+
+    def spoken(prompt: str, given: str, answer: str) -> tuple[str, str]:
+        turns = [{"role": "user", "content": f"{prompt}\n{given}" if given.strip() else prompt}]
+        opening = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+        if not whole.startswith(opening):
+            raise InputError(
+                "data.template: the tokenizer's chat template opens an answer to be generated unlike one that is "
+                "given, so what is to be said can't be told apart; give alpaca, llm-adapters or plain"
+            )
+        return opening, whole[len(opening) :]
+
+    return spoken

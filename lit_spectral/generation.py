@@ -1,0 +1,105 @@
+"""Text that a decoder generates after prompts, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from lit_spectral.errors import InputError
+
+__all__ = ["continue_batch", "generate", "pad_left"]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """Token ids as `input_ids` and `attention_mask` (rows, longest), padded on the left: new tokens go to the right."""
+    longest = max(len(row) for row in rows)
+    return {
+        "input_ids": torch.tensor([[pad_token_id] * (longest - len(row)) + list(row) for row in rows]),
+        "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+    }
+
+
+def continue_batch(
+    model: Any, tokenizer: Any, batch: dict[str, Tensor], max_new_tokens: int, settings: dict[str, Any] | None = None
+) -> list[str]:
+    """What the model says after each prompt of a batch, without special tokens.
+
+    Adapters stay in place. The result depends on nothing but prompts and settings: greedy unless
+    they say otherwise, whatever the backbone's own generation settings are; what is sampled follows
+    torch's seed.
+
+    Args:
+        model: a decoder of transformers or peft, in eval mode.
+        tokenizer: its tokenizer.
+        batch: `input_ids` and `attention_mask` (rows, length), padded on the left, where the model is.
+        max_new_tokens: tokens after which an answer is cut off.
+        settings: of transformers' `GenerationConfig`, such as `num_beams`, `temperature`, `top_p`.
+
+    Raises:
+        InputError: a setting that there isn't.
+    """
+    import transformers
+
+    make: Any = transformers.GenerationConfig  # it has no types
+    # Transformers' defaults, spelt out: what is left open is taken from the backbone's own files.
+    chosen: dict[str, Any] = {
+        "do_sample": False,
+        "num_beams": 1,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "use_cache": True,
+    } | (settings or {})
+    unknown = sorted(set(chosen) - set(make().to_dict()))
+    if unknown:
+        raise InputError(f"data.generation: there is no {', '.join(unknown)} among transformers' generation settings")
+    # A chat model may end its turn with another token than the tokenizer's EOS.
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    config = make(
+        max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends), **chosen
+    )
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        ids = model.generate(**inputs, generation_config=config)
+    texts: list[str] = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+    settings: dict[str, Any] | None = None,
+) -> list[str]:
+    """What the model says after each prompt, in their order, with a progress bar.
+
+    Prompts are tokenised as the tokenizer does it by itself, BOS included where it adds one, and go
+    through the model in batches of similar length. Eval mode while it runs; other arguments and
+    errors as in `continue_batch`.
+    """
+    rows: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    texts = [""] * len(rows)
+    device = model.get_input_embeddings().weight.device
+    training = model.training
+    model.eval()
+    try:
+        for start in track(range(0, len(order), batch_size), "generating", transient=True):
+            members = order[start : start + batch_size]
+            batch = pad_left([rows[index] for index in members], tokenizer.pad_token_id)
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            said = continue_batch(model, tokenizer, batch, max_new_tokens, settings)
+            for index, text in zip(members, said, strict=True):
+                texts[index] = text
+    finally:
+        model.train(training)
+    return texts

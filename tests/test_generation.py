@@ -1,0 +1,242 @@
+"""Batched generation, and test sets answered by it: commonsense and mathematics."""
+
+import json
+
+import pytest
+import torch
+import transformers
+import yaml
+from conftest import WORDS
+from lit_spectral.datamodules import Commonsense, Math
+from lit_spectral.datamodules.commonsense import KEYWORDS
+
+from lit_spectral import cli
+from lit_spectral.errors import InputError
+from lit_spectral.generation import generate, pad_left
+from lit_spectral.methods import LoRA
+from lit_spectral.tasks import CausalLM
+
+PROMPTS = ["the cat sat", "the dog", "then the bird flew over the hill and", "mat"]
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def decoder(request, decoder_folder):
+    """A decoder whose next token depends on what it read, with its tokenizer."""
+    folder = decoder_folder(request.param)
+    task = CausalLM(folder, LoRA(rank=2))
+    task.configure_model()
+    with torch.no_grad():
+        for number, parameter in enumerate(task.model.parameters()):
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(number))
+    return task.model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_padding_goes_to_the_left():
+    batch = pad_left([[5, 6, 7], [8]], 0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_greedy_answers_are_the_likeliest_tokens_whatever_the_batch(decoder, batch_size):
+    model, tokenizer = decoder
+    expected = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        start = len(ids)
+        while len(ids) < start + 6 and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        expected.append(tokenizer.decode(ids[start:], skip_special_tokens=True))
+    assert len(set(expected)) > 1
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size) == expected
+
+
+def test_the_backbones_own_generation_settings_do_not_count(decoder):
+    model, tokenizer = decoder
+    plain = generate(model, tokenizer, PROMPTS, max_new_tokens=6)
+    model.generation_config.do_sample, model.generation_config.repetition_penalty = True, 5.0
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6) == plain
+
+
+def test_what_is_sampled_follows_the_seed(decoder):
+    def sampled(seed):
+        torch.manual_seed(seed)
+        return generate(*decoder, PROMPTS, max_new_tokens=6, settings={"do_sample": True})
+
+    assert sampled(0) == sampled(0) != sampled(1)
+
+
+def test_the_mode_is_as_before(decoder):
+    decoder[0].train()
+    generate(*decoder, PROMPTS[:1], max_new_tokens=1)
+    assert decoder[0].training
+
+
+def test_a_setting_that_there_is_not_is_named(decoder):
+    with pytest.raises(InputError, match="there is no beams among transformers' generation settings"):
+        generate(*decoder, PROMPTS, max_new_tokens=1, settings={"beams": 4})
+
+
+def write(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+
+
+@pytest.fixture
+def commonsense(tmp_path):
+    """A folder in LLM-Adapters' form: a mixture to train on, and two of the sets."""
+    rows = [
+        {"instruction": f"the {WORDS[i % 5]} sat", "input": "", "output": "the answer is true", "answer": "true"}
+        for i in range(20)
+    ]
+    write(tmp_path / "train.json", rows)
+    for name in ("boolq", "piqa"):
+        write(tmp_path / name / "test.json", [row | {"answer": KEYWORDS[name][0]} for row in rows[:7]])
+    return str(tmp_path)
+
+
+@pytest.fixture
+def mathematics(tmp_path):
+    """GSM8K in `gsm8k`, MetaMathQA in `metamath` and MATH in `math`, each with train and test."""
+    gsm8k = {"question": "How many cats?", "answer": "2+3=<<2+3=5>>5 cats.\n#### 1,005"}
+    metamath = {"query": "How many dogs?", "response": "There are 4.\nThe answer is: 4", "type": "x"}
+    competition = {"problem": "What is $x$?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "level": "1"}
+    for name, row in (("gsm8k", gsm8k), ("metamath", metamath), ("math", competition)):
+        for split in ("train", "test"):
+            write(tmp_path / name / f"{split}.jsonl", [row] * 5)
+    return tmp_path
+
+
+def decoded(data, rows):
+    return [data.tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in rows]
+
+
+def test_commonsense_trains_on_the_mixture_without_the_rows_held_out(commonsense, decoder_folder):
+    data = Commonsense(commonsense, validation_rows=4, tokenizer=decoder_folder())
+    data.setup("fit")
+    assert (len(data.splits["train"]), len(data.splits["val"])) == (16, 4)
+
+
+def test_a_set_that_is_not_there_is_named(commonsense, decoder_folder):
+    data = Commonsense(commonsense, tokenizer=decoder_folder(), max_new_tokens=4)
+    with pytest.raises(InputError, match=r"there is no folder social_i_qa .* or leave the set out of --data.sets"):
+        data.setup("test")
+
+
+def test_a_set_that_does_not_exist_is_named():
+    with pytest.raises(InputError, match="there is no set siqa; there are boolq, piqa, social_i_qa"):
+        Commonsense("x", sets=["siqa"])
+
+
+def test_prompts_are_those_of_training_without_the_answer(commonsense, decoder_folder):
+    options = {"sets": ["boolq"], "validation_rows": 4, "tokenizer": decoder_folder(), "max_new_tokens": 4}
+    data = Commonsense(commonsense, template="plain", max_length=40, **options)
+    data.setup("fit")
+    data.setup("test")
+    prompts = {tuple(row["input_ids"]) for row in data.splits["boolq"]}
+    trained = {
+        tuple(token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100)
+        for row in [*data.splits["train"], *data.splits["val"]]
+    }
+    assert prompts == trained
+
+
+def test_a_prompt_leaves_room_for_the_answer(commonsense, decoder_folder):
+    data = Commonsense(commonsense, sets=["boolq"], max_new_tokens=40, tokenizer=decoder_folder())
+    data.setup("test")
+    assert {len(row["input_ids"]) for row in data.splits["boolq"]} == {8}  # of the 48 that the model reads
+
+
+def test_no_room_for_a_prompt_is_an_error(commonsense, decoder_folder):
+    data = Commonsense(commonsense, sets=["boolq"], max_new_tokens=47, tokenizer=decoder_folder())
+    with pytest.raises(InputError, match="47 leave no room for a prompt in the 48 tokens"):
+        data.setup("test")
+
+
+@pytest.mark.parametrize(
+    ("name", "reasoning", "output", "answer"),
+    [
+        ("gsm8k", True, "2+3=5 cats.\n#### 1,005", "1,005"),
+        ("gsm8k", False, "1,005", "1,005"),
+        ("metamath", True, "There are 4.\nThe answer is: 4", "4"),
+        ("metamath", False, "4", "4"),
+        ("math", True, r"It is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        ("math", False, r"\frac{1}{2}", r"\frac{1}{2}"),
+    ],
+)
+def test_solutions_are_learned_whole_or_their_answers_alone(mathematics, name, reasoning, output, answer):
+    row = Math(name, str(mathematics / name), reasoning=reasoning).rows("train")[0]
+    assert (row["output"], row["answer"]) == (output, answer)
+
+
+def test_mathematics_is_tested_on_the_sets_that_are_given(mathematics):
+    folders = {name: str(mathematics / name) for name in ("gsm8k", "math")}
+    assert Math("metamath", str(mathematics / "metamath"), **folders).test_sets == ["gsm8k", "math"]
+    assert Math("gsm8k", folders["gsm8k"]).tests == {"gsm8k": folders["gsm8k"]}
+
+
+def test_a_test_solution_without_an_answer_is_named(mathematics):
+    write(mathematics / "gsm8k" / "test.jsonl", [{"question": "How many?", "answer": "Five."}])
+    with pytest.raises(InputError, match="row 0: its solution holds no final answer"):
+        Math("gsm8k", str(mathematics / "gsm8k")).test_rows("gsm8k")
+
+
+@pytest.fixture
+def command(tmp_path, decoder_folder, monkeypatch):
+    """Run a subcommand with a data module on tiny Llama; returns the LightningCLI."""
+    monkeypatch.chdir(tmp_path)
+    trainer = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1}
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "logs", "name": "x"}}
+    config = {"trainer": trainer | {"logger": logger}, "model": {"class_path": "CausalLM"}}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(config))
+
+    def run(name, *flags):
+        return cli.run([name, "--config=experiment.yaml", f"--model.backbone={decoder_folder()}", *flags])
+
+    return run
+
+
+def test_sets_are_answered_scored_and_written(command, commonsense, monkeypatch):
+    # Half of the answers are right: those of even rows.
+    monkeypatch.setattr(
+        "lit_spectral.tasks.causal_lm.continue_batch",
+        lambda model, tokenizer, batch, *rest: [
+            f"it is {'true' if row % 2 == 0 else 'solution2'}" for row in batch["row"]
+        ],
+    )
+    flags = [f"--data.path={commonsense}", "--data.sets=[boolq,piqa]", "--data.batch_size=3", "--data.max_new_tokens=4"]
+    done = command("test", "--data=Commonsense", *flags)
+    metrics = {name: float(value) for name, value in done.trainer.callback_metrics.items()}
+    assert metrics == pytest.approx({"boolq/accuracy": 4 / 7, "piqa/accuracy": 0, "average/accuracy": 2 / 7})
+    with open(f"{done.trainer.log_dir}/generations/boolq.jsonl") as file:
+        written = [json.loads(line) for line in file]
+    assert [line["row"] for line in written] == list(range(7))
+    assert written[1] | {"prompt": ""} == {
+        "row": 1, "prompt": "", "gold": "true", "text": "it is solution2", "correct": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math"])
+def test_mathematics_is_trained_and_tested_through_the_command_line(command, mathematics, name):
+    flags = ["--data=Math", f"--data.train_on={name}", f"--data.path={mathematics / name}", "--data.max_new_tokens=3"]
+    command("fit", *flags, "--data.validation_rows=2", "--data.packing=true")
+    done = command("test", *flags, "--data.limit=3")
+    assert set(done.trainer.callback_metrics) == {f"{name}/accuracy"}
+
+
+@pytest.mark.parametrize("peft_type", ["LORA", "PROMPT_TUNING"])
+def test_methods_of_peft_answer_too(command, commonsense, peft_type):
+    config = {"peft_type": peft_type} | ({"r": 2} if peft_type == "LORA" else {"num_virtual_tokens": 3})
+    method = ["--model.method=Peft", f"--model.method.config={json.dumps(config)}"]
+    flags = [f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.max_new_tokens=2", "--data.limit=2"]
+    done = command("test", "--data=Commonsense", *method, *flags)
+    assert set(done.trainer.callback_metrics) == {"boolq/accuracy"}
+
+
+def test_predict_gives_the_answers_in_the_order_of_rows(command, commonsense):
+    flags = [f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.batch_size=4", "--data.max_new_tokens=2"]
+    done = command("predict", "--data=Commonsense", *flags)
+    assert [len(batch) for batch in done.trainer.predict_loop.predictions] == [4, 3]
