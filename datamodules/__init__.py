@@ -4,7 +4,8 @@ from lit_spectral.datamodules.glue import GLUE
 from lit_spectral.datamodules.masked_text import MaskedText
 from lit_spectral.datamodules.prompted import PromptedText
 from lit_spectral.datamodules.python_docs import PythonDocs
+from lit_spectral.datamodules.squad import SQuAD
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.datamodules.text_windows import TextWindows
 
-__all__ = ["GLUE", "MaskedText", "PromptedText", "PythonDocs", "TextDataModule", "TextWindows"]
+__all__ = ["GLUE", "MaskedText", "PromptedText", "PythonDocs", "SQuAD", "TextDataModule", "TextWindows"]
