@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
                 raise InputError(f"data.path: split {split} of {path} is empty") from error
-            raise InputError(f"{files[0]} can't be read: {_first_line(cause)}") from error
+            raise InputError(_broken_line(files) or f"{files[0]} can't be read: {_first_line(cause)}") from error
     if len(rows) == 0:
         raise InputError(f"data.path: split {split} of {path} is empty")
     return rows
@@ -120,6 +121,19 @@ def _read_text(file: Path) -> str:
         raise InputError(f"data.path: there is no file {file}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"data.path: {file} is not UTF-8 at byte {error.start}; convert it") from None
+
+
+def _broken_line(files: Sequence[Path]) -> str | None:
+    """What to say of the first line of .jsonl files that is no JSON; datasets itself counts within blocks."""
+    for file in files if files[0].suffix == ".jsonl" else []:
+        with file.open("rb") as lines:
+            number = 0
+            try:
+                for number, line in enumerate(lines, 1):
+                    json.loads(line.strip() or b"null")  # datasets passes over blank lines
+            except ValueError as error:
+                return f"{file} can't be read: line {number} is no JSON ({_first_line(error)})"
+    return None
 
 
 def _unreachable(path: str, split: str, error: Exception) -> InputError:
