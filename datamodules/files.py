@@ -129,7 +129,8 @@ def _broken_line(files: Sequence[Path]) -> str | None:
         with file.open("rb") as lines:
             number = 0
             try:
-                for number, line in enumerate(lines, 1):
+                for line in lines:
+                    number += 1
                     json.loads(line.strip() or b"null")  # datasets passes over blank lines
             except ValueError as error:
                 return f"{file} can't be read: line {number} is no JSON ({_first_line(error)})"

@@ -237,7 +237,7 @@ def test_batches_are_padded_on_the_right(read):
     data = read()
     data.tokenizer.padding_side = "left"
     batches = list(data.train_dataloader())
-    assert set(batches[0]) == {"input_ids", "token_type_ids", "attention_mask", "start_positions", "end_positions"}
+    assert set(batches[0]) == {*data.tokenizer("the"), "start_positions", "end_positions"}
     assert all((batch["attention_mask"].diff(dim=1) <= 0).all() for batch in batches)
     assert any((batch["attention_mask"] == 0).any() for batch in batches)
 
@@ -394,7 +394,7 @@ def test_the_head_is_trained(task):
 
 @pytest.mark.parametrize("peft_type", ["PROMPT_TUNING", "PREFIX_TUNING"])
 def test_learned_prompts_leave_the_positions_of_the_batch(backbone_folder, batch, peft_type):
-    task = QuestionAnswering(backbone_folder("bert"), Peft({"peft_type": peft_type, "num_virtual_tokens": 4}))
+    task = QuestionAnswering(backbone_folder("bert"), Peft(config={"peft_type": peft_type, "num_virtual_tokens": 4}))
     task.configure_model()
     start, end = task.eval()(batch)
     assert start.shape == end.shape == (2, 12)
@@ -441,9 +441,8 @@ def direct(done, threshold=0.0):
         )  # fmt: skip
         spans, nulls = [], []
         for window in range(len(encoded["input_ids"])):
-            fields = ("input_ids", "attention_mask", "token_type_ids")
             with torch.no_grad():
-                out = model(**{name: torch.tensor([encoded[name][window]]) for name in fields})
+                out = model(**{name: torch.tensor([encoded[name][window]]) for name in ("input_ids", "attention_mask")})
             start, end = out.start_logits[0].tolist(), out.end_logits[0].tolist()
             nulls.append(start[0] + end[0])
             places, part = encoded["offset_mapping"][window], encoded.sequence_ids(window)
@@ -478,8 +477,8 @@ def test_thresholds_answer_all_or_nothing(command):
 
 def test_the_threshold_found_best_gives_the_score_it_promises(command):
     first = command("validate").trainer.callback_metrics
-    given = f"--model.null_threshold={float(first['val/best_f1_threshold']) + 1e-6}"
-    again = command("validate", given).trainer.callback_metrics
+    threshold = str(float(first["val/best_f1_threshold"]) + 1e-6).replace("inf", ".inf")  # as YAML writes it
+    again = command("validate", f"--model.null_threshold={threshold}").trainer.callback_metrics
     assert float(again["val/f1"]) == pytest.approx(float(first["val/best_f1"]), rel=1e-5)
 
 
@@ -518,23 +517,6 @@ def test_fit_logs_and_a_checkpoint_rebuilds_the_task(command, folder, method, ba
     assert again.max_answer_length == 3
     with torch.no_grad():
         assert torch.equal(again(batch)[0], done.model.eval()(batch)[0])
-
-
-def test_it_learns_which_word_follows_the_one_asked_for(command, folder):
-    """Contexts name each word once, so the answer can be told; always null would score 0."""
-    draw = random.Random(0)
-    learnable = []
-    for number in range(160):
-        words = draw.sample(WORDS, 10)
-        context, at = " ".join(words), draw.randrange(9)
-        place = len(" ".join([*words[: at + 1], ""]))
-        answers = {"text": [words[at + 1]], "answer_start": [place]}
-        learnable.append({"id": str(number), "context": context, "question": words[at], "answers": answers})
-    write(folder, "train", learnable)
-    write(folder, "validation", learnable[:40])
-    flags = ["--trainer.max_epochs=12", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=0.003"]
-    done = command("fit", "--model.method=FullFineTuning", *flags, "--data.max_length=48")
-    assert float(done.trainer.callback_metrics["val/exact_match"]) > 60
 
 
 def test_test_and_predict_use_the_test_split(command, folder):
