@@ -150,7 +150,8 @@ class SQuAD(TextDataModule):
             if not texts and not version_2:
                 raise InputError(f"{here}: it has no answer; give --data.version_2 true")
             for text, start in zip(texts, starts, strict=True):
-                if not text.strip() or start < 0 or row["context"][start : start + len(text)] != text:
+                known = isinstance(text, str) and isinstance(start, int) and text.strip() and start >= 0
+                if not known or row["context"][start : start + len(text)] != text:
                     if skip_misplaced:
                         return False
                     raise InputError(

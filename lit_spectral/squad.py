@@ -157,7 +157,7 @@ def best_windows(questions: Tensor, scores: Tensor, null_scores: Tensor) -> Best
         scores: (W,) of each window's best span.
         null_scores: (W,) start + end logit of each window's first token.
     """
-    found, owner = questions.unique(return_inverse=True)
+    found, owner = torch.unique(questions, return_inverse=True)
     by_score = scores.argsort(descending=True, stable=True)
     order = by_score[owner[by_score].argsort(stable=True)]
     counts = owner.bincount()

@@ -270,6 +270,7 @@ GOOD = {"id": "g", "context": "the cat sat", "question": "who", "answers": {"tex
         ({"answers": {"text": ["cat"], "answer_start": [-7]}}, "is not at character -7"),
         ({"answers": {"text": [" "], "answer_start": [3]}}, "the answer ' ' is not"),
         ({"answers": {"text": ["cat", "sat"], "answer_start": [4]}}, r"2 answers \(text\) have 1 places"),
+        ({"answers": {"text": [None], "answer_start": [4]}}, "the answer None is not"),
         ({"answers": None}, r"row 1: answers is .*not the lists text and answer_start"),
         ({"context": " "}, "row 1: context is ' ', not text"),
         ({"question": None}, "row 1: question is None, not text"),

@@ -90,7 +90,8 @@ class QuestionAnswering(Task):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over the windows of the batch."""
-        loss = _losses(*self(batch), batch).mean()
+        start, end = self(batch)
+        loss = _losses(start, end, batch).mean()
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
