@@ -3,7 +3,8 @@
     python configs/write.py
 
 The papers give LoRA's scores and not its settings: its YAMLs take learning rate, batch and epochs
-of FCLoRA's row, so that only the method differs.
+of FCLoRA's row, so that only the method differs. HiLoRA Table 7 prints no ranks; its four rows are
+taken for those of its budgets, 1, 2, 4 and 8 as in FCLoRA's.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ import yaml
 
 FOLDER = Path(__file__).parent
 BACKBONES = {"roberta": "roberta-base", "deberta": "microsoft/deberta-v3-base"}
-# What selects the best epoch: the metric that FCLoRA Table 8 names for the task.
-MONITORED = {"cola": "matthews", "stsb": "pearson"}
+# Of a task that is not one of GLUE's: its class, its data and their settings.
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "squad1": ("QuestionAnswering", "SQuAD", {"path": "rajpurkar/squad", "version_2": False}),
+    "squad2": ("QuestionAnswering", "SQuAD", {"path": "rajpurkar/squad_v2"}),
+}
+# What selects the best epoch: the metric that FCLoRA names for the task.
+MONITORED = {"cola": "matthews", "stsb": "pearson", "squad1": "f1", "squad2": "f1"}
 
 
 def main() -> None:
@@ -51,6 +57,8 @@ def _config(name: str, method: str, row: dict[str, str]) -> dict[str, Any]:
     settings: dict[str, Any] = {"rank": int(row["rank"])}
     if method != "LoRA":
         settings |= {"sigma_bar": row["sigma_bar"], "gamma": float(row["gamma"]), "start": row["start"]}
+    glue: tuple[str, str, dict[str, Any]] = ("SequenceClassification", "GLUE", {"task": row["task"]})
+    task, data, options = OTHERS.get(row["task"], glue)
     best = {"monitor": f"val/{MONITORED.get(row['task'], 'accuracy')}", "mode": "max", "filename": "best"}
     # A callback of its own, since an interruption saves under the callback's file name: it must not hit the best.
     last = {"filename": "last", "save_on_exception": True, "enable_version_counter": False}
@@ -70,7 +78,7 @@ def _config(name: str, method: str, row: dict[str, str]) -> dict[str, Any]:
             ],
         },
         "model": {
-            "class_path": "SequenceClassification",
+            "class_path": task,
             "init_args": {
                 "backbone": BACKBONES[row["backbone"]],
                 "method": {"class_path": method, "init_args": settings},
@@ -82,8 +90,8 @@ def _config(name: str, method: str, row: dict[str, str]) -> dict[str, Any]:
             },
         },
         "data": {
-            "class_path": "GLUE",
-            "init_args": {"task": row["task"], "batch_size": int(row["batch_size"])},
+            "class_path": data,
+            "init_args": options | {"batch_size": int(row["batch_size"])},
         },
     }
 

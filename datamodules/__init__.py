@@ -6,6 +6,7 @@ from lit_spectral.datamodules.masked_text import MaskedText
 from lit_spectral.datamodules.math_problems import Math
 from lit_spectral.datamodules.prompted import PromptedText
 from lit_spectral.datamodules.python_docs import PythonDocs
+from lit_spectral.datamodules.squad import SQuAD
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.datamodules.text_windows import TextWindows
 
@@ -16,6 +17,7 @@ __all__ = [
     "Math",
     "PromptedText",
     "PythonDocs",
+    "SQuAD",
     "TextDataModule",
     "TextWindows",
 ]

@@ -159,7 +159,7 @@ def _first_broken_line(files: Sequence[Path]) -> str | None:
 def _why_no_json(text: bytes) -> tuple[int, str] | None:
     """The line at which a text ceases to be JSON, from 1, and why; None if it doesn't."""
     try:
-        json.loads(text or b"null")
+        json.loads(text.strip() or b"null")  # datasets passes over blank lines
     except json.JSONDecodeError as error:
         return error.lineno, error.msg
     except UnicodeDecodeError as error:

@@ -18,7 +18,12 @@ from lit_spectral.methods.base import Method
 __all__ = ["Peft"]
 
 # What peft's prompt methods must know of the model's head, by the end of its class's name.
-TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+TASK_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
 
 # Methods of peft whose targets are norms, embeddings or whole blocks.
 NOT_ON_LINEAR_MAPS = {"LN_TUNING", "TRAINABLE_TOKENS", "ADAPTION_PROMPT"}

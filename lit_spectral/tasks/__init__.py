@@ -3,6 +3,7 @@
 from lit_spectral.tasks.base import Task
 from lit_spectral.tasks.causal_lm import CausalLM
 from lit_spectral.tasks.masked_lm import MaskedLM
+from lit_spectral.tasks.question_answering import QuestionAnswering
 from lit_spectral.tasks.sequence_classification import SequenceClassification
 
-__all__ = ["CausalLM", "MaskedLM", "SequenceClassification", "Task"]
+__all__ = ["CausalLM", "MaskedLM", "QuestionAnswering", "SequenceClassification", "Task"]
