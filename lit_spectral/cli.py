@@ -21,7 +21,10 @@ from lit_spectral.tasks import Task
 __all__ = ["SpectralCLI", "main", "run"]
 
 DESCRIPTION = "Spectral parameter-efficient fine-tuning of language models."
-EPILOG = "And `quickstart [CONFIG]`: LoRA beside FCLoRA on text that ships with Python, no download."
+EPILOG = (
+    "And `quickstart [CONFIG]`: LoRA beside FCLoRA on text that ships with Python, no download; "
+    "`evaluate --checkpoint FILE --tasks NAMES`: a decoder on tasks of lm-evaluation-harness."
+)
 
 # Methods are dataclasses; jsonargparse takes subclasses of those only where it is told to.
 set_parsing_settings(subclasses_enabled=[Method])
@@ -124,6 +127,11 @@ def main(args: list[str] | None = None) -> None:
             from lit_spectral import quickstart
 
             quickstart.run(run, args[1] if len(args) > 1 else "configs/quickstart.yaml")
+        elif args[:1] == ["evaluate"]:
+            from lit_spectral.evaluation import command  # the harness takes seconds to import
+
+            _show_progress()
+            command.run(args[1:])
         else:
             run(args)
     except Exception as error:
