@@ -97,11 +97,11 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
 
 
 def _options(config: Any) -> dict[str, Any]:
-    """Those of the harness's settings that `simple_evaluate` takes and that aren't the model's or the tasks'."""
+    """The harness's settings that `simple_evaluate` takes, but for those of model and tasks."""
     import lm_eval
 
-    elsewhere = {"model", "model_args", "tasks", "metadata", "batch_size", "max_batch_size", "device", "cache_requests"}
-    names = inspect.signature(lm_eval.simple_evaluate).parameters.keys() - elsewhere - {"confirm_run_unsafe_code"}
+    elsewhere = {"model", "model_args", "tasks", "metadata", "cache_requests", "confirm_run_unsafe_code"}
+    names = inspect.signature(lm_eval.simple_evaluate).parameters.keys() - elsewhere
     options = {name: getattr(config, name) for name in names if hasattr(config, name)}
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     return options | config.cache_requests | dict(zip(seeds, config.seed or [None] * 4, strict=True))

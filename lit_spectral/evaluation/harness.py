@@ -115,7 +115,8 @@ def evaluate(model: Any, tasks: Tasks, **options: Any) -> dict[str, Any]:
     Args:
         model: an `AdaptedLM`, or any model class of the harness.
         tasks: what to evaluate on.
-        options: `num_fewshot`, `limit`, `log_samples`, … as `simple_evaluate` takes them.
+        options: `num_fewshot`, `limit`, `log_samples`, … as `simple_evaluate` takes them; those of
+            the model (`batch_size`, `device`) are written down, and the model has its own.
     """
     import lm_eval
 
