@@ -73,6 +73,12 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No description of the machine, for which the harness starts a dozen programs."""
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
+
+
 KINDS = ["tiny_choice", "tiny_text", "tiny_generation"]
 
 
@@ -281,7 +287,7 @@ def test_one_of_two_processes_evaluates_and_both_end_alike(data, decoder_folder,
         "    enable_progress_bar=False, callbacks=[LMEvalCallback(['tiny_choice'], 1, data, limit=4)])\n"
         "rows = PromptedText(data, '{question} ', '{reply}', validation_rows=8, batch_size=4, max_length=32)\n"
         "trainer.fit(task, rows)\n"
-        "torch.save(trained_state(trainer.model.module.model), f'rank{trainer.global_rank}.pt')\n"
+        "torch.save(trained_state(task.model), f'rank{trainer.global_rank}.pt')\n"
     )
     (tmp_path / "train.py").write_text(script)
     subprocess.run(

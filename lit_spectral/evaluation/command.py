@@ -104,7 +104,7 @@ def _options(config: Any) -> dict[str, Any]:
     names = inspect.signature(lm_eval.simple_evaluate).parameters.keys() - elsewhere
     options = {name: getattr(config, name) for name in names if hasattr(config, name)}
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
-    return options | config.cache_requests | dict(zip(seeds, config.seed or [None] * 4, strict=True))
+    return {**options, **config.cache_requests, **dict(zip(seeds, config.seed or [None] * 4, strict=True))}
 
 
 def _beside(checkpoint: str | None) -> Path:
@@ -126,9 +126,9 @@ def _output(path: str) -> Path:
 def _log(results: dict[str, Any], folder: Path, step: int) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder)) as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(folder)) as writer:
         for name, value in figures(results).items():
-            writer.add_scalar(f"lm_eval/{name}", value, step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(f"lm_eval/{name}", value, step)
 
 
 def _print(results: dict[str, Any], file: Path, everything: bool) -> None:
