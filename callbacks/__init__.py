@@ -1,6 +1,7 @@
-"""Callbacks: what holds adapters in their sets, and what shows their spectra."""
+"""Callbacks: what holds adapters in their sets, what shows their spectra, and what scores the model on the way."""
 
+from lit_spectral.callbacks.lm_eval import LMEvalCallback
 from lit_spectral.callbacks.projection import FactorRetraction, SigmaClamp, SpectralBall
 from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
 
-__all__ = ["FactorRetraction", "SigmaClamp", "SpectralBall", "SpectralMonitor"]
+__all__ = ["FactorRetraction", "LMEvalCallback", "SigmaClamp", "SpectralBall", "SpectralMonitor"]

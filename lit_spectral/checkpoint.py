@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from typing import Any
 
 import torch
@@ -22,12 +23,10 @@ def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Tas
         backbone: where the backbone lies now; None for where it was when the checkpoint was written.
 
     Raises:
-        InputError: not one of this package's checkpoints, or it does not fit the backbone.
+        InputError: no file, not one of this package's checkpoints, or it does not fit the backbone.
     """
-    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    saved = content.get("lit_spectral")
-    if saved is None:
-        raise InputError(f"{checkpoint} was not written by lit-spectral")
+    content = _read(checkpoint)
+    saved = content["lit_spectral"]
     settings = dict(saved["method"])
     method = getattr(methods, settings.pop("name"))(**settings)
     init = saved["init"] | ({"backbone": backbone} if backbone is not None else {})
@@ -36,3 +35,15 @@ def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Tas
     task.on_load_checkpoint(content)
     task.load_state_dict(content["state_dict"], strict=False)
     return task.eval()
+
+
+def _read(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    if not os.path.isfile(checkpoint):
+        raise InputError(f"checkpoint: there is no file {checkpoint}; give a .ckpt that fit wrote")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        raise InputError(f"checkpoint: {checkpoint} can't be read as a checkpoint; give a .ckpt of fit's") from error
+    if not isinstance(content, dict) or "lit_spectral" not in content:
+        raise InputError(f"checkpoint: {checkpoint} was not written by lit-spectral; give a .ckpt of its fit")
+    return content

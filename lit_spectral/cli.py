@@ -23,7 +23,8 @@ __all__ = ["SpectralCLI", "main", "run"]
 DESCRIPTION = "Spectral parameter-efficient fine-tuning of language models."
 EPILOG = (
     "And `quickstart [CONFIG]`: LoRA beside FCLoRA on text that ships with Python, no download; "
-    "`humaneval SAMPLES.jsonl`: pass@k of completions (`humaneval --help`)."
+    "`humaneval SAMPLES.jsonl`: pass@k of completions (`humaneval --help`). "
+    "`evaluate --checkpoint FILE --tasks NAMES`: a decoder on tasks of lm-evaluation-harness."
 )
 
 # Methods are dataclasses; jsonargparse takes subclasses of those only where it is told to.
@@ -131,6 +132,11 @@ def main(args: list[str] | None = None) -> None:
             from lit_spectral import humaneval
 
             humaneval.main(args[1:])
+        elif args[:1] == ["evaluate"]:
+            from lit_spectral.evaluation import command  # the harness takes seconds to import
+
+            _show_progress()
+            command.run(args[1:])
         else:
             run(args)
     except Exception as error:

@@ -1,0 +1,142 @@
+"""`lit-spectral evaluate`: a checkpoint, or a backbone, on tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from lit_spectral.errors import InputError
+from lit_spectral.evaluation.benchmarks import BENCHMARKS
+from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
+
+__all__ = ["run"]
+
+# What the harness's command does besides evaluating, and this one doesn't.
+_NOT_HERE = ("model", "wandb_args", "wandb_config_args", "trackio_args", "hf_hub_log_args")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"evaluate: {message}")
+
+
+def run(args: list[str]) -> Path:
+    """Evaluate, print the harness's table, write the results; returns the JSON file.
+
+    Scalars `lm_eval/<task>/<metric>` go to TensorBoard files beside it, at the checkpoint's step.
+
+    Args:
+        args: `--checkpoint FILE`, `--backbone FOLDER`, `--fold`, and flags of `lm_eval run`.
+
+    Raises:
+        InputError: a flag that there isn't; as in `CheckpointLM` and `Tasks`.
+    """
+    ours, config = _parse(args)
+    names = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
+    tasks = Tasks(names, config.include_path, config.metadata, config.confirm_run_unsafe_code)
+    from lit_spectral.evaluation.model import CheckpointLM  # after what can be wrong with the tasks
+
+    model = CheckpointLM(
+        ours.checkpoint,
+        ours.backbone,
+        ours.fold,
+        device=config.device,
+        batch_size=config.batch_size,
+        **({"max_batch_size": config.max_batch_size} if config.max_batch_size else {}),
+        **config.model_args,
+    )
+    results = evaluate(model, tasks, **_options(config))
+    samples = results.pop("samples", {})
+    file = _output(config.output_path)
+    file.write_text(as_json(results, indent=2), encoding="utf-8")
+    if config.log_samples:
+        lines = [as_json({"task": task, **sample}) for task, rows in samples.items() for sample in rows]
+        file.with_suffix(".samples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    _log(results, file.parent, model.step)
+    _print(results, file, config.show_config)
+    return file
+
+
+def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
+    """Our flags, and the harness's `EvaluatorConfig` of the rest."""
+    from lm_eval._cli.run import Run  # nothing public of the harness parses its flags
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    parser = _Parser(
+        prog="lit-spectral evaluate",
+        description="Score a checkpoint with lm-evaluation-harness. Flags besides these are those of `lm_eval run`, "
+        f"below. --tasks also takes {', '.join(BENCHMARKS)}.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--checkpoint", metavar="FILE", help="a .ckpt that fit wrote; none for the backbone alone")
+    parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
+    parser.add_argument("--fold", action="store_true", help="add the changes to the weights first")
+    ours, rest = parser.parse_known_args(args)
+    theirs = _Parser(prog="lm_eval", add_help=False)
+    Run.create(theirs.add_subparsers())
+    if {"-h", "--help"} & set(rest):
+        parser.print_help()
+        print()
+    given = theirs.parse_args(["run", *rest])
+    for name in _NOT_HERE:
+        if getattr(given, name, None):
+            raise InputError(f"evaluate: --{name} is for lm_eval alone; lit-spectral writes JSON and TensorBoard files")
+    # Its own default would be a GPU that there may not be.
+    given.device = given.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    given.output_path = given.output_path or str(_beside(ours.checkpoint))
+    try:
+        return ours, EvaluatorConfig.from_cli(given)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"evaluate: {str(error).splitlines()[0]}") from error
+
+
+def _options(config: Any) -> dict[str, Any]:
+    """The harness's settings that `simple_evaluate` takes, but for those of model and tasks."""
+    import lm_eval
+
+    elsewhere = {"model", "model_args", "tasks", "metadata", "cache_requests", "confirm_run_unsafe_code"}
+    names = inspect.signature(lm_eval.simple_evaluate).parameters.keys() - elsewhere
+    options = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    return {**options, **config.cache_requests, **dict(zip(seeds, config.seed or [None] * 4, strict=True))}
+
+
+def _beside(checkpoint: str | None) -> Path:
+    """`lm_eval` in a run's log folder, where TensorBoard shows it as a run of its own."""
+    if checkpoint is None:
+        return Path("lm_eval")
+    folder = Path(checkpoint).parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "lm_eval"
+
+
+def _output(path: str) -> Path:
+    file = Path(path)
+    if file.suffix != ".json":
+        file /= f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def _log(results: dict[str, Any], folder: Path, step: int) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for name, value in figures(results).items():
+            writer.add_scalar(f"lm_eval/{name}", value, step)
+
+
+def _print(results: dict[str, Any], file: Path, everything: bool) -> None:
+    from lm_eval.utils import make_table
+
+    if everything:
+        print(as_json(results, indent=2))
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    print(f"results: {file}")

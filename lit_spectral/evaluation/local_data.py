@@ -1,0 +1,96 @@
+"""Data of this package's harness tasks, read from local folders.
+
+The harness calls the function that a task's YAML names under `custom_dataset` with what the user
+gave as `--metadata`, and with the task's own `dataset_kwargs`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.errors import InputError
+
+__all__ = ["commonsense", "scienceqa"]
+
+PROMPT = "{instruction}\n"
+
+
+def commonsense(subset: str, commonsense: str | None = None, prompt: str = PROMPT, **metadata: Any) -> dict[str, Any]:
+    """The test split of one of the eight sets, in the form that LLM-Adapters (Hu et al., 2023) gave them.
+
+    Args:
+        subset: the set's folder, such as `boolq`.
+        commonsense: the folder above it; each set is a `test` file (json, jsonl, parquet or csv) with columns
+            `instruction`, which ends in `Answer format: a/b/…`, `input`, which is empty, `output` and `answer`.
+        prompt: what the model is given, written from columns; that of training. A text around the
+            instruction is part of what was learned.
+        metadata: meant for others.
+
+    Returns:
+        `test`: rows with `prompt`, `answer`, `choices` (the sentence for each possible answer) and
+        `gold`, the index of the right one.
+
+    Raises:
+        InputError: no folder, a column that is missing, or a row whose answer is not among its choices.
+    """
+    import datasets
+
+    rows = _read(commonsense, "commonsense", subset)
+    check_columns(rows, ["instruction", "answer"], f"commonsense {subset}")
+
+    def prepare(row: dict[str, Any]) -> dict[str, Any]:
+        answers = row["instruction"].rpartition("Answer format:")[2].strip().split("/")
+        if row["answer"] not in answers:
+            raise InputError(
+                f"commonsense {subset}: the answer {row['answer']!r} is not one of the format that the "
+                f"instruction ends in ({'/'.join(answers)[:60]!r})"
+            )
+        try:
+            given = prompt.format(**row)
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(f"metadata prompt: {prompt!r}: {error}; columns are {', '.join(row)}") from None
+        choices = [f"the correct answer is {answer}" for answer in answers]
+        return {"prompt": given, "answer": row["answer"], "choices": choices, "gold": answers.index(row["answer"])}
+
+    return {"test": datasets.Dataset.from_list([prepare(row) for row in rows])}
+
+
+def scienceqa(scienceqa: str | None = None, **metadata: Any) -> dict[str, Any]:
+    """The test questions of ScienceQA (Lu et al., 2022) that come without a picture.
+
+    Args:
+        scienceqa: a folder with a `test` file with columns `question`, `choices`, `answer` (the
+            index of the right choice), and, if there are any, `hint` and `image`.
+        metadata: meant for others.
+
+    Returns:
+        `test`: rows with `question`, `hint` (may be empty), `choices` and `answer`.
+
+    Raises:
+        InputError: no folder, a column that is missing, or no question without a picture.
+    """
+    import datasets
+
+    rows = _read(scienceqa, "scienceqa")
+    check_columns(rows, ["question", "choices", "answer"], "scienceqa")
+    if "image" in rows.column_names:
+        # By hand, since the cache of `filter` would outlive a change of the file.
+        rows = rows.select([index for index, image in enumerate(rows["image"]) if image is None])
+    if not len(rows):
+        raise InputError(f"scienceqa: every question in {scienceqa} has a picture")
+
+    def prepare(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: row[name] for name in ("question", "choices", "answer")} | {"hint": row.get("hint") or ""}
+
+    return {"test": datasets.Dataset.from_list([prepare(row) for row in rows])}
+
+
+def _read(path: str | None, key: str, subset: str | None = None) -> Any:
+    if path is None:
+        raise InputError(f"tasks: {key} reads a local folder; give it as --metadata {key}=FOLDER")
+    folder = Path(path, subset or "").expanduser()
+    if not folder.is_dir():
+        raise InputError(f"metadata {key}: there is no folder {folder}")
+    return read_split(str(folder), "test")

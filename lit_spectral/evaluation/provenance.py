@@ -1,0 +1,33 @@
+"""What a number depends on besides the weights: versions, and the state of the code."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+__all__ = ["provenance"]
+
+_PACKAGES = ("lit-spectral", "torch", "lightning", "transformers", "datasets", "lm_eval")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, and under `git` the commit and dirtiness of the current folder; None outside a repository."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    return {"versions": versions, "git": _git_state()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain"))}
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
