@@ -69,7 +69,7 @@ class Peft(Method):
         if config.is_prompt_learning:
             return wrapped  # type: ignore[no-any-return]
         # The layers are in the model itself; unwrapped, they keep the paths that they have under our methods.
-        self._tuner = wrapped.base_model
+        self._tuner, self._steps = wrapped.base_model, 0
         return model
 
     def penalty(self) -> Tensor | None:
