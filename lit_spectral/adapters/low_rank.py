@@ -44,13 +44,13 @@ class FactoredAdapter(Adapter):
     def free_factors(self) -> Factors | None:
         """Factors of what `SpectralBall` may contract: `left` is a parameter and takes any value.
 
-        None where ΔW is not free to take the contracted value; such an adapter has a `retreat`.
+        None where ΔW is not free to take the contracted value, and `SpectralBall` asks for a `retreat`.
         """
         return self.factors()
 
     def retreat(self, fraction: float) -> None:
-        """Move what is trained back along the line to where ΔW = 0, to `fraction` in [0, 1] of the way from there."""
-        raise NotImplementedError(f"{type(self).__name__} has free factors, which are contracted instead")
+        """Move ΔW towards 0, along the line from where it started, to `fraction` in [0, 1] of the way; here L alone."""
+        self.factors().left.detach().mul_(fraction)
 
     def hold_in_ball(self, radius: float) -> None:
         """Declare ‖ΔW‖₂ ≤ radius."""
