@@ -1,10 +1,11 @@
-"""Prompts whose answers are generated and scored: what data sets evaluated by generation share."""
+"""Prompts whose answers are generated: what data sets evaluated by generation share."""
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from lit_spectral.datamodules.files import check_columns
 from lit_spectral.datamodules.prompted import PromptedText
@@ -21,10 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class AnsweredText(PromptedText):
-    """Trains as `PromptedText` does, and is tested set by set: answers are generated, and compared with gold ones.
+    """Trains as `PromptedText` does, and is tested set by set: answers are generated, and scored.
 
-    A subclass gives `rows`, whose columns are `instruction`, `input` and `output`; `test_sets`,
-    `test_rows`, whose columns are `instruction`, `input` and `answer`, the gold one; and `scorers`.
+    A subclass gives `rows`, whose columns are `instruction`, `input` and `output`; `test_sets` and
+    `test_rows`, whose columns are `instruction`, `input` and `answer`, the gold one; and `scorers`,
+    or `score_answers` where a set is not scored answer by answer.
 
     Args:
         path: where the rows to train on are.
@@ -32,55 +34,21 @@ class AnsweredText(PromptedText):
         limit: rows of each test set, from its start; None for all.
         generation: further settings of transformers' `GenerationConfig`, such as `{num_beams: 4}`; greedy without.
         template: as in `PromptedText`.
-        loss_on: as in `PromptedText`.
-        packing: as in `PromptedText`.
-        too_long: as in `PromptedText`.
-        empty_answer: as in `PromptedText`.
-        validation_rows: as in `PromptedText`.
-        batch_size: as in `PromptedText`.
-        eval_batch_size: as in `PromptedText`; of prompts, too.
-        max_length: as in `PromptedText`; a prompt to answer that is longer loses its beginning, and is counted.
-        tokenizer: as in `PromptedText`.
-        num_workers: as in `PromptedText`.
-        seed: as in `PromptedText`.
+        settings: of `PromptedText`. A prompt to answer that is longer than `max_length` loses its
+            beginning, and is counted.
     """
 
     def __init__(
         self,
         path: str,
-        max_new_tokens: int,
-        limit: int | None,
-        generation: dict[str, Any] | None,
-        template: Template,
-        loss_on: Literal["answer", "all"],
-        packing: bool,
-        too_long: Literal["cut", "skip", "error"],
-        empty_answer: Literal["error", "skip"],
-        validation_rows: int,
-        batch_size: int,
-        eval_batch_size: int | None,
-        max_length: int,
-        tokenizer: str | None,
-        num_workers: int,
-        seed: int,
+        max_new_tokens: int = 512,
+        limit: int | None = None,
+        generation: dict[str, Any] | None = None,
+        template: Template = "alpaca",
+        **settings: Any,
     ) -> None:
         super().__init__(
-            path,
-            prompt="{instruction}",
-            answer="{output}",
-            input="{input}",
-            template=template,
-            loss_on=loss_on,
-            packing=packing,
-            too_long=too_long,
-            empty_answer=empty_answer,
-            validation_rows=validation_rows,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            max_length=max_length,
-            tokenizer=tokenizer,
-            num_workers=num_workers,
-            seed=seed,
+            path, prompt="{instruction}", answer="{output}", input="{input}", template=template, **settings
         )
         if max_new_tokens < 1 or (limit is not None and limit < 1):
             raise InputError(f"max_new_tokens and limit are at least 1, not {max_new_tokens} and {limit}")
@@ -94,13 +62,34 @@ class AnsweredText(PromptedText):
         """Names under which the test sets are logged."""
 
     @property
-    @abstractmethod
     def scorers(self) -> dict[str, Scorer]:
         """For each test set, what compares a generated text with the gold answer."""
+        return {}
 
     @abstractmethod
     def test_rows(self, name: str) -> Any:
         """The raw rows of a test set."""
+
+    def test_template(self, name: str) -> Template:
+        """How the prompts of a test set are laid out; as those to train on, unless a subclass says otherwise."""
+        return self.template
+
+    def test_generation(self, name: str) -> dict[str, Any]:
+        """Settings of transformers' `GenerationConfig` for a test set."""
+        return self.generation or {}
+
+    def score_answers(self, name: str, answers: list[dict[str, Any]], folder: Path | None) -> dict[str, float]:
+        """Metrics of a test set, to be logged under its name.
+
+        Args:
+            name: of the set.
+            answers: all of them, in the order of the rows, with `row`, `prompt`, `gold` and `text`,
+                what was generated; `correct` is added to each.
+            folder: where the run keeps what it generated; None where it keeps nothing.
+        """
+        for answer in answers:
+            answer["correct"] = self.scorers[name](answer["text"], answer["gold"])
+        return {"accuracy": sum(answer["correct"] for answer in answers) / len(answers)}
 
     def tokenised(self, name: str) -> Any:
         """Rows to train on, or, of a test set, `input_ids` of what is given, and `gold`, `prompt` and `row`."""
@@ -130,7 +119,7 @@ class AnsweredText(PromptedText):
     def _prompts(self, name: str) -> Any:
         rows = self.test_rows(name)
         rows = rows.select(range(min(len(rows), self.limit or len(rows))))
-        write, bos, _ = self._writer(rows, f"test set {name}", ("prompt", "input"))
+        write, bos, _ = self._writer(rows, f"test set {name}", ("prompt", "input"), self.test_template(name))
         # What is generated must fit behind the prompt.
         longest = min(self.max_length, int(self.tokenizer.model_max_length) - self.max_new_tokens)
         if longest < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lit_spectral.datamodules.answered import AnsweredText
 from lit_spectral.datamodules.files import read_split
@@ -40,20 +40,9 @@ class Commonsense(AnsweredText):
         tests: a folder with a subfolder a set and `test` in it, as LLM-Adapters' `dataset`; None for `path`.
         sets: names of the sets to test on, in their order; None for all eight.
         max_new_tokens: as in `AnsweredText`.
-        limit: as in `AnsweredText`.
-        generation: as in `AnsweredText`.
         template: as in `PromptedText`.
-        loss_on: as in `PromptedText`.
-        packing: as in `PromptedText`.
-        too_long: as in `PromptedText`.
-        empty_answer: as in `PromptedText`.
-        validation_rows: as in `PromptedText`.
-        batch_size: as in `PromptedText`.
-        eval_batch_size: as in `PromptedText`.
         max_length: as in `PromptedText`.
-        tokenizer: as in `PromptedText`.
-        num_workers: as in `PromptedText`.
-        seed: as in `PromptedText`.
+        settings: of `AnsweredText`.
     """
 
     def __init__(
@@ -62,25 +51,11 @@ class Commonsense(AnsweredText):
         tests: str | None = None,
         sets: list[str] | None = None,
         max_new_tokens: int = 32,
-        limit: int | None = None,
-        generation: dict[str, Any] | None = None,
         template: Template = "llm-adapters",
-        loss_on: Literal["answer", "all"] = "answer",
-        packing: bool = False,
-        too_long: Literal["cut", "skip", "error"] = "cut",
-        empty_answer: Literal["error", "skip"] = "error",
-        validation_rows: int = 120,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
         max_length: int = 256,
-        tokenizer: str | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            path, max_new_tokens, limit, generation, template, loss_on, packing, too_long, empty_answer,
-            validation_rows, batch_size, eval_batch_size, max_length, tokenizer, num_workers, seed,
-        )  # fmt: skip
+        super().__init__(path, max_new_tokens, template=template, max_length=max_length, **settings)
         self.tests = path if tests is None else tests
         self.sets = list(KEYWORDS) if sets is None else sets
         unknown = [name for name in self.sets if name not in KEYWORDS]

@@ -36,26 +36,16 @@ class GLUE(SentenceDataModule):
         task: cola, sst2, mrpc, qqp, stsb, mnli (both validation sets), qnli or rte.
         path: a folder with `train` and `validation` files (jsonl, json, parquet or csv; MNLI's are
             `validation_matched` and `validation_mismatched`), or a hub id.
-        batch_size: as in `TextDataModule`.
-        eval_batch_size: as in `TextDataModule`.
-        max_length: as in `TextDataModule`.
-        tokenizer: as in `TextDataModule`.
-        num_workers: as in `TextDataModule`.
-        seed: as in `TextDataModule`.
+        settings: of `TextDataModule`.
     """
 
     def __init__(
         self,
         task: Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"] = "mrpc",
         path: str = "nyu-mll/glue",
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        max_length: int = 256,
-        tokenizer: str | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, max_length, tokenizer, num_workers, seed)
+        super().__init__(**settings)
         self.task = task
         self.path = path
         self.text_columns, self.num_labels, self.metrics = TASKS[task]

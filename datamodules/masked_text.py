@@ -25,11 +25,8 @@ class MaskedText(TextDataModule):
         mask_fraction: of a row's tokens, chosen to be restored, in (0, 1).
         validation_fraction: of the lines, the last ones after a seeded shuffle.
         batch_size: as in `TextDataModule`.
-        eval_batch_size: as in `TextDataModule`.
         max_length: as in `TextDataModule`.
-        tokenizer: as in `TextDataModule`.
-        num_workers: as in `TextDataModule`.
-        seed: of the order of rows, the split and the masks.
+        settings: of `TextDataModule`; its `seed` is also that of the split and the masks.
     """
 
     def __init__(
@@ -38,13 +35,10 @@ class MaskedText(TextDataModule):
         mask_fraction: float = 0.15,
         validation_fraction: float = 0.05,
         batch_size: int = 64,
-        eval_batch_size: int | None = None,
         max_length: int = 128,
-        tokenizer: str | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, max_length, tokenizer, num_workers, seed)
+        super().__init__(batch_size=batch_size, max_length=max_length, **settings)
         if not 0 < mask_fraction < 1 or not 0 < validation_fraction < 1:
             raise InputError("mask_fraction and validation_fraction lie between 0 and 1")
         self.path = path

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from lit_spectral.datamodules.answered import AnsweredText
 from lit_spectral.datamodules.files import check_columns, read_split
-from lit_spectral.datamodules.prompts import Template
 
 from lit_spectral.errors import InputError
 from lit_spectral.scoring import Scorer, boxed, final_answer, score_mathematics, score_number
@@ -50,21 +49,7 @@ class Math(AnsweredText):
         math: where that of MATH is. Without either, `path` is tested on; MetaMathQA, which has no
             test split, by both sets on the hub.
         reasoning: chain of thought, or answers alone.
-        max_new_tokens: as in `AnsweredText`.
-        limit: as in `AnsweredText`.
-        generation: as in `AnsweredText`.
-        template: as in `PromptedText`.
-        loss_on: as in `PromptedText`.
-        packing: as in `PromptedText`.
-        too_long: as in `PromptedText`.
-        empty_answer: as in `PromptedText`.
-        validation_rows: as in `PromptedText`.
-        batch_size: as in `PromptedText`.
-        eval_batch_size: as in `PromptedText`.
-        max_length: as in `PromptedText`.
-        tokenizer: as in `PromptedText`.
-        num_workers: as in `PromptedText`.
-        seed: as in `PromptedText`.
+        settings: of `AnsweredText`.
     """
 
     def __init__(
@@ -74,27 +59,10 @@ class Math(AnsweredText):
         gsm8k: str | None = None,
         math: str | None = None,
         reasoning: bool = True,
-        max_new_tokens: int = 512,
-        limit: int | None = None,
-        generation: dict[str, Any] | None = None,
-        template: Template = "alpaca",
-        loss_on: Literal["answer", "all"] = "answer",
-        packing: bool = False,
-        too_long: Literal["cut", "skip", "error"] = "cut",
-        empty_answer: Literal["error", "skip"] = "error",
-        validation_rows: int = 120,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        max_length: int = 512,
-        tokenizer: str | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         path = HUB[train_on] if path is None else path
-        super().__init__(
-            path, max_new_tokens, limit, generation, template, loss_on, packing, too_long, empty_answer,
-            validation_rows, batch_size, eval_batch_size, max_length, tokenizer, num_workers, seed,
-        )  # fmt: skip
+        super().__init__(path, **settings)
         self.subset = PARTS[train_on][0]  # any part tells which splits there are
         self.train_on = train_on
         self.reasoning = reasoning

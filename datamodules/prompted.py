@@ -60,9 +60,7 @@ class PromptedText(TextDataModule):
         batch_size: as in `TextDataModule`.
         eval_batch_size: as in `TextDataModule`; None for `batch_size`.
         max_length: as in `TextDataModule`, at least 2.
-        tokenizer: as in `TextDataModule`.
-        num_workers: as in `TextDataModule`.
-        seed: of the order of training rows, of the rows held out, and of packing.
+        settings: of `TextDataModule`; its `seed` is also that of the rows held out and of packing.
     """
 
     def __init__(
@@ -81,12 +79,10 @@ class PromptedText(TextDataModule):
         batch_size: int = 16,
         eval_batch_size: int | None = None,
         max_length: int = 512,
-        tokenizer: str | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         # Logits of long rows over a large vocabulary don't leave room for four times the batch.
-        super().__init__(batch_size, eval_batch_size or batch_size, max_length, tokenizer, num_workers, seed)
+        super().__init__(batch_size, eval_batch_size or batch_size, max_length, **settings)
         if max_length < 2 or validation_rows < 1:
             raise InputError(f"max_length is at least 2 and validation_rows 1, not {max_length} and {validation_rows}")
         self.path = path
@@ -102,7 +98,7 @@ class PromptedText(TextDataModule):
 
     def tokenised(self, name: str) -> Any:
         """Rows of `input_ids`, `attention_mask` and `labels`, -100 on what is not scored."""
-        if name == "test" or split_exists(self.path, "validation", self.subset):
+        if name == "test" or self.has_validation():
             return self._encoded({"val": "validation"}.get(name, name))
         rows = self._encoded("train").shuffle(seed=self.seed)
         kept = len(rows) - self.validation_rows
@@ -113,9 +109,17 @@ class PromptedText(TextDataModule):
             )
         return rows.select(range(kept) if name == "train" else range(kept, len(rows)))
 
+    def has_validation(self) -> bool:
+        """Whether there are rows to validate on; else some of `train` are held out."""
+        return split_exists(self.path, "validation", self.subset)
+
     def rows(self, split: str) -> Any:
         """The raw rows of a split, with the columns that the templates name."""
         return read_split(self.path, split, self.subset)
+
+    def source(self, split: str) -> tuple[str, int]:
+        """How errors name a row of `rows`, as in `files.source_of`."""
+        return source_of(self.path, split, self.subset)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled by seed and epoch, and packed where that is asked for."""
@@ -139,8 +143,8 @@ class PromptedText(TextDataModule):
 
     def _encoded(self, split: str) -> Any:
         rows = self.rows(split)
-        write, bos, ending = self._writer(rows, f"split {split}", ("prompt", "input", "answer"))
-        source, first = source_of(self.path, split, self.subset)
+        write, bos, ending = self._writer(rows, f"split {split}", ("prompt", "input", "answer"), self.template)
+        source, first = self.source(split)
         tokenizer, longest, given_scored = self.tokenizer, self._longest, self.loss_on == "all"
         too_long, empty_answer = self.too_long, self.empty_answer
 
@@ -189,7 +193,9 @@ class PromptedText(TextDataModule):
             log.warning("%s: %d of %d rows cut to %d tokens", split, cut, len(rows), longest)
         return encoded
 
-    def _writer(self, rows: Any, where: str, names: Sequence[str]) -> tuple[Callable[..., Any], list[int], list[int]]:
+    def _writer(
+        self, rows: Any, where: str, names: Sequence[str], template: Template
+    ) -> tuple[Callable[..., Any], list[int], list[int]]:
         """From a batch of columns and an index to what is given, what is to be said and the answer; BOS; the ending.
 
         Only the templates in `names` are written; the others come out empty.
@@ -199,22 +205,22 @@ class PromptedText(TextDataModule):
             if text in rows.column_names:
                 raise InputError(f"data.{name}: {text} is a column's name; write '{{{text}}}'")
         parts = {name: self._parts[name] if name in names else [] for name in self._parts}
-        columns = list(dict.fromkeys(column for template in parts.values() for _, column in template if column))
+        columns = list(dict.fromkeys(column for part in parts.values() for _, column in part if column))
         check_columns(rows, columns, where)
         for column in columns:
             _check_values(rows[column], column, where)
         if self.tokenizer.eos_token_id is None:
             raise InputError("data.tokenizer: it has no EOS token to end answers with; give a decoder's tokenizer")
-        lay_out = layout(self.template, self.tokenizer)
+        lay_out = layout(template, self.tokenizer)
 
         def write(batch: dict[str, list[Any]], i: int) -> tuple[str, str, str]:
             texts = {
-                name: "".join(literal + (str(batch[column][i]) if column else "") for literal, column in template)
-                for name, template in parts.items()
+                name: "".join(literal + (str(batch[column][i]) if column else "") for literal, column in part)
+                for name, part in parts.items()
             }
             return *lay_out(texts["prompt"], texts["input"], texts["answer"]), texts["answer"]
 
-        if self.template == "chat":
+        if template == "chat":
             return write, [], []
         return write, self._opening, [self.tokenizer.eos_token_id]
 

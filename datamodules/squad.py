@@ -37,11 +37,8 @@ class SQuAD(TextDataModule):
         skip_misplaced: leave out questions with an answer that is not at its place in the context,
             and log how many, instead of refusing the file.
         batch_size: as in `TextDataModule`.
-        eval_batch_size: as in `TextDataModule`.
         max_length: tokens of a window.
-        tokenizer: as in `TextDataModule`; a fast one.
-        num_workers: as in `TextDataModule`.
-        seed: as in `TextDataModule`.
+        settings: of `TextDataModule`; the tokenizer is a fast one.
     """
 
     def __init__(
@@ -52,13 +49,10 @@ class SQuAD(TextDataModule):
         max_query_length: int = 64,
         skip_misplaced: bool = False,
         batch_size: int = 16,
-        eval_batch_size: int | None = None,
         max_length: int = 384,
-        tokenizer: str | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, max_length, tokenizer, num_workers, seed)
+        super().__init__(batch_size=batch_size, max_length=max_length, **settings)
         if stride < 0 or max_query_length < 1:
             raise InputError(
                 f"stride is at least 0 and max_query_length at least 1, not {stride} and {max_query_length}"

@@ -30,7 +30,7 @@ class CausalLM(Task):
     first token has nothing before it and is never scored. Packed rows hold `position_ids` in place of
     the mask (`lit_spectral.datamodules.packing`).
 
-    Test sets of a data module with `scorers` (`Commonsense`, `Math`) are answered by generation:
+    Test sets of a data module with `score_answers` (`AnsweredText`) are answered by generation:
     their batches hold prompts, padded on the left, and gold answers.
 
     Args:
@@ -102,22 +102,24 @@ class CausalLM(Task):
     def on_test_epoch_start(self) -> None:
         """Start counting."""
         self._start()
-        scored = hasattr(getattr(self.trainer, "datamodule", None), "scorers")
-        self._answers = {name: [] for name in self.evaluation_sets()} if scored else {}
+        answered = hasattr(getattr(self.trainer, "datamodule", None), "score_answers")
+        self._answers = {name: [] for name in self.evaluation_sets()} if answered else {}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add the batch to its test set; where there are gold answers, generate and compare."""
+        """Add the batch to its test set; where there are gold answers, generate beside them."""
         name = self.evaluation_sets()[dataloader_idx]
         if "gold" in batch:
-            self._answer(batch, name)
+            kept = ("row", "prompt", "gold")
+            answers = zip(*(batch[column] for column in kept), self._generated(batch, name), strict=True)
+            self._answers[name] += [dict(zip((*kept, "text"), answer, strict=True)) for answer in answers]
         else:
             self._add(batch, name)
 
     def on_test_epoch_end(self) -> None:
-        """`test/loss` and `test/perplexity`; or `NAME/accuracy` of each set and `average/accuracy`, the sets alike.
+        """`test/loss` and `test/perplexity`; or each set's own metrics, and `average/accuracy`, the sets alike.
 
-        Generated answers go to `generations/NAME.jsonl` in the log folder, if there is one; those of
-        process 1 and above to a file of their own.
+        Generated answers go to `generations/NAME.jsonl` in the log folder, if there is one, also
+        where they can't be scored.
         """
         if self._answers:
             self._finish_answers()
@@ -128,7 +130,7 @@ class CausalLM(Task):
         """Generated answers; InputError where the data module has none to generate."""
         if "gold" not in batch:
             raise InputError("predict generates answers; give data with test sets to answer, such as Math")
-        return self._generated(batch)
+        return self._generated(batch, self.evaluation_sets()[dataloader_idx])
 
     def _score(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed loss over the scored tokens (0-d, float32, nats), and their number (0-d)."""
@@ -163,33 +165,41 @@ class CausalLM(Task):
             for metric, value in (("loss", loss), ("perplexity", loss.exp())):
                 self.log(f"{name}/{metric}", value.float(), prog_bar=True, sync_dist=True)
 
-    def _generated(self, batch: dict[str, Any]) -> list[str]:
+    def _generated(self, batch: dict[str, Any], name: str) -> list[str]:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return continue_batch(self.model, data.tokenizer, batch, data.max_new_tokens, data.generation)
-
-    def _answer(self, batch: dict[str, Any], name: str) -> None:
-        score = self.trainer.datamodule.scorers[name]  # type: ignore[attr-defined]
-        texts = self._generated(batch)
-        for row, prompt, gold, text in zip(batch["row"], batch["prompt"], batch["gold"], texts, strict=True):
-            correct = score(text, gold)
-            self._totals[name] += torch.tensor([correct, 1], device=self.device)
-            answer = {"row": row, "prompt": prompt, "gold": gold, "text": text, "correct": correct}
-            self._answers[name].append(answer)
+        return continue_batch(self.model, data.tokenizer, batch, data.max_new_tokens, data.test_generation(name))
 
     def _finish_answers(self) -> None:
+        log_dir = self.trainer.log_dir if self.trainer.loggers else None
+        folder = Path(log_dir) / "generations" if log_dir else None
         accuracies = []
-        for name, totals in self._totals.items():
-            correct, count = self.trainer.strategy.reduce(totals, reduce_op="sum")
-            accuracies.append(correct / count)
-            self.log(f"{name}/accuracy", accuracies[-1].float(), prog_bar=True, sync_dist=True)
-        if len(accuracies) > 1:
-            self.log("average/accuracy", torch.stack(accuracies).mean().float(), prog_bar=True, sync_dist=True)
-        if self.trainer.loggers and self.trainer.log_dir:
-            self._write_answers(Path(self.trainer.log_dir) / "generations")
-
-    def _write_answers(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        process = f"-{self.global_rank}" if self.global_rank else ""
         for name, answers in self._answers.items():
-            lines = [json.dumps(answer, ensure_ascii=False) for answer in sorted(answers, key=lambda a: a["row"])]
-            (folder / f"{name}{process}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            metrics = self._scored(name, self._gathered(answers), folder)
+            accuracies += [value for metric, value in metrics.items() if metric == "accuracy"]
+            for metric, value in metrics.items():
+                self.log(f"{name}/{metric}", value, prog_bar=True, sync_dist=True)
+        if len(accuracies) > 1:
+            self.log("average/accuracy", sum(accuracies) / len(accuracies), prog_bar=True, sync_dist=True)
+
+    def _gathered(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers of all processes, in the order of their rows."""
+        parts: list[Any] = [answers]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, answers)
+        return sorted((answer for part in parts for answer in part), key=lambda answer: int(answer["row"]))
+
+    def _scored(self, name: str, answers: list[dict[str, Any]], folder: Path | None) -> dict[str, float]:
+        """Metrics of a test set, the same on every process; the first one scores and writes."""
+        metrics: dict[str, float] = {}
+        if self.trainer.is_global_zero:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            try:
+                data = self.trainer.datamodule  # type: ignore[attr-defined]
+                metrics = data.score_answers(name, answers, folder)
+            finally:  # what took hours to generate is kept, whatever becomes of its scores
+                if folder is not None:
+                    lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
+                    (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        return self.trainer.strategy.broadcast(metrics)
