@@ -70,6 +70,10 @@ class AnsweredText(PromptedText):
     def test_rows(self, name: str) -> Any:
         """The raw rows of a test set."""
 
+    def test_limit(self, name: str) -> int | None:
+        """Rows of a test set to answer, from its start; None for all."""
+        return self.limit
+
     def test_template(self, name: str) -> Template:
         """How the prompts of a test set are laid out; as those to train on, unless a subclass says otherwise."""
         return self.template
@@ -118,7 +122,7 @@ class AnsweredText(PromptedText):
 
     def _prompts(self, name: str) -> Any:
         rows = self.test_rows(name)
-        rows = rows.select(range(min(len(rows), self.limit or len(rows))))
+        rows = rows.select(range(min(len(rows), self.test_limit(name) or len(rows))))
         write, bos, _ = self._writer(rows, f"test set {name}", ("prompt", "input"), self.test_template(name))
         # What is generated must fit behind the prompt.
         longest = min(self.max_length, int(self.tokenizer.model_max_length) - self.max_new_tokens)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_spectral.errors import InputError
 
-__all__ = ["check_columns", "read_split", "read_text", "source_of", "split_exists"]
+__all__ = ["check_columns", "read_rows", "read_split", "read_text", "source_of", "split_exists"]
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -41,22 +41,26 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
             raise InputError(
                 f"data.path: {folder} has no file for split {split} ({split}.jsonl, .json, .parquet or .csv)"
             )
-        if not any(file.stat().st_size for file in files):
-            raise InputError(f"data.path: split {split} of {path} is empty")
-        # Else pandas takes sentences such as "None" and "n/a" for missing.
-        options = {"keep_default_na": False} if files[0].suffix == ".csv" else {}
-        try:
-            builder = _BUILDERS[files[0].suffix]
-            rows = datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train", **options)
-        except Exception as error:
-            cause = error.__cause__ or error
-            if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
-                raise InputError(f"data.path: split {split} of {path} is empty") from error
-            reason = _first_broken_line(files) or f"{files[0]} can't be read: {_first_line(cause)}"
-            raise InputError(reason) from error
+        rows = _load(files, f"split {split} of {path}")
     if len(rows) == 0:
         raise InputError(f"data.path: split {split} of {path} is empty")
     return rows
+
+
+def read_rows(file: str, field: str | None = None) -> Any:
+    """One file of rows (jsonl, json, parquet or csv) as a `datasets.Dataset`.
+
+    Args:
+        file: its path; its suffix names the format.
+        field: the key of a JSON object under which the rows are a list.
+
+    Raises:
+        InputError: no such file, another suffix, a file that can't be parsed or is empty.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file() or path.suffix not in _BUILDERS:
+        raise InputError(f"data: there is no file {file} of {', '.join(_BUILDERS)}")
+    return _load([path], str(path), field)
 
 
 def split_exists(path: str, split: str, config: str | None = None) -> bool:
@@ -107,6 +111,25 @@ def check_columns(rows: Any, wanted: Sequence[str], where: str) -> None:
     missing = [column for column in wanted if column not in rows.column_names]
     if missing:
         raise InputError(f"{where}: no column {', '.join(missing)}; its columns are {', '.join(rows.column_names)}")
+
+
+def _load(files: Sequence[Path], name: str, field: str | None = None) -> Any:
+    import datasets
+
+    if not any(file.stat().st_size for file in files):
+        raise InputError(f"data.path: {name} is empty")
+    options: dict[str, Any] = {"field": field} if field else {}
+    if files[0].suffix == ".csv":  # else pandas takes sentences such as "None" and "n/a" for missing
+        options = {"keep_default_na": False}
+    try:
+        builder = _BUILDERS[files[0].suffix]
+        return datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train", **options)
+    except Exception as error:
+        cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
+            raise InputError(f"data.path: {name} is empty") from error
+        reason = _first_broken_line(files) or f"{files[0]} can't be read: {_first_line(cause)}"
+        raise InputError(reason) from error
 
 
 def _folder(path: str, config: str | None) -> Path | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
-from lit_spectral.datamodules.files import read_text
+from lit_spectral.datamodules.corpora import read_passages
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class MaskedText(TextDataModule):
     depend on `seed` and the row alone: the same tokens for every model, batch size and epoch.
 
     Args:
-        path: a UTF-8 text file or a folder of .txt files, one passage a line; None for the text that ships with Python.
+        path: as in `TextWindows`, one passage a line; None for the text that ships with Python.
+        limit: passages to read, from the start, and no more is read; None for all.
         mask_fraction: of a row's tokens, chosen to be restored, in (0, 1).
         validation_fraction: of the lines, the last ones after a seeded shuffle.
         batch_size: as in `TextDataModule`.
@@ -32,6 +34,7 @@ class MaskedText(TextDataModule):
     def __init__(
         self,
         path: str | None = None,
+        limit: int | None = None,
         mask_fraction: float = 0.15,
         validation_fraction: float = 0.05,
         batch_size: int = 64,
@@ -41,7 +44,10 @@ class MaskedText(TextDataModule):
         super().__init__(batch_size=batch_size, max_length=max_length, **settings)
         if not 0 < mask_fraction < 1 or not 0 < validation_fraction < 1:
             raise InputError("mask_fraction and validation_fraction lie between 0 and 1")
+        if limit is not None and limit < 2:
+            raise InputError(f"limit is at least 2, not {limit}")
         self.path = path
+        self.limit = limit
         self.mask_fraction = mask_fraction
         self.validation_fraction = validation_fraction
 
@@ -82,8 +88,9 @@ class MaskedText(TextDataModule):
         if self.path is None:
             from lit_spectral.datamodules.python_docs import sentences
 
-            return sentences()
-        lines = [line for line in map(str.strip, read_text(self.path).splitlines()) if line]
+            return sentences()[: self.limit]
+        stripped = (line.strip() for text in read_passages(self.path) for line in text.splitlines())
+        lines = list(islice(filter(None, stripped), self.limit))
         if len(lines) < 2:
             raise InputError(f"data.path: {self.path} has fewer than two lines of text")
         return lines

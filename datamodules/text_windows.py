@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from lit_spectral.datamodules.files import read_text
+from lit_spectral.datamodules.corpora import read_passages
 from lit_spectral.datamodules.text import TextDataModule
 
 from lit_spectral.errors import InputError
@@ -15,18 +16,18 @@ __all__ = ["TextWindows"]
 class TextWindows(TextDataModule):
     """Windows of a text that don't overlap, each of `max_length` tokens and read by itself.
 
-    For evaluation only. The text is tokenised as a whole; each window starts with the tokenizer's
-    BOS, if it adds one, which counts among its tokens. The first token of a window has nothing
-    before it and is not scored; the rest of the text at the end, shorter than a window, is left out.
-    Perplexity falls with `max_length`: compare like with like.
+    For evaluation only. Texts follow each other; each window starts with the tokenizer's BOS, if it
+    adds one, which counts among its tokens. The first token of a window has nothing before it and
+    is not scored; the rest of the text at the end, shorter than a window, is left out. Perplexity
+    falls with `max_length`: compare like with like.
 
     Args:
-        path: a UTF-8 text file, or a folder of .txt files, read in the order of their names.
-        limit: windows to read, from the start of the text; None for all.
+        path: a UTF-8 text file; a folder of .txt files, or of a split with a column `text`; or one
+            of the papers' corpora on the hub: bookcorpus, openwebtext, pg19, wikitext-2, wikitext-103.
+        limit: windows to read, from the start of the text, and no more is read; None for all.
         batch_size: windows of a batch, on each process.
         max_length: tokens of a window, at least 2.
-        tokenizer: as in `TextDataModule`.
-        num_workers: as in `TextDataModule`.
+        settings: of `TextDataModule`.
     """
 
     def __init__(
@@ -35,10 +36,9 @@ class TextWindows(TextDataModule):
         limit: int | None = None,
         batch_size: int = 8,
         max_length: int = 512,
-        tokenizer: str | None = None,
-        num_workers: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, batch_size, max_length, tokenizer, num_workers)
+        super().__init__(batch_size, batch_size, max_length, **settings)
         if max_length < 2 or (limit is not None and limit < 1):
             raise InputError(f"max_length is at least 2 and limit at least 1, not {max_length} and {limit}")
         self.path = path
@@ -59,7 +59,11 @@ class TextWindows(TextDataModule):
             raise InputError(f"data.max_length: {self.max_length} is above the {self._longest} that the model reads")
         bos = self._opening
         step = self.max_length - len(bos)
-        ids = self.tokenizer(read_text(self.path), add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = []
+        for text in _chunks(read_passages(self.path)):
+            ids += self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            if self.limit is not None and len(ids) >= self.limit * step:
+                break
         starts = range(0, len(ids) - step + 1, step)[: self.limit]
         if not starts:
             raise InputError(
@@ -73,3 +77,17 @@ class TextWindows(TextDataModule):
         batch = super().collate(rows)
         batch["labels"] = batch["input_ids"]
         return batch
+
+
+def _chunks(texts: Iterator[str], characters: int = 1_000_000) -> Iterator[str]:
+    """Texts joined until they are long enough, since tokenisers merge across short ones, such as empty lines."""
+    kept: list[str] = []
+    length = 0
+    for text in texts:
+        kept.append(text)
+        length += len(text)
+        if length >= characters:
+            yield "".join(kept)
+            kept, length = [], 0
+    if kept:
+        yield "".join(kept)

@@ -37,7 +37,7 @@ def continue_batch(
         tokenizer: its tokenizer.
         batch: `input_ids` and `attention_mask` (rows, length), padded on the left, where the model is.
         max_new_tokens: tokens after which an answer is cut off.
-        settings: of transformers' `GenerationConfig`, such as `num_beams`, `temperature`, `top_p`.
+        settings: of transformers' `GenerationConfig`, such as `num_beams`, `temperature`, `top_p`, `stop_strings`.
 
     Raises:
         InputError: a setting that there isn't.
@@ -56,6 +56,8 @@ def continue_batch(
         "no_repeat_ngram_size": 0,
         "use_cache": True,
     } | (settings or {})
+    # Here, since transformers' own way takes few kinds of tokenizers.
+    stop = chosen.pop("stop_strings", None)
     unknown = sorted(set(chosen) - set(make().to_dict()))
     if unknown:
         raise InputError(f"data.generation: there is no {', '.join(unknown)} among transformers' generation settings")
@@ -66,10 +68,27 @@ def continue_batch(
         max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends), **chosen
     )
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    criteria = [_stop_at(stop, tokenizer, inputs["input_ids"].shape[1])] if stop else []
     with torch.no_grad():
-        ids = model.generate(**inputs, generation_config=config)
+        ids = model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
     texts: list[str] = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
+
+
+def _stop_at(texts: Sequence[str], tokenizer: Any, start: int) -> Any:
+    """A criterion of transformers': rows are done in which one of the texts was generated, lately or before."""
+    done = torch.zeros(0, dtype=torch.bool)
+    tail = max(map(len, texts)) + 1  # tokens; each is at least a character, and the first may lose its space
+
+    def check(ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        nonlocal done
+        if done.shape[0] != ids.shape[0]:
+            done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+        ends = tokenizer.batch_decode(ids[:, max(start, ids.shape[1] - tail) :])
+        done |= torch.tensor([any(text in end for text in texts) for end in ends], device=ids.device)
+        return done
+
+    return check
 
 
 def generate(

@@ -18,11 +18,11 @@ from lit_spectral.code_execution import Outcome, available, pass_at_k, run
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.errors import InputError
 
-__all__ = ["STOP", "Problem", "Scores", "cut", "evaluate", "program", "read_problems", "score"]
+__all__ = ["STOP", "Problem", "Scores", "check_isolation", "cut", "evaluate", "program", "read_problems", "score"]
 
 HUB_ID = "openai/openai_humaneval"
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # the paper's, where a function body has ended
-USUAL_K = (1, 10, 100)
+USUAL_K = (1, 5, 10, 100)  # the paper's, and HiP-LoRA's 5
 
 
 class Problem(NamedTuple):
@@ -70,6 +70,13 @@ def read_problems(path: str = HUB_ID) -> dict[str, Problem]:
     return problems
 
 
+def check_isolation() -> None:
+    """InputError where programs can't be shut in."""
+    reason = available()
+    if reason is not None:
+        raise InputError(f"humaneval: programs that a model wrote are run in isolation or not at all: {reason}")
+
+
 def cut(completion: str) -> str:
     """The completion up to the first of `STOP`, where another top-level statement begins."""
     ends = [found for stop in STOP if (found := completion.find(stop)) >= 0]
@@ -95,7 +102,7 @@ def score(
         problems: as of `read_problems`.
         completions: from task id to at least one completion of the prompt; for every problem, since
             the mean over some of them is not the benchmark's.
-        k: None for those of 1, 10 and 100 that the number of completions allows.
+        k: None for those of 1, 5, 10 and 100 that the number of completions allows.
         timeout: seconds for each program.
         workers: programs run at a time; None for the processor's cores that this process may use.
         allow_code_execution: leave to run what a model wrote.
@@ -122,9 +129,7 @@ def score(
             f"humaneval: this runs {len(jobs)} programs that a model wrote, each shut in (docs/code_execution.md); "
             "allow it with --allow_code_execution"
         )
-    reason = available()
-    if reason is not None:
-        raise InputError(f"humaneval: programs that a model wrote are run in isolation or not at all: {reason}")
+    check_isolation()
 
     def judge(job: tuple[str, int]) -> Outcome:
         task, number = job

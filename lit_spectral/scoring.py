@@ -19,6 +19,7 @@ __all__ = [
     "numbers",
     "same_mathematics",
     "same_number",
+    "score_letter",
     "score_mathematics",
     "score_number",
 ]
@@ -48,6 +49,12 @@ def keyword_scorer(keywords: Sequence[str]) -> Scorer:
         return first_keyword(text, keywords) == gold
 
     return score
+
+
+def score_letter(text: str, gold: str) -> bool:
+    """The scorer of questions with options: the first of the letters A to E that stands by itself, against the gold."""
+    found = re.search(r"(?<![A-Za-z])[A-E](?![A-Za-z])", text)
+    return found is not None and found[0] == gold
 
 
 def final_answer(text: str) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+import yaml
 from lit_spectral.datamodules import GLUE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -162,6 +163,21 @@ def fit(backbone_folder, mrpc_folder, tmp_path, monkeypatch):
                 *flags,
             ]
         )
+
+    return run
+
+
+@pytest.fixture
+def command(tmp_path, decoder_folder, monkeypatch):
+    """Run a subcommand of CausalLM on tiny Llama with a data module; returns the LightningCLI."""
+    monkeypatch.chdir(tmp_path)
+    trainer = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1}
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "logs", "name": "x"}}
+    config = {"trainer": trainer | {"logger": logger}, "model": {"class_path": "CausalLM"}}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(config))
+
+    def run(name, *flags):
+        return cli.run([name, "--config=experiment.yaml", f"--model.backbone={decoder_folder()}", *flags])
 
     return run
 

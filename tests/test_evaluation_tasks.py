@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from harness_tasks import KINDS, checkpoint, data, quick, train, words, write  # noqa: F401 (fixtures)
+from lit_spectral.datamodules.science_qa import question
 
 from lit_spectral import cli
 from lit_spectral.errors import InputError
@@ -62,11 +63,10 @@ def test_commonsense_takes_the_prompt_of_training(commonsense):
 def test_scienceqa_leaves_out_questions_with_pictures(tmp_path):
     row = {"question": "Which?", "choices": ["this", "that"], "answer": 1, "hint": "Not this.", "image": None}
     write(tmp_path / "test.jsonl", [row | {"image": "1.png"}, row, row | {"hint": ""}])
-    (task,) = Tasks(["scienceqa"], metadata={"scienceqa": str(tmp_path)}).loaded
+    metadata = {"scienceqa": str(tmp_path), "prompt": "### {instruction}\n###"}
+    (task,) = Tasks(["scienceqa"], metadata=metadata).loaded
     first, second = task.test_docs()
-    assert task.doc_to_text(first) == (
-        "Question: Which?\nContext: Not this.\nOptions: (A) this (B) that\nAnswer: The answer is"
-    )
+    assert task.doc_to_text(first) == f"### {question(row)}\n###"
     assert "Context" not in task.doc_to_text(second)
     assert task.doc_to_choice(first) == ["A", "B"]
     assert task.doc_to_target(first) == 1

@@ -5,12 +5,10 @@ import json
 import pytest
 import torch
 import transformers
-import yaml
 from conftest import WORDS
 from lit_spectral.datamodules import Commonsense, Math
 from lit_spectral.datamodules.commonsense import KEYWORDS
 
-from lit_spectral import cli
 from lit_spectral.errors import InputError
 from lit_spectral.generation import generate, pad_left
 from lit_spectral.methods import LoRA
@@ -182,21 +180,6 @@ def test_a_test_solution_without_an_answer_is_named(mathematics):
     write(mathematics / "gsm8k" / "test.jsonl", [{"question": "How many?", "answer": "Five."}])
     with pytest.raises(InputError, match="row 0: its solution holds no final answer"):
         Math("gsm8k", str(mathematics / "gsm8k")).test_rows("gsm8k")
-
-
-@pytest.fixture
-def command(tmp_path, decoder_folder, monkeypatch):
-    """Run a subcommand with a data module on tiny Llama; returns the LightningCLI."""
-    monkeypatch.chdir(tmp_path)
-    trainer = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1}
-    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "logs", "name": "x"}}
-    config = {"trainer": trainer | {"logger": logger}, "model": {"class_path": "CausalLM"}}
-    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(config))
-
-    def run(name, *flags):
-        return cli.run([name, "--config=experiment.yaml", f"--model.backbone={decoder_folder()}", *flags])
-
-    return run
 
 
 def test_sets_are_answered_scored_and_written(command, commonsense, monkeypatch):

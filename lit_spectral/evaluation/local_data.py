@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.datamodules.science_qa import LETTERS, question, without_pictures
 from lit_spectral.errors import InputError
 
 __all__ = ["commonsense", "scienceqa"]
@@ -47,44 +48,44 @@ def commonsense(subset: str, commonsense: str | None = None, prompt: str = PROMP
                 f"commonsense {subset}: the answer {row['answer']!r} is not one of the format that the "
                 f"instruction ends in ({'/'.join(answers)[:60]!r})"
             )
-        try:
-            given = prompt.format(**row)
-        except (KeyError, IndexError, ValueError) as error:
-            raise InputError(f"metadata prompt: {prompt!r}: {error}; columns are {', '.join(row)}") from None
+        given = _written(prompt, row)
         choices = [f"the correct answer is {answer}" for answer in answers]
         return {"prompt": given, "answer": row["answer"], "choices": choices, "gold": answers.index(row["answer"])}
 
     return {"test": datasets.Dataset.from_list([prepare(row) for row in rows])}
 
 
-def scienceqa(scienceqa: str | None = None, **metadata: Any) -> dict[str, Any]:
+def scienceqa(scienceqa: str | None = None, prompt: str = PROMPT, **metadata: Any) -> dict[str, Any]:
     """The test questions of ScienceQA (Lu et al., 2022) that come without a picture.
 
     Args:
         scienceqa: a folder with a `test` file with columns `question`, `choices`, `answer` (the
             index of the right choice), and, if there are any, `hint` and `image`.
+        prompt: as in `commonsense`; `{instruction}` holds question, context and options.
         metadata: meant for others.
 
     Returns:
-        `test`: rows with `question`, `hint` (may be empty), `choices` and `answer`.
+        `test`: rows with `prompt`, `choices` (letters) and `answer`, the index of the right one.
 
     Raises:
         InputError: no folder, a column that is missing, or no question without a picture.
     """
     import datasets
 
-    rows = _read(scienceqa, "scienceqa")
-    check_columns(rows, ["question", "choices", "answer"], "scienceqa")
-    if "image" in rows.column_names:
-        # By hand, since the cache of `filter` would outlive a change of the file.
-        rows = rows.select([index for index, image in enumerate(rows["image"]) if image is None])
-    if not len(rows):
-        raise InputError(f"scienceqa: every question in {scienceqa} has a picture")
+    rows = without_pictures(_read(scienceqa, "scienceqa"), f"scienceqa in {scienceqa}")
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: row[name] for name in ("question", "choices", "answer")} | {"hint": row.get("hint") or ""}
+        given = _written(prompt, {"instruction": question(row)})
+        return {"prompt": given, "choices": list(LETTERS[: len(row["choices"])]), "answer": row["answer"]}
 
     return {"test": datasets.Dataset.from_list([prepare(row) for row in rows])}
+
+
+def _written(prompt: str, row: dict[str, Any]) -> str:
+    try:
+        return prompt.format(**row)
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"metadata prompt: {prompt!r}: {error}; columns are {', '.join(row)}") from None
 
 
 def _read(path: str | None, key: str, subset: str | None = None) -> Any:

@@ -1,0 +1,176 @@
+"""Persona-grounded dialogue: ConvAI2, in which only the speaker's own persona is known."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_spectral.datamodules.answered import AnsweredText
+from lit_spectral.datamodules.files import check_columns, read_rows, read_split, read_text
+
+from lit_spectral import text_metrics
+from lit_spectral.errors import InputError
+
+__all__ = ["ConvAI2"]
+
+log = logging.getLogger(__name__)
+
+REPLY = "Give your next reply in this conversation. Stay true to who you are."
+PERSONA = "your persona:"
+
+
+class ConvAI2(AnsweredText):
+    """ConvAI2 (Dinan et al., 2019): each reply of a speaker, given its persona and the conversation before.
+
+    The self-persona setting of HiRA (§5.1): 17,878 conversations to train on, and the 1,000 of the
+    validation split to test on. To validate on, conversations of the training split are held out
+    until `validation_rows` replies are. Prompts are ours. Logged, all in [0, 1]: BLEU, ROUGE-L, and
+    where what they need is given, METEOR and BERTScore; HiRA reports them times 100.
+
+    Args:
+        path: a hub id; the file `personachat_self_original.json` (`train` and `valid`); a folder
+            with `train` and `validation` (jsonl, json or parquet), columns `personality` and
+            `utterances` (of `history` and `candidates`, the last of which is the reply), or these
+            two without `utterances`; or a folder with ParlAI's `train_self_original*.txt` and
+            `valid_self_original*.txt`.
+        nltk_data: a folder of nltk's data with `corpora/wordnet`, for METEOR; None for nltk's own folders.
+        bert_score_model: an encoder's folder or hub id, for BERTScore; its authors take `roberta-large`.
+        bert_score_layer: whose states are compared.
+        max_new_tokens: as in `AnsweredText`.
+        settings: of `AnsweredText`.
+    """
+
+    def __init__(
+        self,
+        path: str = "AlekseyKorshuk/persona-chat",
+        nltk_data: str | None = None,
+        bert_score_model: str | None = None,
+        bert_score_layer: int = 17,
+        max_new_tokens: int = 64,
+        **settings: Any,
+    ) -> None:
+        super().__init__(path, max_new_tokens, **settings)
+        self.nltk_data = nltk_data
+        self._with_meteor = False
+        self.bert_score_model = bert_score_model
+        self.bert_score_layer = bert_score_layer
+
+    @property
+    def test_sets(self) -> list[str]:
+        """`convai2`."""
+        return ["convai2"]
+
+    def setup(self, stage: str) -> None:
+        """Read the splits; what can't be measured for want of a file is said, before anything is generated."""
+        if stage == "test":
+            self._with_meteor = text_metrics.find_wordnet(self.nltk_data)
+            if not self._with_meteor:
+                log.warning("convai2: without METEOR, which needs WordNet; give --data.nltk_data")
+            if self.bert_score_model is None:
+                log.warning("convai2: without BERTScore, which needs an encoder; give --data.bert_score_model")
+        super().setup(stage)
+
+    def has_validation(self) -> bool:
+        """Always, since whole conversations are held out here."""
+        return True
+
+    def rows(self, split: str) -> Any:
+        """Replies to train on, or those of the conversations that are held out."""
+        import datasets
+
+        conversations = list(self._conversations("train"))
+        random.Random(self.seed).shuffle(conversations)
+        held_out, replies = 0, 0
+        while replies < self.validation_rows and held_out < len(conversations):
+            held_out += 1
+            replies += len(conversations[-held_out])
+        chosen = conversations[:-held_out] if split == "train" else conversations[-held_out:]
+        if not chosen:
+            raise InputError(
+                f"data.path: {self.path} has {replies} replies to train on, of which {self.validation_rows} can't be "
+                "held out; give a smaller --data.validation_rows"
+            )
+        return datasets.Dataset.from_list([reply for conversation in chosen for reply in conversation])
+
+    def test_rows(self, name: str) -> Any:
+        """Replies of the validation split."""
+        import datasets
+
+        replies = [reply for conversation in self._conversations("validation") for reply in conversation]
+        return datasets.Dataset.from_list(replies).rename_column("output", "answer")
+
+    def source(self, split: str) -> tuple[str, int]:
+        """By number among the replies, since a row of the file holds many."""
+        return f"split {split} of {self.path}, reply ", 0
+
+    def score_answers(self, name: str, answers: list[dict[str, Any]], folder: Path | None) -> dict[str, float]:
+        """BLEU and ROUGE-L, METEOR and BERTScore where they can be had."""
+        texts = [" ".join(answer["text"].split()) for answer in answers]
+        golds = [answer["gold"] for answer in answers]
+        scores = {"bleu": text_metrics.bleu(texts, golds), "rouge_l": text_metrics.rouge_l(texts, golds)}
+        if self._with_meteor:
+            scores["meteor"] = text_metrics.meteor(texts, golds)
+        if self.bert_score_model:
+            found = text_metrics.bert_score(texts, golds, self.bert_score_model, self.bert_score_layer)
+            scores |= {f"bert_{part}": value for part, value in found.items()}
+        return scores
+
+    def _conversations(self, split: str) -> Iterator[list[dict[str, str]]]:
+        """The replies of each conversation: `instruction`, `input` and `output`."""
+        path = Path(self.path).expanduser()
+        texts = sorted(path.glob(f"{split[:5]}_self_original*.txt")) if path.is_dir() else []
+        if texts:
+            yield from _parlai(texts[0])
+            return
+        key = {"train": "train", "validation": "valid"}[split]
+        rows = read_rows(self.path, field=key) if path.is_file() else read_split(self.path, split, self.subset)
+        where = f"split {split} of {self.path}"
+        nested = "utterances" in rows.column_names
+        check_columns(rows, ["personality", *(["utterances"] if nested else ["history", "candidates"])], where)
+        for number, row in enumerate(rows):
+            turns = row["utterances"] if nested else [row]
+            try:
+                yield [_reply(row["personality"], turn["history"], turn["candidates"][-1]) for turn in turns]
+            except (TypeError, KeyError, IndexError, AttributeError) as error:
+                raise InputError(f"{where}, row {number}: not a persona and replies ({error!r})") from None
+
+
+def _reply(persona: list[str], history: list[str], reply: str) -> dict[str, str]:
+    """One reply; of what was said before, the last is the other speaker's."""
+    if not reply.strip():
+        raise KeyError("a reply is empty")
+    sides = ("You", "Them")
+    said = [f"{sides[(len(history) - turn) % 2]}: {text.strip()}" for turn, text in enumerate(history)]
+    who = "".join(f"- {text.strip()}\n" for text in persona)
+    given = f"Who you are:\n{who}\nConversation:\n" + "".join(f"{line}\n" for line in said) + "You:"
+    return {"instruction": REPLY, "input": given, "output": reply.strip()}
+
+
+def _parlai(file: Path) -> Iterator[list[dict[str, str]]]:
+    """Conversations of ParlAI's text: numbered lines that start at 1 again, persona first, then turns between tabs."""
+    persona: list[str] = []
+    history: list[str] = []
+    replies: list[dict[str, str]] = []
+    for number, line in enumerate(read_text(str(file)).splitlines(), 1):
+        if not line.strip():
+            continue
+        index, _, text = line.partition(" ")
+        if index == "1" and replies:
+            yield replies
+        if index == "1":
+            persona, history, replies = [], [], []
+        if text.startswith(PERSONA):
+            persona.append(text.removeprefix(PERSONA))
+            continue
+        said, tab, answer = text.partition("\t")
+        answer = answer.split("\t", 1)[0]
+        if not index.isdigit() or not tab or not answer.strip():
+            raise InputError(f"{file}, line {number}: neither a persona nor two turns between a tab; mend the line")
+        history = [*history, said]
+        replies.append(_reply(persona, history, answer))
+        history = [*history, answer]
+    if replies:
+        yield replies

@@ -1,0 +1,182 @@
+"""Instructions and responses: Alpaca-52k, CodeAlpaca, UltraFeedback and their kind, and what they are tested by."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_spectral.datamodules.answered import AnsweredText
+from lit_spectral.datamodules.files import check_columns, read_rows
+from lit_spectral.datamodules.prompts import Template
+
+from lit_spectral import humaneval as functions
+from lit_spectral.errors import InputError
+
+__all__ = ["Instructions"]
+
+log = logging.getLogger(__name__)
+
+
+class Instructions(AnsweredText):
+    """Rows of `instruction`, `input` (may be missing) and `output`: Alpaca-52k, CodeAlpaca-20k and others.
+
+    Or UltraFeedback's (Cui et al., 2023): of its `completions`, the one with the highest
+    `fine-grained_score` is learned. Tested, where a path is given, on HumanEval and on AlpacaEval's
+    instructions; on MMLU by `lit-spectral evaluate --tasks mmlu`.
+
+    HumanEval's functions are given as they are, without the template, and end where the paper's
+    rule ends them. Their completions go to `humaneval_samples.jsonl` beside the generated answers,
+    for `lit-spectral humaneval`, which runs them; with `allow_code_execution` they are run at once,
+    and pass@k is logged.
+
+    AlpacaEval's responses go to `alpaca_eval_outputs.json`, which its judges read:
+    `alpaca_eval --model_outputs FILE`. None is called here; their mean length in characters is logged.
+
+    Args:
+        path: a hub id, such as `sahil2801/CodeAlpaca-20k` or `openbmb/UltraFeedback`, or a folder with `train`.
+        humaneval: where HumanEval's `test` split is, a folder or hub id (`openai/openai_humaneval`).
+        samples: completions of each of HumanEval's problems; more than one need sampling
+            (`generation: {do_sample: true, temperature: 0.8, top_p: 0.95}`).
+        allow_code_execution: run what the model wrote, in isolation; refused where there is none.
+        alpaca_eval: AlpacaEval's file of instructions, `alpaca_eval.json`, or one of that form.
+        generator: the model's name in the file of outputs.
+        settings: of `AnsweredText`.
+    """
+
+    def __init__(
+        self,
+        path: str = "tatsu-lab/alpaca",
+        humaneval: str | None = None,
+        samples: int = 1,
+        allow_code_execution: bool = False,
+        alpaca_eval: str | None = None,
+        generator: str = "lit-spectral",
+        **settings: Any,
+    ) -> None:
+        super().__init__(path, **settings)
+        if samples < 1 or (samples > 1 and not (self.generation or {}).get("do_sample")):
+            raise InputError(
+                f"data.samples: {samples} completions of a problem would all be alike; "
+                "give --data.generation '{do_sample: true, temperature: 0.8}', or one sample"
+            )
+        self.humaneval = humaneval
+        self.samples = samples
+        self.allow_code_execution = allow_code_execution
+        self.alpaca_eval = alpaca_eval
+        self.generator = generator
+
+    @property
+    def test_sets(self) -> list[str]:
+        """`humaneval`, `alpaca_eval`, or both."""
+        return [name for name in ("humaneval", "alpaca_eval") if getattr(self, name) is not None]
+
+    def setup(self, stage: str) -> None:
+        """Read the splits; InputError where there is nothing to test on, or code can't be run as was asked."""
+        if stage in {"test", "predict"} and not self.test_sets:
+            raise InputError(
+                "data: nothing to test on; give --data.humaneval or --data.alpaca_eval, "
+                "or use `lit-spectral evaluate --tasks mmlu`"
+            )
+        if stage == "test" and self.allow_code_execution and self.humaneval:
+            functions.check_isolation()
+        super().setup(stage)
+
+    def rows(self, split: str) -> Any:
+        """Rows with the three columns; InputError where they are missing, or a completion has no score."""
+        rows = super().rows(split)
+        where = f"split {split} of {self.path}"
+        if "completions" in rows.column_names:
+            check_columns(rows, ["instruction"], where)
+
+            def best(row: dict[str, Any], number: int) -> dict[str, str]:
+                output = _best(row["completions"], f"{where}, row {number}")
+                return {"instruction": row["instruction"], "input": "", "output": output}
+
+            return rows.map(best, with_indices=True, remove_columns=rows.column_names, desc=f"reading {split}")
+        check_columns(rows, ["instruction", "output"], where)
+        given = rows["input"] if "input" in rows.column_names else [""] * len(rows)
+        given = ["" if text is None else text for text in given]
+        kept = rows.select_columns(["instruction", "output"])
+        return kept.add_column("input", given)
+
+    def test_rows(self, name: str) -> Any:
+        """HumanEval's functions, each `samples` times, or AlpacaEval's instructions."""
+        import datasets
+
+        if name == "humaneval":
+            problems = functions.read_problems(self.humaneval or "")
+            # Each problem's draws follow each other.
+            columns = [(problem.prompt, task) for task, problem in problems.items() for _ in range(self.samples)]
+            prompts, tasks = (list(column) for column in zip(*columns, strict=True))
+            return datasets.Dataset.from_dict({"instruction": prompts, "input": [""] * len(tasks), "answer": tasks})
+        rows = read_rows(self.alpaca_eval or "")
+        check_columns(rows, ["instruction"], self.alpaca_eval or "")
+        sources = rows["dataset"] if "dataset" in rows.column_names else ["alpaca_eval"] * len(rows)
+        columns = {"instruction": list(rows["instruction"]), "input": [""] * len(rows), "answer": list(sources)}
+        return datasets.Dataset.from_dict(columns)
+
+    def test_limit(self, name: str) -> int | None:
+        """`limit` counts HumanEval's problems, not their completions."""
+        return self.limit and self.limit * (self.samples if name == "humaneval" else 1)
+
+    def test_template(self, name: str) -> Template:
+        """HumanEval's functions are given as they are."""
+        return "plain" if name == "humaneval" else self.template
+
+    def test_generation(self, name: str) -> dict[str, Any]:
+        """A function is over where the next statement of the module begins."""
+        stop = {"stop_strings": list(functions.STOP)} if name == "humaneval" else {}
+        return stop | super().test_generation(name)
+
+    def score_answers(self, name: str, answers: list[dict[str, Any]], folder: Path | None) -> dict[str, float]:
+        """Write the file that is judged; pass@k of HumanEval if code may run, mean characters of AlpacaEval."""
+        if name == "humaneval":
+            return self._score_functions(answers, folder)
+        asked = self.test_rows(name)["instruction"]
+        outputs = [
+            {
+                "instruction": asked[answer["row"]],
+                "output": answer["text"].strip(),
+                "generator": self.generator,
+                "dataset": answer["gold"],
+            }
+            for answer in answers
+        ]
+        if folder is None:
+            log.warning("alpaca_eval: no file of outputs is written, since the trainer has no logger")
+        else:
+            file = folder / "alpaca_eval_outputs.json"
+            file.write_text(json.dumps(outputs, ensure_ascii=False, indent=1), encoding="utf-8")
+            log.info("alpaca_eval: outputs to be judged in %s", file)
+        return {"mean_characters": sum(len(output["output"]) for output in outputs) / len(outputs)}
+
+    def _score_functions(self, answers: list[dict[str, Any]], folder: Path | None) -> dict[str, float]:
+        if folder is not None:
+            samples = [{"task_id": answer["gold"], "completion": answer["text"]} for answer in answers]
+            file = folder / "humaneval_samples.jsonl"
+            file.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
+        if not self.allow_code_execution:
+            place = "the trainer has no logger, so they are not kept" if folder is None else f"they are in {file}"
+            log.warning("humaneval: completions were not run, since data.allow_code_execution is not given; %s", place)
+            return {}
+        completions: dict[str, list[str]] = {}
+        for answer in answers:
+            completions.setdefault(answer["gold"], []).append(answer["text"])
+        problems = functions.read_problems(self.humaneval or "")
+        asked = {task: problem for task, problem in problems.items() if task in completions}
+        scores = functions.score(asked, completions, allow_code_execution=True)
+        draws = {task: iter(outcomes) for task, outcomes in scores.outcomes.items()}
+        for answer in answers:
+            answer["status"] = next(draws[answer["gold"]]).status
+        return {f"pass@{k}": value for k, value in scores.pass_at_k.items()}
+
+
+def _best(completions: list[Mapping[str, Any]], where: str) -> str:
+    """The response with the highest fine-grained score, the first of several."""
+    scored = [each for each in completions if isinstance(each.get("fine-grained_score"), (int, float))]
+    if not scored:
+        raise InputError(f"{where}: none of its completions has a fine-grained_score; leave the row out")
+    return str(max(scored, key=lambda each: float(each["fine-grained_score"]))["response"])

@@ -1,0 +1,90 @@
+"""Corpora: every form gives the same text, and no more is read than is needed."""
+
+import json
+
+import datasets
+import pytest
+from conftest import WORDS
+from lit_spectral.datamodules import MaskedText, TextWindows
+from lit_spectral.datamodules.corpora import CORPORA, read_passages
+
+from lit_spectral.errors import InputError
+
+TEXTS = [" ".join(WORDS[k : k + 6]) + "\n" for k in range(10)]
+
+
+def rows(file, texts):
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps({"text": text, "id": 0}) + "\n" for text in texts))
+    return file
+
+
+def test_files_folders_and_splits_give_the_same_text(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(TEXTS))
+    lines = rows(tmp_path / "lines" / "validation.jsonl", TEXTS)
+    rows(lines.with_name("train.jsonl"), ["not this"])
+    without_ends = rows(tmp_path / "x.jsonl", [text.rstrip("\n") for text in TEXTS])
+    found = {"".join(read_passages(str(path))) for path in (tmp_path / "text.txt", lines, lines.parent, without_ends)}
+    assert found == {"".join(TEXTS)}
+
+
+def test_a_corpus_by_name_is_streamed(monkeypatch, tmp_path):
+    asked = {}
+
+    def load(hub_id, subset, **options):
+        asked.update(hub_id=hub_id, subset=subset, **options)
+        return datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert list(read_passages("wikitext-103")) == TEXTS
+    assert asked["streaming"]
+    assert (asked["hub_id"], asked["subset"], asked["split"]) == CORPORA["wikitext-103"][:3]
+
+
+def test_the_hub_out_of_reach_says_what_to_give():
+    with pytest.raises(InputError, match=r"pg19 .* is not to be had from the hub now; give --data.path a file"):
+        list(read_passages("pg19"))
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [("x.jsonl", {"body": "a"}, "no column text"), ("x.jsonl", {"text": 3}, "row 0: text is 3, not text")],
+)
+def test_rows_without_text_are_named(tmp_path, name, row, message):
+    (tmp_path / name).write_text(json.dumps(row))
+    with pytest.raises(InputError, match=message):
+        list(read_passages(str(tmp_path / name)))
+
+
+def test_a_folder_with_neither_text_nor_rows_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"has no \.txt file, nor a split of rows"):
+        list(read_passages(str(tmp_path)))
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Passages without end, counted as they are read, in the place of every corpus."""
+    read = []
+
+    def passages(path):
+        while True:
+            read.append(TEXTS[0] * 400)
+            yield read[-1]
+
+    for module in ("text_windows", "masked_text"):
+        monkeypatch.setattr(f"lit_spectral.datamodules.{module}.read_passages", passages)
+    return read
+
+
+def test_windows_stop_reading_where_they_have_enough(endless, decoder_folder):
+    data = TextWindows("x", limit=5, max_length=8, tokenizer=decoder_folder())
+    data.setup("validate")
+    assert len(data.splits["val"]) == 5
+    assert len(endless) < 200  # one chunk of a million characters
+
+
+def test_passages_stop_reading_where_they_have_enough(endless, backbone_folder):
+    data = MaskedText("x", limit=500, tokenizer=backbone_folder("bert"))
+    data.setup("validate")
+    assert len(endless) == 2  # of 400 lines each
+    assert len(data.splits["val"]) == 25
