@@ -22,6 +22,10 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squad1": ("QuestionAnswering", "SQuAD", {"path": "rajpurkar/squad", "version_2": False}),
     "squad2": ("QuestionAnswering", "SQuAD", {"path": "rajpurkar/squad_v2"}),
 }
+# What a table leaves open, and what is taken.
+OPEN_ENCODERS = {
+    "FCLoRA App. K": "It gives grids alone: lr and gamma are their first values, the rest is that of Table 8's row.",
+}
 # What selects the best epoch: the metric that FCLoRA names for the task.
 MONITORED = {"cola": "matthews", "stsb": "pearson", "squad1": "f1", "squad2": "f1"}
 
@@ -42,6 +46,7 @@ def render() -> dict[str, str]:
         for method in names:
             name = _name(method, row)
             header = f"# {row['source']}, {row['task']}" + (", with LoRA in its place" if method == "LoRA" else "")
+            header += f". {OPEN_ENCODERS[row['source']]}" if row["source"] in OPEN_ENCODERS else ""
             note = "# Written by configs/write.py from configs/papers.csv: edit those.\n"
             files[f"{name}.yaml"] = f"{header}\n{note}" + yaml.safe_dump(_config(name, method, row), sort_keys=False)
     return files | render_decoders()
@@ -50,7 +55,9 @@ def render() -> dict[str, str]:
 def _name(method: str, row: dict[str, str]) -> str:
     # DeBERTaV3's rows come in two ranks.
     rank = f"_r{row['rank']}" if row["backbone"] == "deberta" else ""
-    return f"{method.lower()}_{row['backbone']}_{row['task']}{rank}"
+    # FourierFT's set-up adapts query and value alone.
+    maps = "_qv" if row["target_modules"] else ""
+    return f"{method.lower()}_{row['backbone']}_{row['task']}{rank}{maps}"
 
 
 def _config(name: str, method: str, row: dict[str, str]) -> dict[str, Any]:
@@ -58,6 +65,8 @@ def _config(name: str, method: str, row: dict[str, str]) -> dict[str, Any]:
     if method != "LoRA":
         settings |= {"sigma_bar": row["sigma_bar"], "gamma": float(row["gamma"]), "start": row["start"]}
     glue: tuple[str, str, dict[str, Any]] = ("SequenceClassification", "GLUE", {"task": row["task"]})
+    if row["target_modules"]:
+        settings["target_modules"] = row["target_modules"].split()
     task, data, options = OTHERS.get(row["task"], glue)
     best = {"monitor": f"val/{MONITORED.get(row['task'], 'accuracy')}", "mode": "max", "filename": "best"}
     # A callback of its own, since an interruption saves under the callback's file name: it must not hit the best.
@@ -103,11 +112,34 @@ DECODERS = {
     "llama3": "meta-llama/Meta-Llama-3-8B",
     "llama31": "meta-llama/Llama-3.1-8B",
 }
+# Class and settings of the data, and what it is called in the header.
+DECODER_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
+    "commonsense": ("Commonsense", {}, "commonsense"),
+    "gsm8k": ("Math", {}, "GSM8K"),
+    "convai2": ("ConvAI2", {}, "ConvAI2"),
+    "mmlu": ("Instructions", {"path": "tatsu-lab/alpaca"}, "Alpaca-52k, to be evaluated with --tasks mmlu"),
+    "scienceqa": ("ScienceQA", {}, "ScienceQA"),
+    "code": (
+        "Instructions",
+        {"path": "sahil2801/CodeAlpaca-20k", "humaneval": "openai/openai_humaneval"},
+        "CodeAlpaca-20k, tested on HumanEval",
+    ),
+    "ultrafeedback": (
+        "Instructions",
+        {
+            "path": "openbmb/UltraFeedback",
+            "alpaca_eval": "hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval.json",
+            "max_new_tokens": 2048,
+            "generation": {"repetition_penalty": 1.1, "no_repeat_ngram_size": 5},
+        },
+        "UltraFeedback, tested on AlpacaEval",
+    ),
+}
 # What the papers leave open, and what is taken.
 OPEN = {
     "MiLoRA Table 8": "Weight decay is not stated: 0.",
     "MiLoRA Table 9": "The rank is not in the table: 64, as in the paper's other rows on MetaMathQA; weight decay 0.",
-    "HiRA Table 7": "Its rate is 1e-4 or 2e-4, the text's 1e-3; no schedule is stated: linear. r as in Table 1.",
+    "HiRA Table 7": "Its rate is 1e-4 or 2e-4, the text's 1e-3; no schedule or length is stated. r as in Table 1.",
     "FCLoRA Table 14": "Rank (by its parameter count), layers, schedule and warm-up are those of LLM-Adapters' LoRA.",
     "HiP-LoRA Table 4": "Learning rate, scale, budget and sensitivity are lost with the paper's equations: ours.",
 }
@@ -120,8 +152,10 @@ def render_decoders() -> dict[str, str]:
     files = {}
     for row in rows:
         name = _decoder_name(row)
-        trained = {"metamath": "MetaMathQA, tested on GSM8K and MATH", "gsm8k": "GSM8K"}.get(row["train_on"])
-        header = f"# {row['source']}, {trained or 'commonsense'}. {OPEN[row['source']]}\n"
+        trained = (
+            "MetaMathQA, tested on GSM8K and MATH" if row["train_on"] == "metamath" else DECODER_DATA[row["task"]][2]
+        )
+        header = f"# {row['source']}, {trained}. {OPEN[row['source']]}\n"
         note = "# Written by configs/write.py from configs/decoders.csv: edit those.\n"
         files[f"{name}.yaml"] = header + note + yaml.safe_dump(_decoder_config(name, row), sort_keys=False)
     return files
@@ -138,7 +172,10 @@ def _decoder_config(name: str, row: dict[str, str]) -> dict[str, Any]:
     settings = {key: kind(row[key]) for key, kind in (kinds | {"principal_rank": int}).items() if row[key]}
     best = {"monitor": "val/loss", "mode": "min", "filename": "best"}
     last = {"filename": "last", "save_on_exception": True, "enable_version_counter": False}
-    data: dict[str, Any] = {"template": row["template"], "batch_size": int(row["batch_size"])}
+    module, options, _ = DECODER_DATA[row["task"]]
+    data: dict[str, Any] = options | {"template": row["template"], "batch_size": int(row["batch_size"])}
+    data |= {"train_on": row["train_on"]} if row["train_on"] else {}
+    data |= {"reasoning": False} if row["reasoning"] == "false" else {}
     data |= {"max_length": int(row["max_length"])} | ({"packing": True} if row["packing"] else {})
     return {
         "seed_everything": 42,
@@ -174,10 +211,7 @@ def _decoder_config(name: str, row: dict[str, str]) -> dict[str, Any]:
                 "warmup_steps": float(row["warmup"]),
             },
         },
-        "data": {
-            "class_path": "Commonsense" if row["task"] == "commonsense" else "Math",
-            "init_args": ({"train_on": row["train_on"]} if row["train_on"] else {}) | data,
-        },
+        "data": {"class_path": module, "init_args": data},
     }
 
 

@@ -51,13 +51,20 @@ def read_rows(file: str, field: str | None = None) -> Any:
     """One file of rows (jsonl, json, parquet or csv) as a `datasets.Dataset`.
 
     Args:
-        file: its path; its suffix names the format.
+        file: its path, or where it is on the hub (`hf://datasets/…`); its suffix names the format.
         field: the key of a JSON object under which the rows are a list.
 
     Raises:
         InputError: no such file, another suffix, a file that can't be parsed or is empty.
     """
     path = Path(file).expanduser()
+    if file.startswith("hf://") and path.suffix in _BUILDERS:
+        import datasets
+
+        try:
+            return datasets.load_dataset(_BUILDERS[path.suffix], data_files=file, split="train")
+        except Exception as error:
+            raise InputError(f"data: {file} is not to be had from the hub now ({_first_line(error)})") from error
     if not path.is_file() or path.suffix not in _BUILDERS:
         raise InputError(f"data: there is no file {file} of {', '.join(_BUILDERS)}")
     return _load([path], str(path), field)

@@ -36,6 +36,7 @@ def test_the_table_has_every_row_of_the_papers_tables():
     assert tables == dict.fromkeys(["FCLoRA Table 8", "FCLoRA Table 9", "FCLoRA Table 10", "HiLoRA Table 5"], glue) | {
         "FCLoRA Table 13": squad,
         "HiLoRA Table 7": squad,
+        "FCLoRA App. K": ["cola", "mrpc", "qnli", "rte", "sst2", "stsb"],  # Table 6's columns
     }
 
 
@@ -60,7 +61,7 @@ def test_the_table_has_every_row_of_the_papers_tables():
 def test_rows_are_as_printed(source, task, expected):
     with (CONFIGS / "papers.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if (row["source"], row["task"]) == (source, task)]
-    found = [",".join(list(row.values())[4:]) for row in rows]
+    found = [",".join(list(row.values())[4:11]) for row in rows]
     assert expected in found
     assert len({row["rank"] for row in rows}) == len(rows)
 
@@ -87,7 +88,13 @@ def test_a_config_instantiates_with_the_settings_it_names(name, monkeypatch, tmp
         ("hira_llama3_commonsense", {"rank": 32}, 2e-4, 32, 5),
         ("fclora_llama2_commonsense", {"rank": 32, "sigma_bar": "q4", "gamma": 1e-2, "start": "zero"}, 3e-4, 16, 5),
         ("fclora_llama_commonsense", {"sigma_bar": "q2", "gamma": 0.5}, 2e-4, 16, 5),
+        ("hira_llama3_convai2", {"rank": 32}, 2e-4, 32, 5),
+        ("hira_llama3_gsm8k", {"rank": 32}, 2e-4, 32, 5),
+        ("milora_llama2_ultrafeedback", {"rank": 32, "alpha": 32, "dropout": 0.05}, 3e-4, 16, 5),
+        ("lora_llama2_ultrafeedback", {"rank": 32, "alpha": 64}, 3e-4, 16, 5),
         ("hiplora_llama31_gsm8k", {"rank": 16, "principal_rank": 32, "dropout": 0.05}, 2e-4, 128, 4),
+        ("hiplora_llama31_code", {"rank": 16, "principal_rank": 32, "dropout": 0.05}, 2e-4, 128, 4),
+        ("lora_llama31_scienceqa", {"rank": 16, "dropout": 0.05}, 2e-4, 128, 4),
     ],
 )
 def test_decoders_are_as_printed(name, method, lr, batch, maps):
@@ -98,3 +105,15 @@ def test_decoders_are_as_printed(name, method, lr, batch, maps):
     assert model["optimizer"]["init_args"]["lr"] == lr
     assert config["data"]["init_args"]["batch_size"] * trainer["accumulate_grad_batches"] == batch
     assert len(settings["target_modules"]) == maps
+
+
+def test_instructions_are_generated_as_milora_says():
+    """Section 4.3: 768 tokens, greedy, up to 2048 new ones, repetition penalty 1.1, no repeated 5-grams."""
+    data = yaml.safe_load((CONFIGS / "milora_llama2_ultrafeedback.yaml").read_text())["data"]["init_args"]
+    generation = {"repetition_penalty": 1.1, "no_repeat_ngram_size": 5}
+    assert (data["max_length"], data["max_new_tokens"], data["generation"]) == (768, 2048, generation)
+
+
+def test_fourierft_s_set_up_adapts_query_and_value():
+    settings = yaml.safe_load((CONFIGS / "fclora_roberta_mrpc_qv.yaml").read_text())["model"]["init_args"]["method"]
+    assert settings["init_args"]["target_modules"] == ["query", "value"]
