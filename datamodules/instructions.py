@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_spectral.datamodules.answered import AnsweredText
 from lit_spectral.datamodules.files import check_columns, read_rows
@@ -43,6 +43,7 @@ class Instructions(AnsweredText):
         allow_code_execution: run what the model wrote, in isolation; refused where there is none.
         alpaca_eval: AlpacaEval's file of instructions, `alpaca_eval.json`, or one of that form.
         generator: the model's name in the file of outputs.
+        empty_answer: as in `PromptedText`; as they are published, Alpaca and CodeAlpaca have a few.
         settings: of `AnsweredText`.
     """
 
@@ -54,9 +55,10 @@ class Instructions(AnsweredText):
         allow_code_execution: bool = False,
         alpaca_eval: str | None = None,
         generator: str = "lit-spectral",
+        empty_answer: Literal["error", "skip"] = "skip",
         **settings: Any,
     ) -> None:
-        super().__init__(path, **settings)
+        super().__init__(path, empty_answer=empty_answer, **settings)
         if samples < 1 or (samples > 1 and not (self.generation or {}).get("do_sample")):
             raise InputError(
                 f"data.samples: {samples} completions of a problem would all be alike; "
@@ -109,8 +111,8 @@ class Instructions(AnsweredText):
         if name == "humaneval":
             problems = functions.read_problems(self.humaneval or "")
             # Each problem's draws follow each other.
-            columns = [(problem.prompt, task) for task, problem in problems.items() for _ in range(self.samples)]
-            prompts, tasks = (list(column) for column in zip(*columns, strict=True))
+            tasks = [task for task in problems for _ in range(self.samples)]
+            prompts = [problems[task].prompt for task in tasks]
             return datasets.Dataset.from_dict({"instruction": prompts, "input": [""] * len(tasks), "answer": tasks})
         rows = read_rows(self.alpaca_eval or "")
         check_columns(rows, ["instruction"], self.alpaca_eval or "")

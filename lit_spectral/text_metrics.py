@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_spectral.errors import InputError
 
@@ -84,5 +85,6 @@ def bert_score(texts: Sequence[str], references: Sequence[str], model: str, laye
     """
     from torchmetrics.functional.text.bert import bert_score as score
 
-    scores = score(list(texts), list(references), model_name_or_path=model, num_layers=layer, verbose=True)
+    options: dict[str, Any] = {"model_name_or_path": model, "num_layers": layer, "verbose": True}
+    scores: dict[str, Any] = score(list(texts), list(references), **options)
     return {name: float(scores[name].mean()) for name in ("precision", "recall", "f1")}

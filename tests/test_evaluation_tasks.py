@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from harness_tasks import KINDS, checkpoint, data, quick, train, words, write  # noqa: F401 (fixtures)
+from lit_spectral.datamodules.prompts import layout
 from lit_spectral.datamodules.science_qa import question
 
 from lit_spectral import cli
@@ -58,6 +59,15 @@ def test_commonsense_takes_the_prompt_of_training(commonsense):
     metadata = {"commonsense": str(commonsense), "prompt": "### {instruction}{input}\n###"}
     (task,) = Tasks(["commonsense_boolq"], metadata=metadata).loaded
     assert task.doc_to_text(task.test_docs()[0]) == f"### {words(4, 0)}\n\nAnswer format: true/false\n###"
+
+
+def test_a_prompt_is_a_template_by_its_name(commonsense):
+    metadata = {"commonsense": str(commonsense), "prompt": "llm-adapters"}
+    (task,) = Tasks(["commonsense_boolq"], metadata=metadata).loaded
+    doc = task.test_docs()[0]
+    assert (
+        task.doc_to_text(doc) == layout("llm-adapters", None)(f"{words(4, 0)}\n\nAnswer format: true/false", "", "")[0]
+    )
 
 
 def test_scienceqa_leaves_out_questions_with_pictures(tmp_path):

@@ -51,6 +51,16 @@ def test_an_input_may_be_missing(tmp_path):
     assert Instructions(str(tmp_path)).rows("train")[0] == {"instruction": "the cat", "input": "", "output": "sat"}
 
 
+def test_rows_without_an_answer_are_left_out(tmp_path, decoder_folder, caplog):
+    rows = [{"instruction": "the cat", "output": text} for text in ("sat", "", "ran", "flew")]
+    write(tmp_path / "train.jsonl", rows)
+    data = Instructions(str(tmp_path), tokenizer=decoder_folder(), validation_rows=1)
+    with caplog.at_level(logging.WARNING):
+        data.setup("fit")
+    assert len(data.splits["train"]) == 2
+    assert "1 of 4 rows left out" in caplog.text
+
+
 def test_the_best_of_ultrafeedbacks_completions_is_learned(tmp_path):
     scores = {"a": 2.5, "b": 4.75, "c": 3}
     completions = [{"response": text, "fine-grained_score": score} for text, score in scores.items()]

@@ -7,9 +7,10 @@ gave as `--metadata`, and with the task's own `dataset_kwargs`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.datamodules.prompts import TEMPLATES, Template, layout
 from lit_spectral.datamodules.science_qa import LETTERS, question, without_pictures
 from lit_spectral.errors import InputError
 
@@ -25,8 +26,8 @@ def commonsense(subset: str, commonsense: str | None = None, prompt: str = PROMP
         subset: the set's folder, such as `boolq`.
         commonsense: the folder above it; each set is a `test` file (json, jsonl, parquet or csv) with columns
             `instruction`, which ends in `Answer format: a/b/…`, `input`, which is empty, `output` and `answer`.
-        prompt: what the model is given, written from columns; that of training. A text around the
-            instruction is part of what was learned.
+        prompt: what the model is given, that of training: a name in `TEMPLATES`, such as `llm-adapters`,
+            or a text with columns in braces. A text around the instruction is part of what was learned.
         metadata: meant for others.
 
     Returns:
@@ -82,6 +83,8 @@ def scienceqa(scienceqa: str | None = None, prompt: str = PROMPT, **metadata: An
 
 
 def _written(prompt: str, row: dict[str, Any]) -> str:
+    if prompt in TEMPLATES:
+        return layout(cast(Template, prompt), None)(row["instruction"], "", "")[0]
     try:
         return prompt.format(**row)
     except (KeyError, IndexError, ValueError) as error:
