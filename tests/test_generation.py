@@ -1,6 +1,10 @@
 """Batched generation, and test sets answered by it: commonsense and mathematics."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,6 +204,20 @@ def test_sets_are_answered_scored_and_written(command, commonsense, monkeypatch)
     assert written[1] | {"prompt": ""} == {
         "row": 1, "prompt": "", "gold": "true", "text": "it is solution2", "correct": False,
     }  # fmt: skip
+
+
+def test_processes_together_answer_every_row_once(command, commonsense, decoder_folder, tmp_path):
+    flags = ["--data=Commonsense", f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.max_new_tokens=3"]
+    model = ["--config=experiment.yaml", f"--model.backbone={decoder_folder()}"]
+    ddp = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2"]
+    subprocess.run(
+        [sys.executable, "-m", "lit_spectral", "test", *model, *flags, *ddp],
+        cwd=tmp_path, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    together = (tmp_path / "logs/x/version_0/generations/boolq.jsonl").read_text()
+    alone = command("test", *flags)
+    assert together == Path(alone.trainer.log_dir, "generations/boolq.jsonl").read_text()
+    assert together.count("\n") == 7
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "math"])
