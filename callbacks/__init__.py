@@ -2,6 +2,7 @@
 
 from lit_spectral.callbacks.lm_eval import LMEvalCallback
 from lit_spectral.callbacks.projection import FactorRetraction, SigmaClamp, SpectralBall
+from lit_spectral.callbacks.retention_monitor import RetentionMonitor
 from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
 
-__all__ = ["FactorRetraction", "LMEvalCallback", "SigmaClamp", "SpectralBall", "SpectralMonitor"]
+__all__ = ["FactorRetraction", "LMEvalCallback", "RetentionMonitor", "SigmaClamp", "SpectralBall", "SpectralMonitor"]

@@ -25,7 +25,7 @@ class MaskedText(TextDataModule):
         path: as in `TextWindows`, one passage a line; None for the text that ships with Python.
         limit: passages to read, from the start, and no more is read; None for all.
         mask_fraction: of a row's tokens, chosen to be restored, in (0, 1).
-        validation_fraction: of the lines, the last ones after a seeded shuffle.
+        validation_fraction: of the lines, the last ones after a seeded shuffle; 1 for all, in their order.
         batch_size: as in `TextDataModule`.
         max_length: as in `TextDataModule`.
         settings: of `TextDataModule`; its `seed` is also that of the split and the masks.
@@ -42,8 +42,8 @@ class MaskedText(TextDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, max_length=max_length, **settings)
-        if not 0 < mask_fraction < 1 or not 0 < validation_fraction < 1:
-            raise InputError("mask_fraction and validation_fraction lie between 0 and 1")
+        if not 0 < mask_fraction < 1 or not 0 < validation_fraction <= 1:
+            raise InputError("mask_fraction lies between 0 and 1, and validation_fraction above 0 and not above 1")
         if limit is not None and limit < 2:
             raise InputError(f"limit is at least 2, not {limit}")
         self.path = path
@@ -56,8 +56,11 @@ class MaskedText(TextDataModule):
         import datasets
 
         rows = datasets.Dataset.from_dict({"text": self._lines()})
-        parts = rows.train_test_split(self.validation_fraction, seed=self.seed)
-        rows = parts["train" if name == "train" else "test"]
+        if self.validation_fraction < 1:
+            parts = rows.train_test_split(self.validation_fraction, seed=self.seed)
+            rows = parts["train" if name == "train" else "test"]
+        elif name == "train":
+            raise InputError("data.validation_fraction: 1 leaves nothing to train on; use validate, or give less")
         tokenizer, longest = self.tokenizer, self._longest
 
         def encode(batch: dict[str, Any], numbers: list[int]) -> dict[str, Any]:

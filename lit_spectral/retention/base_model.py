@@ -1,0 +1,106 @@
+"""The model as it was before it was adapted, out of the adapted one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_spectral import backbones
+from lit_spectral.adapters import Adapter
+from lit_spectral.errors import InputError
+from lit_spectral.tasks import Task
+
+__all__ = ["base_model", "inner_model", "original_weights"]
+
+
+def inner_model(task: Task) -> Any:
+    """The transformers model inside whatever peft has put round it."""
+    from peft import PeftModel
+
+    return task.model.get_base_model() if isinstance(task.model, PeftModel) else task.model
+
+
+def original_weights(task: Task) -> dict[str, Tensor]:
+    """Values before training of those weights of the backbone that are themselves trained, by name, from its files.
+
+    Full fine-tuning and BitFit train such; the other methods none, for which this is empty.
+    """
+    model = inner_model(task)
+    wrappers = [module for module in model.modules() if _adds(module)]
+    added = {id(p) for w in wrappers for name, p in w.named_parameters() if not name.startswith("base_layer.")}
+    # A head that was pretrained too is the backbone's.
+    pretrained = getattr(model, model.base_model_prefix) if task.trains_head else model
+    own = {id(p) for p in pretrained.parameters()} - added
+    trained = {_plain(name) for name, p in model.named_parameters() if p.requires_grad and id(p) in own}
+    if not trained:
+        return {}
+    fresh, missing = task.load_model(backbones.fetch(task.backbone))
+    return {name: p.detach() for name, p in fresh.named_parameters() if name in trained and name not in missing}
+
+
+@contextmanager
+def base_model(task: Task, originals: dict[str, Tensor]) -> Iterator[None]:
+    """Within it, the task's model computes what its backbone did, with the new head that it has now.
+
+    Args:
+        task: with its model configured.
+        originals: of `original_weights`, where they are not the model's own.
+    """
+    from peft import PeftModel
+
+    model = inner_model(task)
+    with ExitStack() as stack:
+        if isinstance(task.model, PeftModel):
+            stack.enter_context(task.model.disable_adapter())
+        for module in model.modules():
+            if isinstance(module, Adapter):
+                if module.folded:
+                    raise InputError("retention: the changes are in the weights; unfold the model first")
+                stack.enter_context(_passed_over(module))
+            elif _adds(module) and not isinstance(task.model, PeftModel):
+                module.enable_adapters(False)
+                stack.callback(module.enable_adapters, True)
+        if originals:
+            stack.enter_context(_exchanged(model, originals))
+        yield
+
+
+def _adds(module: nn.Module) -> bool:
+    """Whether the module adds parameters to a layer that it wraps: an adapter of ours or of peft."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, (Adapter, BaseTunerLayer))
+
+
+def _plain(name: str) -> str:
+    """A parameter's name in the model without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+@contextmanager
+def _passed_over(adapter: Adapter) -> Iterator[None]:
+    base = adapter.base_layer
+    vars(adapter)["forward"] = lambda x: base(x)
+    try:
+        yield
+    finally:
+        del vars(adapter)["forward"]
+
+
+@contextmanager
+def _exchanged(model: nn.Module, originals: dict[str, Tensor]) -> Iterator[None]:
+    with torch.no_grad():
+        parameters = {_plain(name): p for name, p in model.named_parameters()}
+        now = {name: parameters[name].detach().clone() for name in originals}
+        for name, value in originals.items():
+            parameters[name].copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in now.items():
+                parameters[name].copy_(value)

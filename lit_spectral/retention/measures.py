@@ -1,0 +1,64 @@
+"""What a model has forgotten, as pure functions of what it and its base model compute."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["TokenScores", "mean_pooled", "spearman", "token_scores"]
+
+
+class TokenScores(NamedTuple):
+    """Sums over scored tokens, 0-d and float64, in nats where they are losses.
+
+    Attributes:
+        loss: cross-entropy of the adapted model to the text.
+        correct: tokens that it gives the highest probability.
+        base_loss: cross-entropy of the base model to the text.
+        base_correct: tokens that the base model gives the highest probability.
+        forgetting_loss: cross-entropy of the adapted model to the base model's predictions, the
+            whole distributions (MiLoRA §5.4).
+        base_entropy: entropy of the base model's predictions, which is what the forgetting loss of
+            the base model itself comes to.
+        count: tokens.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    base_loss: Tensor
+    base_correct: Tensor
+    forgetting_loss: Tensor
+    base_entropy: Tensor
+    count: Tensor
+
+
+def token_scores(logits: Tensor, base_logits: Tensor, wanted: Tensor) -> TokenScores:
+    """Scores of (n, vocabulary) logits against (n,) tokens; computed in float32, summed in float64."""
+    adapted, base = (F.log_softmax(x.float(), dim=-1) for x in (logits, base_logits))
+    probabilities = base.exp()
+    index = wanted.unsqueeze(-1)
+    return TokenScores(
+        loss=-adapted.gather(-1, index).double().sum(),
+        correct=(adapted.argmax(-1) == wanted).double().sum(),
+        base_loss=-base.gather(-1, index).double().sum(),
+        base_correct=(base.argmax(-1) == wanted).double().sum(),
+        forgetting_loss=-(probabilities * adapted).sum(-1).double().sum(),
+        base_entropy=-(probabilities * base).sum(-1).double().sum(),
+        count=torch.tensor(float(len(wanted)), dtype=torch.float64, device=wanted.device),
+    )
+
+
+def mean_pooled(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """States (n, length, width) averaged over the tokens that the mask (n, length) keeps: (n, width), float32."""
+    weights = attention_mask.unsqueeze(-1).float()
+    return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Spearman's correlation of two (n,) tensors, in [-1, 1]."""
+    from torchmetrics.functional import spearman_corrcoef
+
+    return float(spearman_corrcoef(first.float(), second.float()))

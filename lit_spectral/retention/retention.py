@@ -1,0 +1,218 @@
+"""How much of what a backbone knew an adapted model still knows, on fixed texts."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_spectral import backbones
+from lit_spectral.datamodules import MaskedText, TextWindows
+from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.errors import InputError
+from lit_spectral.retention.base_model import base_model, inner_model, original_weights
+from lit_spectral.retention.measures import TokenScores, mean_pooled, spearman, token_scores
+from lit_spectral.tasks import CausalLM, MaskedLM, Task
+
+__all__ = ["Retention"]
+
+log = logging.getLogger(__name__)
+
+
+class Retention:
+    """Fixed texts, and what an adapted model and its base model make of them.
+
+    A decoder is measured by the next tokens of windows that don't overlap, an encoder by masked
+    tokens, the same for every model, under its pretrained masked-language head. An encoder whose
+    files have no such head is measured by how far the states of its sentences have turned. The base
+    model is the same backbone with its adapters passed over, in the same precision.
+
+    Args:
+        corpora: from a name to a text: whatever `TextWindows` and `MaskedText` take as `path`. Or a
+            list of texts, which go by themselves as names.
+        sts: a folder or hub id of sentence pairs in STS-B's form (`validation` with `sentence1`,
+            `sentence2` and `label`); an encoder's mean-pooled states are compared with it.
+        limit: windows, or lines, of each corpus, from its start; None for all.
+        max_length: tokens of a window, at most of a line or sentence.
+        batch_size: windows, lines or sentences at a time.
+
+    Raises:
+        InputError: neither corpora nor sts.
+    """
+
+    def __init__(
+        self,
+        corpora: Mapping[str, str] | Iterable[str] = (),
+        sts: str | None = None,
+        limit: int | None = 256,
+        max_length: int = 256,
+        batch_size: int = 8,
+    ) -> None:
+        self.corpora = dict(corpora) if isinstance(corpora, Mapping) else {path: path for path in corpora}
+        if not self.corpora and sts is None:
+            raise InputError("retention: nothing to measure on; give corpora, sts or both")
+        self.sts = sts
+        self.limit = limit
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self._texts: dict[str, list[dict[str, Tensor]]] = {}
+        self._sentences: list[dict[str, Tensor]] = []
+        self._gold = torch.empty(0)
+        self._originals: dict[str, Tensor] = {}
+        self._head: nn.Module | None = None
+
+    def prepare(self, task: Task) -> None:
+        """Read and tokenise the texts, and load the head that goes with an encoder.
+
+        Raises:
+            InputError: a text that can't be had or is too short; what this model can't be measured by.
+        """
+        source = backbones.fetch(task.backbone)
+        decoder = isinstance(task, CausalLM)
+        if self.sts is not None and decoder:
+            raise InputError("retention: sts compares the states of encoders' sentences; leave it out for a decoder")
+        if inner_model(task) is not task.model and not isinstance(task, (CausalLM, MaskedLM)):
+            raise InputError("retention: a learned prompt is no part of the encoder that it is put before; "
+                             "measure methods that adapt weights")  # fmt: skip
+        self._originals = original_weights(task)
+        self._head = None if decoder else _masked_head(task, source)
+        for name, path in self.corpora.items():
+            options: dict[str, Any] = {"limit": self.limit, "max_length": self.max_length, "tokenizer": source}
+            options["batch_size"] = self.batch_size
+            self._texts[name] = _batches(
+                TextWindows(path, **options)
+                if decoder
+                else MaskedText(path, validation_fraction=1, eval_batch_size=self.batch_size, **options)
+            )
+        if self.sts is not None:
+            self._sentences, self._gold = _sentence_pairs(self.sts, source, self.max_length, self.batch_size)
+
+    @torch.no_grad()
+    def measure(self, task: Task) -> dict[str, float]:
+        """From `<corpus>/<measure>` and `sts/<measure>` to values.
+
+        Of a decoder's corpus `loss`, `perplexity`, `forgetting_loss` and, of the base model,
+        `base_loss`, `base_perplexity` and `base_entropy`; of an encoder's with a head `accuracy`
+        and `base_accuracy` in place of perplexities. Of sts, and of the corpora of an encoder without
+        a head, `drift`: 1 less the mean cosine between a sentence's states in both models, in [0, 2].
+        Of sts also `spearman` and `base_spearman`. Modes and random states are left as they are.
+        """
+        training = [module for module in task.modules() if module.training]
+        task.eval()
+        try:
+            found: dict[str, float] = {}
+            for name, texts in self._texts.items():
+                by_tokens = self._head is not None or isinstance(task, CausalLM)
+                figures = self._tokens(task, texts, name) if by_tokens else self._drift(task, texts, name)
+                found |= {f"{name}/{measure}": value for measure, value in figures.items()}
+            if self._sentences:
+                found |= {f"sts/{measure}": value for measure, value in self._sts(task).items()}
+            return found
+        finally:
+            for module in training:
+                module.training = True
+
+    def _tokens(self, task: Task, texts: list[dict[str, Tensor]], name: str) -> dict[str, float]:
+        totals = torch.zeros(len(TokenScores._fields), dtype=torch.float64)
+        for batch in track(texts, f"retention on {name}", transient=True):
+            inputs = {key: value.to(task.device) for key, value in batch.items()}
+            labels = inputs.pop("labels")
+            if isinstance(task, CausalLM):  # a token is predicted from the position before it
+                labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            scored = labels != -100
+            logits = self._logits(task, inputs, scored)
+            with base_model(task, self._originals):
+                base_logits = self._logits(task, inputs, scored)
+            totals += torch.stack(token_scores(logits, base_logits, labels[scored])).cpu()
+        sums = TokenScores(*(totals / totals[-1]).tolist())
+        figures = {field: getattr(sums, field) for field in ("loss", "forgetting_loss", "base_loss", "base_entropy")}
+        if isinstance(task, CausalLM):
+            return figures | {"perplexity": math.exp(sums.loss), "base_perplexity": math.exp(sums.base_loss)}
+        return figures | {"accuracy": sums.correct, "base_accuracy": sums.base_correct}
+
+    def _logits(self, task: Task, inputs: dict[str, Tensor], scored: Tensor) -> Tensor:
+        """Of the scored positions, (n, vocabulary)."""
+        model = task.model
+        if not isinstance(task, (CausalLM, MaskedLM)):
+            assert self._head is not None
+            model = self._head.to(task.device)
+            setattr(model, model.base_model_prefix, _encoder(task))
+        options = {"use_cache": False} if isinstance(task, CausalLM) else {}
+        logits: Tensor = model(**inputs, **options).logits
+        return logits[:, -scored.shape[1] :][scored]  # a learned prompt has positions of its own in front
+
+    def _drift(self, task: Task, texts: list[dict[str, Tensor]], name: str) -> dict[str, float]:
+        states, base = self._states(task, [_unmasked(batch) for batch in texts], name)
+        return {"drift": float(1 - F.cosine_similarity(states, base).mean())}
+
+    def _sts(self, task: Task) -> dict[str, float]:
+        states, base = self._states(task, self._sentences, "sts")
+        found = {"drift": float(1 - F.cosine_similarity(states, base).mean())}
+        for measure, pooled in (("spearman", states), ("base_spearman", base)):
+            first, second = pooled[0::2], pooled[1::2]
+            found[measure] = spearman(F.cosine_similarity(first, second), self._gold)
+        return found
+
+    def _states(self, task: Task, batches: list[dict[str, Tensor]], name: str) -> tuple[Tensor, Tensor]:
+        """Mean-pooled states of all sentences, adapted and base, (n, width), float32, on the CPU."""
+        found: tuple[list[Tensor], list[Tensor]] = [], []
+        encoder = _encoder(task)
+        for batch in track(batches, f"retention on {name}", transient=True):
+            inputs = {key: value.to(task.device) for key, value in batch.items()}
+            mask = inputs["attention_mask"]
+            found[0].append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
+            with base_model(task, self._originals):
+                found[1].append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
+        return torch.cat(found[0]), torch.cat(found[1])
+
+
+def _encoder(task: Task) -> nn.Module:
+    model = inner_model(task)
+    encoder: nn.Module = getattr(model, model.base_model_prefix)
+    return encoder
+
+
+def _masked_head(task: Task, source: str) -> Any:
+    """The pretrained masked-language model, whose encoder is put aside for the task's; None where it has no head."""
+    from transformers import AutoModelForMaskedLM
+
+    if isinstance(task, MaskedLM):
+        return inner_model(task)
+    try:
+        model, missing = backbones.load_model(AutoModelForMaskedLM, source)
+    except InputError:
+        missing = ["the head"]
+    if missing:
+        log.warning("retention: %s has no masked-language head; its states' drift is measured instead", source)
+        return None
+    return model.eval().requires_grad_(False)
+
+
+def _unmasked(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    inputs = dict(batch)
+    labels = inputs.pop("labels")
+    return inputs | {"input_ids": torch.where(labels == -100, inputs["input_ids"], labels)}
+
+
+def _batches(data: Any) -> list[dict[str, Tensor]]:
+    data.setup("validate")
+    return [dict(batch) for batch in data.val_dataloader()[0]]
+
+
+def _sentence_pairs(sts: str, source: str, max_length: int, batch_size: int) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Batches of sentences, those of a pair next to each other, and the gold scores."""
+    rows = read_split(sts, "validation", "stsb")
+    check_columns(rows, ["sentence1", "sentence2", "label"], f"split validation of {sts}")
+    tokenizer = backbones.load_tokenizer(source)
+    sentences = [text for pair in zip(rows["sentence1"], rows["sentence2"], strict=True) for text in pair]
+    longest = min(max_length, int(tokenizer.model_max_length))
+    options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+    starts = range(0, len(sentences), 2 * batch_size)
+    batches = [dict(tokenizer(sentences[start : start + 2 * batch_size], **options)) for start in starts]
+    return batches, torch.tensor(list(rows["label"]), dtype=torch.float32)
