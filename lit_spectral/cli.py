@@ -24,7 +24,8 @@ DESCRIPTION = "Spectral parameter-efficient fine-tuning of language models."
 EPILOG = (
     "And `quickstart [CONFIG]`: LoRA beside FCLoRA on text that ships with Python, no download; "
     "`humaneval SAMPLES.jsonl`: pass@k of completions (`humaneval --help`). "
-    "`evaluate --checkpoint FILE --tasks NAMES`: a decoder on tasks of lm-evaluation-harness."
+    "`evaluate --checkpoint FILE --tasks NAMES`: a decoder on tasks of lm-evaluation-harness. "
+    "`retain --checkpoint FILE --corpora TEXTS`: what a model has kept of its backbone."
 )
 
 # Methods are dataclasses; jsonargparse takes subclasses of those only where it is told to.
@@ -137,6 +138,11 @@ def main(args: list[str] | None = None) -> None:
 
             _show_progress()
             command.run(args[1:])
+        elif args[:1] == ["retain"]:
+            from lit_spectral.retention import command as retain
+
+            _show_progress()
+            retain.run(args[1:])
         else:
             run(args)
     except Exception as error:

@@ -1,5 +1,6 @@
 """What is forgotten, on cases whose answer is known."""
 
+import json
 import math
 
 import lightning.pytorch as pl
@@ -8,6 +9,7 @@ import torch
 from conftest import WORDS, scalars
 from lit_spectral.callbacks import RetentionMonitor
 
+from lit_spectral import cli
 from lit_spectral.adapters import adapters, fold
 from lit_spectral.errors import InputError
 from lit_spectral.methods import BitFit, FCLoRA, FullFineTuning, HiPLoRA, HiRA, LoRA, MoRA, Peft, PiSSA
@@ -196,7 +198,7 @@ def test_a_folded_model_has_no_base(backbone_folder, text):
 
 def test_the_monitor_logs_start_epochs_and_steps(train, text):
     monitor = RetentionMonitor({"words": text}, every_n_steps=3, max_length=16)
-    trainer = train(LoRA(rank=2), monitor)
+    trainer = train(LoRA(rank=2), monitor, lr=0.5)
     logged = scalars(trainer)["retention/words/accuracy"]
     assert [step for step, _ in logged] == [0, 3, 6, 8, 9, 12, 15, 16]
     forgetting, entropy = (scalars(trainer)[f"retention/words/{name}"] for name in ("forgetting_loss", "base_entropy"))
@@ -219,3 +221,24 @@ def test_the_monitor_is_configured_from_the_command_line(fit, text):
     (callback,) = [c for c in done.trainer.callbacks if isinstance(c, RetentionMonitor)]
     assert "words/accuracy" in callback.latest
     assert isinstance(done.trainer, pl.Trainer)
+
+
+def test_a_checkpoint_is_measured_through_the_command_line(train, text, tmp_path, capsys):
+    trainer = train(LoRA(rank=2), RetentionMonitor({"words": text}, max_length=16), lr=0.5)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    cli.main(["retain", "--checkpoint", str(checkpoint), "--corpora", f"words={text}", "--max_length", "16"])
+    assert "forgetting loss" in capsys.readouterr().out
+    report = json.loads((checkpoint.parents[1] / "retention.json").read_text())
+    monitor = next(c for c in trainer.callbacks if isinstance(c, RetentionMonitor))
+    assert report["retention"] == pytest.approx(monitor.latest, rel=1e-5)
+    assert report["model"]["method"]["name"] == "LoRA"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [([], "required: --checkpoint"), (["--checkpoint", "x.ckpt"], "there is no file"), (["--x"], "required")],
+)
+def test_mistakes_on_the_command_line_are_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["retain", *flags])
+    assert message in capsys.readouterr().err
