@@ -123,7 +123,9 @@ class AnsweredText(PromptedText):
     def _prompts(self, name: str) -> Any:
         rows = self.test_rows(name)
         rows = rows.select(range(min(len(rows), self.test_limit(name) or len(rows))))
-        write, bos, _ = self._writer(rows, f"test set {name}", ("prompt", "input"), self.test_template(name))
+        write, bos, _ = self._writer(
+            rows, f"test set {name}", ("prompt", "input"), self.test_template(name), (f"test set {name}, row ", 0)
+        )
         # What is generated must fit behind the prompt.
         longest = min(self.max_length, int(self.tokenizer.model_max_length) - self.max_new_tokens)
         if longest < 2:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_spectral.datamodules.answered import AnsweredText
-from lit_spectral.datamodules.files import read_split
+from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.prompts import Template
 
 from lit_spectral.errors import InputError
@@ -58,6 +58,7 @@ class Commonsense(AnsweredText):
         super().__init__(path, max_new_tokens, template=template, max_length=max_length, **settings)
         self.tests = path if tests is None else tests
         self.sets = list(KEYWORDS) if sets is None else sets
+        self.sets = list(dict.fromkeys(self.sets))
         unknown = [name for name in self.sets if name not in KEYWORDS]
         if unknown or not self.sets:
             raise InputError(f"data.sets: there is no set {', '.join(unknown)}; there are {', '.join(KEYWORDS)}")
@@ -79,4 +80,11 @@ class Commonsense(AnsweredText):
                 f"data.tests: there is no folder {name} in {self.tests}; give --data.tests a copy of LLM-Adapters' "
                 f"`dataset` folder, or leave the set out of --data.sets"
             )
-        return read_split(self.tests, "test", name)
+        rows = read_split(self.tests, "test", name)
+        check_columns(rows, ["answer"], f"test set {name}")
+        for number, answer in enumerate(rows["answer"]):
+            if answer not in KEYWORDS[name]:
+                raise InputError(
+                    f"test set {name}, row {number}: answer is {answer!r}, none of {', '.join(KEYWORDS[name])}"
+                )
+        return rows

@@ -33,8 +33,8 @@ class ConvAI2(AnsweredText):
     Args:
         path: a hub id; the file `personachat_self_original.json` (`train` and `valid`); a folder
             with `train` and `validation` (jsonl, json or parquet), columns `personality` and
-            `utterances` (of `history` and `candidates`, the last of which is the reply), or these
-            two without `utterances`; or a folder with ParlAI's `train_self_original*.txt` and
+            `utterances` (of `history` and `candidates`, the last of which is the reply), or, a reply
+            a row, `personality`, `history` and `candidates`; or a folder with ParlAI's `train_self_original*.txt` and
             `valid_self_original*.txt`.
         nltk_data: a folder of nltk's data with `corpora/wordnet`, for METEOR; None for nltk's own folders.
         bert_score_model: an encoder's folder or hub id, for BERTScore; its authors take `roberta-large`.
@@ -55,6 +55,7 @@ class ConvAI2(AnsweredText):
         super().__init__(path, max_new_tokens, **settings)
         self.nltk_data = nltk_data
         self._with_meteor = False
+        self._bert_score: text_metrics.BERTScore | None = None
         self.bert_score_model = bert_score_model
         self.bert_score_layer = bert_score_layer
 
@@ -71,6 +72,8 @@ class ConvAI2(AnsweredText):
                 log.warning("convai2: without METEOR, which needs WordNet; give --data.nltk_data")
             if self.bert_score_model is None:
                 log.warning("convai2: without BERTScore, which needs an encoder; give --data.bert_score_model")
+            else:
+                self._bert_score = text_metrics.BERTScore(self.bert_score_model, self.bert_score_layer)
         super().setup(stage)
 
     def has_validation(self) -> bool:
@@ -100,6 +103,8 @@ class ConvAI2(AnsweredText):
         import datasets
 
         replies = [reply for conversation in self._conversations("validation") for reply in conversation]
+        if not replies:
+            raise InputError(f"data.path: split validation of {self.path} holds no replies")
         return datasets.Dataset.from_list(replies).rename_column("output", "answer")
 
     def source(self, split: str) -> tuple[str, int]:
@@ -113,35 +118,62 @@ class ConvAI2(AnsweredText):
         scores = {"bleu": text_metrics.bleu(texts, golds), "rouge_l": text_metrics.rouge_l(texts, golds)}
         if self._with_meteor:
             scores["meteor"] = text_metrics.meteor(texts, golds)
-        if self.bert_score_model:
-            found = text_metrics.bert_score(texts, golds, self.bert_score_model, self.bert_score_layer)
+        if self._bert_score is not None:
+            device = self.trainer.strategy.root_device if self.trainer else "cpu"
+            found = self._bert_score(texts, golds, device)
             scores |= {f"bert_{part}": value for part, value in found.items()}
         return scores
 
     def _conversations(self, split: str) -> Iterator[list[dict[str, str]]]:
         """The replies of each conversation: `instruction`, `input` and `output`."""
         path = Path(self.path).expanduser()
-        texts = sorted(path.glob(f"{split[:5]}_self_original*.txt")) if path.is_dir() else []
-        if texts:
+        part = {"train": "train", "validation": "valid"}[split]  # as both files that are no rows have it
+        if path.is_dir() and any(path.glob("*_self_original*.txt")):
+            texts = sorted(path.glob(f"{part}_self_original*.txt"))
+            if not texts:
+                raise InputError(f"data.path: {path} has no {part}_self_original.txt")
             yield from _parlai(texts[0])
             return
-        key = {"train": "train", "validation": "valid"}[split]
-        rows = read_rows(self.path, field=key) if path.is_file() else read_split(self.path, split, self.subset)
+        rows = read_rows(self.path, field=part) if path.is_file() else read_split(self.path, split, self.subset)
         where = f"split {split} of {self.path}"
-        nested = "utterances" in rows.column_names
-        check_columns(rows, ["personality", *(["utterances"] if nested else ["history", "candidates"])], where)
+        if "utterances" in rows.column_names:
+            check_columns(rows, ["personality"], where)
+            for number, row in enumerate(rows):
+                turns = row["utterances"]
+                if not isinstance(turns, list):
+                    raise InputError(f"{where}, row {number}: utterances is {turns!r}, not a list; leave the row out")
+                yield [_checked(row["personality"], turn, f"{where}, row {number}") for turn in turns]
+            return
+        check_columns(rows, ["personality", "history", "candidates"], where)
+        conversation: list[dict[str, str]] = []
+        before: dict[str, Any] = {}
         for number, row in enumerate(rows):
-            turns = row["utterances"] if nested else [row]
-            try:
-                yield [_reply(row["personality"], turn["history"], turn["candidates"][-1]) for turn in turns]
-            except (TypeError, KeyError, IndexError, AttributeError) as error:
-                raise InputError(f"{where}, row {number}: not a persona and replies ({error!r})") from None
+            reply = _checked(row["personality"], row, f"{where}, row {number}")
+            # A conversation goes on while its history grows.
+            if before and (
+                row["personality"] != before["personality"] or len(row["history"]) <= len(before["history"])
+            ):
+                yield conversation
+                conversation = []
+            conversation.append(reply)
+            before = row
+        if conversation:
+            yield conversation
+
+
+def _checked(persona: Any, turn: Any, where: str) -> dict[str, str]:
+    """The reply of a row; InputError where it isn't one."""
+    history, candidates = (turn.get(name) if isinstance(turn, dict) else None for name in ("history", "candidates"))
+    for name, texts in (("personality", persona), ("history", history), ("candidates", candidates)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{where}: {name} is {texts!r}, not a list of texts; mend the row or leave it out")
+    if not candidates or not candidates[-1].strip():
+        raise InputError(f"{where}: the last of its candidates, the reply, is empty; mend the row or leave it out")
+    return _reply(persona, history or [], candidates[-1])
 
 
 def _reply(persona: list[str], history: list[str], reply: str) -> dict[str, str]:
     """One reply; of what was said before, the last is the other speaker's."""
-    if not reply.strip():
-        raise KeyError("a reply is empty")
     sides = ("You", "Them")
     said = [f"{sides[(len(history) - turn) % 2]}: {text.strip()}" for turn, text in enumerate(history)]
     who = "".join(f"- {text.strip()}\n" for text in persona)
@@ -154,7 +186,7 @@ def _parlai(file: Path) -> Iterator[list[dict[str, str]]]:
     persona: list[str] = []
     history: list[str] = []
     replies: list[dict[str, str]] = []
-    for number, line in enumerate(read_text(str(file)).splitlines(), 1):
+    for number, line in enumerate(read_text(str(file)).split("\n"), 1):  # a turn may hold other line ends
         if not line.strip():
             continue
         index, _, text = line.partition(" ")

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_spectral.datamodules.files import check_columns, read_rows, read_split, read_text, split_exists
+from lit_spectral.datamodules.files import check_columns, read_blocks, read_rows, read_split, split_exists
 
 from lit_spectral.errors import InputError
 
@@ -55,7 +55,9 @@ def read_passages(path: str) -> Iterator[str]:
             raise InputError(f"data.path: the folder {path} has no .txt file, nor a split of rows with a column text")
         texts = _texts(read_split(path, split), f"split {split} of {path}")
     else:
-        texts = iter([read_text(path)])
+        if not given.exists() and "." not in path:
+            raise InputError(f"data.path: there is no {path}; give a file, a folder, or one of {', '.join(CORPORA)}")
+        texts = read_blocks(path)
     return (text if text.endswith("\n") else f"{text}\n" for text in texts)
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lit_spectral.errors import InputError
 
-__all__ = ["check_columns", "read_rows", "read_split", "read_text", "source_of", "split_exists"]
+__all__ = [
+    "check_columns",
+    "name_row",
+    "read_blocks",
+    "read_rows",
+    "read_split",
+    "read_text",
+    "source_of",
+    "split_exists",
+]
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -64,7 +76,9 @@ def read_rows(file: str, field: str | None = None) -> Any:
         try:
             return datasets.load_dataset(_BUILDERS[path.suffix], data_files=file, split="train")
         except Exception as error:
-            raise InputError(f"data: {file} is not to be had from the hub now ({_first_line(error)})") from error
+            raise InputError(
+                f"data: {file} is not to be had from the hub now; give a local copy of the file ({_first_line(error)})"
+            ) from error
     if not path.is_file() or path.suffix not in _BUILDERS:
         raise InputError(f"data: there is no file {file} of {', '.join(_BUILDERS)}")
     return _load([path], str(path), field)
@@ -100,8 +114,28 @@ def source_of(path: str, split: str, config: str | None = None) -> tuple[str, in
     return (f"{files[0]}, line ", 1) if files[0].suffix == ".jsonl" else (f"{files[0]}, row ", 0)
 
 
+def name_row(source: tuple[str, int], number: int) -> str:
+    """How errors name a row, counted from 0, of what `source_of` describes; blank lines of a file are counted too."""
+    prefix, first = source
+    file = Path(prefix.removesuffix(", line "))
+    if prefix.endswith(", line ") and file.is_file():
+        with file.open("rb") as lines:
+            filled = (index for index, line in enumerate(lines, 1) if line.strip())
+            return f"{prefix}{next(islice(filled, number, None), number + first)}"
+    return f"{prefix}{number + first}"
+
+
 def read_text(path: str) -> str:
     """A UTF-8 file, or the .txt files of a folder in the order of their names, one below the other.
+
+    Raises:
+        InputError: as in `read_blocks`.
+    """
+    return "".join(read_blocks(path)).removesuffix("\n")
+
+
+def read_blocks(path: str, characters: int = 2_000_000) -> Iterator[str]:
+    """The same as it is asked for, in blocks of whole lines of about so many characters, each with its line end.
 
     Raises:
         InputError: no such file, a folder without .txt files, a file that is not UTF-8.
@@ -110,7 +144,8 @@ def read_text(path: str) -> str:
     files = sorted(given.glob("*.txt")) if given.is_dir() else [given]
     if not files:
         raise InputError(f"data.path: the folder {path} has no .txt file")
-    return "\n".join(_read_text(file) for file in files)
+    for file in files:
+        yield from _blocks(file, characters)
 
 
 def check_columns(rows: Any, wanted: Sequence[str], where: str) -> None:
@@ -125,12 +160,15 @@ def _load(files: Sequence[Path], name: str, field: str | None = None) -> Any:
 
     if not any(file.stat().st_size for file in files):
         raise InputError(f"data.path: {name} is empty")
+    digest = _content_digest(files)
     options: dict[str, Any] = {"field": field} if field else {}
     if files[0].suffix == ".csv":  # else pandas takes sentences such as "None" and "n/a" for missing
         options = {"keep_default_na": False}
     try:
         builder = _BUILDERS[files[0].suffix]
-        return datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train", **options)
+        # Under a name of its content: datasets itself goes by path and time, which copies can keep.
+        content = f"content-{digest}"
+        return datasets.load_dataset(builder, content, data_files=[str(f) for f in files], split="train", **options)
     except Exception as error:
         cause = error.__cause__ or error
         if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
@@ -158,13 +196,47 @@ def _files(folder: Path, split: str) -> list[Path]:
     return []
 
 
-def _read_text(file: Path) -> str:
+def _blocks(file: Path, characters: int) -> Iterator[str]:
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8-sig") as lines:
+            while block := lines.readlines(characters):
+                text = "".join(block)
+                yield text if text.endswith("\n") else f"{text}\n"
     except FileNotFoundError:
         raise InputError(f"data.path: there is no file {file}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"data.path: {file} is not UTF-8 at byte {error.start}; convert it") from None
+    except UnicodeDecodeError:
+        raise _not_utf8(file) from None
+
+
+def _not_utf8(file: Path) -> InputError:
+    """The error that names the first line that isn't."""
+    with file.open("rb") as lines:
+        number = next((number for number, line in enumerate(lines, 1) if not _is_utf8(line)), 0)
+    return InputError(f"{file}, line {number} can't be read: it is not UTF-8; convert the file")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _content_digest(files: Sequence[Path]) -> str:
+    """Of all that the files hold; InputError where one of text is not UTF-8, which pyarrow finds out too late."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with file.open("rb") as content:
+            while block := content.read(2**24):
+                digest.update(block)
+                if file.suffix != ".parquet":
+                    try:
+                        decoder.decode(block)
+                    except UnicodeDecodeError:
+                        raise _not_utf8(file) from None
+    return digest.hexdigest()
 
 
 def _unreachable(path: str, split: str, error: Exception) -> InputError:
@@ -178,7 +250,8 @@ def _first_broken_line(files: Sequence[Path]) -> str | None:
     """What is wrong in the first line of the files that is no JSON; None where all are, or in other formats."""
     for file in files:
         content = file.read_bytes() if file.suffix in {".jsonl", ".json"} else b""
-        for number, text in enumerate(content.splitlines() if file.suffix == ".jsonl" else [content], 1):
+        by_lines = file.suffix == ".jsonl" or (_why_no_json(content) or (0, ""))[1] == "Extra data"
+        for number, text in enumerate(content.split(b"\n") if by_lines else [content], 1):
             broken = _why_no_json(text)
             if broken:
                 line, reason = broken

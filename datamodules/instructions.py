@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,7 @@ class Instructions(AnsweredText):
         allow_code_execution: run what the model wrote, in isolation; refused where there is none.
         alpaca_eval: AlpacaEval's file of instructions, `alpaca_eval.json`, or one of that form.
         generator: the model's name in the file of outputs.
-        empty_answer: as in `PromptedText`; as they are published, Alpaca and CodeAlpaca have a few.
+        empty_answer: as in `PromptedText`; as they are published, these sets have a few.
         settings: of `AnsweredText`.
     """
 
@@ -87,22 +88,23 @@ class Instructions(AnsweredText):
         super().setup(stage)
 
     def rows(self, split: str) -> Any:
-        """Rows with the three columns; InputError where they are missing, or a completion has no score."""
+        """Rows with the three columns, an output empty where there is none; InputError where columns are missing."""
         rows = super().rows(split)
         where = f"split {split} of {self.path}"
         if "completions" in rows.column_names:
             check_columns(rows, ["instruction"], where)
 
-            def best(row: dict[str, Any], number: int) -> dict[str, str]:
-                output = _best(row["completions"], f"{where}, row {number}")
-                return {"instruction": row["instruction"], "input": "", "output": output}
+            def best(row: dict[str, Any]) -> dict[str, str]:
+                return {"instruction": row["instruction"], "input": "", "output": _best(row["completions"])}
 
-            return rows.map(best, with_indices=True, remove_columns=rows.column_names, desc=f"reading {split}")
+            return rows.map(best, remove_columns=rows.column_names, desc=f"reading {split}")
         check_columns(rows, ["instruction", "output"], where)
-        given = rows["input"] if "input" in rows.column_names else [""] * len(rows)
-        given = ["" if text is None else text for text in given]
-        kept = rows.select_columns(["instruction", "output"])
-        return kept.add_column("input", given)
+        rows = rows.select_columns([name for name in ("instruction", "input", "output") if name in rows.column_names])
+
+        def whole(row: dict[str, Any]) -> dict[str, Any]:
+            return {"input": row.get("input") or "", "output": "" if row["output"] is None else row["output"]}
+
+        return rows.map(whole, desc=f"reading {split}")
 
     def test_rows(self, name: str) -> Any:
         """HumanEval's functions, each `samples` times, or AlpacaEval's instructions."""
@@ -176,9 +178,15 @@ class Instructions(AnsweredText):
         return {f"pass@{k}": value for k, value in scores.pass_at_k.items()}
 
 
-def _best(completions: list[Mapping[str, Any]], where: str) -> str:
-    """The response with the highest fine-grained score, the first of several."""
-    scored = [each for each in completions if isinstance(each.get("fine-grained_score"), (int, float))]
-    if not scored:
-        raise InputError(f"{where}: none of its completions has a fine-grained_score; leave the row out")
-    return str(max(scored, key=lambda each: float(each["fine-grained_score"]))["response"])
+def _best(completions: Any) -> str:
+    """The response with the highest fine-grained score, the first of several; empty where none has text and a score."""
+    scored = [
+        (each["fine-grained_score"], each["response"])
+        for each in (completions if isinstance(completions, list) else [])
+        if isinstance(each, Mapping)
+        and isinstance(each.get("fine-grained_score"), (int, float))
+        and math.isfinite(each["fine-grained_score"])
+        and isinstance(each.get("response"), str)
+        and each["response"].strip()
+    ]
+    return str(max(scored, key=lambda pair: float(pair[0]))[1]) if scored else ""

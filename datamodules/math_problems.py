@@ -98,7 +98,9 @@ def _read(name: str, path: str, split: str, reasoning: bool) -> Any:
     """A split with the columns instruction, input, output and answer."""
     import datasets
 
-    parts = [None] if Path(path).expanduser().is_dir() else PARTS[name]
+    folder = Path(path).expanduser()
+    # A clone of the hub's set has its parts in folders; a plain folder has none.
+    parts = [part for part in PARTS[name] if not folder.is_dir() or (part and (folder / part).is_dir())] or [None]
     rows = datasets.concatenate_datasets([read_split(path, split, part) for part in parts])
     problem, solution = COLUMNS[name]
     check_columns(rows, [problem, solution], f"split {split} of {path}")

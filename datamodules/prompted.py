@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from lit_spectral.datamodules.files import check_columns, read_split, source_of, split_exists
+from lit_spectral.datamodules.files import check_columns, name_row, read_split, source_of, split_exists
 from lit_spectral.datamodules.packing import PackedRows, collate_packed
 from lit_spectral.datamodules.prompts import Template, layout
 from lit_spectral.datamodules.text import TextDataModule
@@ -143,8 +143,10 @@ class PromptedText(TextDataModule):
 
     def _encoded(self, split: str) -> Any:
         rows = self.rows(split)
-        write, bos, ending = self._writer(rows, f"split {split}", ("prompt", "input", "answer"), self.template)
-        source, first = self.source(split)
+        write, bos, ending = self._writer(
+            rows, f"split {split}", ("prompt", "input", "answer"), self.template, self.source(split)
+        )
+        source = self.source(split)
         tokenizer, longest, given_scored = self.tokenizer, self._longest, self.loss_on == "all"
         too_long, empty_answer = self.too_long, self.empty_answer
 
@@ -157,7 +159,7 @@ class PromptedText(TextDataModule):
                     kept.append((number, given, said))
                 elif empty_answer == "error":
                     raise InputError(
-                        f"{source}{number + first}: the answer is empty; "
+                        f"{name_row(source, number)}: the answer is empty; "
                         "leave the row out, or give --data.empty_answer skip"
                     )
             plain = {"add_special_tokens": False, "verbose": False}  # lengths are this function's own business
@@ -170,7 +172,7 @@ class PromptedText(TextDataModule):
                     if too_long == "skip":
                         continue
                     raise InputError(
-                        f"{source}{number + first}: {length} tokens, above the {longest} of a row; "
+                        f"{name_row(source, number)}: {length} tokens, above the {longest} of a row; "
                         "give a larger --data.max_length, or --data.too_long cut or skip"
                     )
                 scored = [*answer, *ending][: longest - len(bos)]
@@ -194,7 +196,7 @@ class PromptedText(TextDataModule):
         return encoded
 
     def _writer(
-        self, rows: Any, where: str, names: Sequence[str], template: Template
+        self, rows: Any, where: str, names: Sequence[str], template: Template, source: tuple[str, int]
     ) -> tuple[Callable[..., Any], list[int], list[int]]:
         """From a batch of columns and an index to what is given, what is to be said and the answer; BOS; the ending.
 
@@ -208,7 +210,7 @@ class PromptedText(TextDataModule):
         columns = list(dict.fromkeys(column for part in parts.values() for _, column in part if column))
         check_columns(rows, columns, where)
         for column in columns:
-            _check_values(rows[column], column, where)
+            _check_values(rows[column], column, source)
         if self.tokenizer.eos_token_id is None:
             raise InputError("data.tokenizer: it has no EOS token to end answers with; give a decoder's tokenizer")
         lay_out = layout(template, self.tokenizer)
@@ -242,7 +244,10 @@ def _parse(name: str, text: str) -> list[tuple[str, str | None]]:
     return [(literal, column) for literal, column, _, _ in fields]
 
 
-def _check_values(values: Sequence[Any], column: str, where: str) -> None:
+def _check_values(values: Sequence[Any], column: str, source: tuple[str, int]) -> None:
     for row, value in enumerate(values):
         if not isinstance(value, (str, int, float)):
-            raise InputError(f"{where}, row {row}: {column} is {value!r}, neither text nor a number")
+            raise InputError(
+                f"{name_row(source, row)}: {column} is {value!r}, neither text nor a number; "
+                "mend the row or leave it out"
+            )

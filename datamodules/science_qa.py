@@ -12,7 +12,7 @@ from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.errors import InputError
 from lit_spectral.scoring import Scorer, score_letter
 
-__all__ = ["ScienceQA", "question", "without_pictures"]
+__all__ = ["ScienceQA", "question", "questions"]
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +48,8 @@ class ScienceQA(AnsweredText):
         return {"scienceqa": score_letter}
 
     def rows(self, split: str) -> Any:
-        """Questions with options, and the right one's letter; InputError where there is no such option."""
-        where = f"split {split} of {self.path}"
-        rows = without_pictures(read_split(self.path, split, self.subset), where)
-        for number, (choices, answer) in enumerate(zip(rows["choices"], rows["answer"], strict=True)):
-            fits = isinstance(choices, list) and isinstance(answer, int)
-            if not fits or not 0 <= answer < len(choices) <= len(LETTERS):
-                raise InputError(
-                    f"{where}, question {number} of those without a picture: answer {answer!r} is not the index of "
-                    f"one of at most {len(LETTERS)} options in {choices!r}"
-                )
+        """Questions with options, and the right one's letter."""
+        rows = questions(read_split(self.path, split, self.subset), f"split {split} of {self.path}")
 
         def written(row: dict[str, Any]) -> dict[str, str]:
             letter = LETTERS[row["answer"]]
@@ -76,25 +68,41 @@ class ScienceQA(AnsweredText):
 
 def question(row: Mapping[str, Any]) -> str:
     """What is asked: question, context if there is one, and the options by letter."""
-    context = f"Context: {row['hint']}\n" if row.get("hint") else ""
+    hint = row.get("hint")
+    context = f"Context: {hint}\n" if isinstance(hint, str) and hint.strip() else ""
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))
     return f"Question: {row['question']}\n{context}Options: {options}\nAnswer with the letter of the right option."
 
 
-def without_pictures(rows: Any, where: str) -> Any:
-    """The rows whose `image` is empty; all where there is no such column. How many are left out is logged.
+def questions(rows: Any, where: str) -> Any:
+    """The rows without a picture, checked; all where there is no column `image`. How many are left out is logged.
 
     Raises:
-        InputError: a column is missing, or every row has a picture.
+        InputError: a column is missing, every row has a picture, or a row, by its number from 0, is no
+            question with two to five options one of which is right.
     """
     check_columns(rows, ["question", "choices", "answer"], where)
-    if "image" not in rows.column_names:
-        return rows
-    # Pictures are not decoded, and not by `filter`, whose cache would outlive a change of the file.
-    there = rows.with_format("arrow")[:]["image"].is_valid().to_pylist()
-    kept = [index for index, picture in enumerate(there) if not picture]
-    if len(kept) < len(rows):
-        log.warning("%s: %d of %d questions left out, of a picture", where, len(rows) - len(kept), len(rows))
-    if not kept:
-        raise InputError(f"{where}: every question has a picture")
-    return rows.select(kept).remove_columns("image")
+    numbers = range(len(rows))
+    if "image" in rows.column_names:
+        # Pictures are not decoded, and not by `filter`, whose cache would outlive a change of the file.
+        pictures = rows.with_format("arrow")[:]["image"].to_pylist()
+        numbers = [number for number, picture in enumerate(pictures) if not _is_there(picture)]
+        if len(numbers) < len(rows):
+            log.warning("%s: %d of %d questions left out, of a picture", where, len(rows) - len(numbers), len(rows))
+        if not numbers:
+            raise InputError(f"{where}: every question has a picture")
+        rows = rows.select(numbers).remove_columns("image")
+    for number, asked, choices, answer in zip(numbers, rows["question"], rows["choices"], rows["answer"], strict=True):
+        options = choices if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices) else []
+        if not isinstance(asked, str) or not asked.strip() or not 2 <= len(options) <= len(LETTERS):
+            raise InputError(f"{where}, row {number}: no question with 2 to {len(LETTERS)} options, but {asked!r} with "
+                             f"{choices!r}; mend the row or leave it out")  # fmt: skip
+        if type(answer) is not int or not 0 <= answer < len(options):
+            raise InputError(f"{where}, row {number}: answer {answer!r} is not the index of one of its {len(options)} "
+                             "options; mend the row or leave it out")  # fmt: skip
+    return rows
+
+
+def _is_there(picture: Any) -> bool:
+    """Whether a cell holds a picture: not where it is null, an empty text, or a struct of nulls."""
+    return any(map(bool, picture.values())) if isinstance(picture, dict) else bool(picture)

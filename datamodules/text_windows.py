@@ -79,7 +79,7 @@ class TextWindows(TextDataModule):
         return batch
 
 
-def _chunks(texts: Iterator[str], characters: int = 1_000_000) -> Iterator[str]:
+def _chunks(texts: Iterator[str], characters: int = 2_000_000) -> Iterator[str]:
     """Texts joined until they are long enough, since tokenisers merge across short ones, such as empty lines."""
     kept: list[str] = []
     length = 0

@@ -40,7 +40,7 @@ def continue_batch(
         settings: of transformers' `GenerationConfig`, such as `num_beams`, `temperature`, `top_p`, `stop_strings`.
 
     Raises:
-        InputError: a setting that there isn't.
+        InputError: a setting that there isn't, that is said otherwise, or whose value is none.
     """
     import transformers
 
@@ -61,32 +61,48 @@ def continue_batch(
     unknown = sorted(set(chosen) - set(make().to_dict()))
     if unknown:
         raise InputError(f"data.generation: there is no {', '.join(unknown)} among transformers' generation settings")
+    if elsewhere := sorted(_ELSEWHERE & set(chosen)):
+        raise InputError(f"data.generation: leave out {', '.join(elsewhere)}; lengths are data.max_new_tokens, "
+                         "and each prompt has one answer")  # fmt: skip
     # A chat model may end its turn with another token than the tokenizer's EOS.
     own = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    config = make(
-        max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends), **chosen
-    )
+    try:
+        config = make(
+            max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends), **chosen
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data.generation: {str(error).splitlines()[0]}") from error
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    criteria = [_stop_at(stop, tokenizer, inputs["input_ids"].shape[1])] if stop else []
+    start = inputs["input_ids"].shape[1]
+    texts = [stop] if isinstance(stop, str) else stop
+    criteria = [_stop_at(texts, tokenizer, start)] if texts else []
     with torch.no_grad():
         ids = model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
-    texts: list[str] = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return texts
+    return [_continuation(tokenizer, row, start) for row in ids.tolist()]
+
+
+# Settings that this module sets itself, or that would change how many answers there are.
+_ELSEWHERE = {"max_new_tokens", "max_length", "pad_token_id", "eos_token_id", "num_return_sequences"}
+
+
+def _continuation(tokenizer: Any, row: list[int], start: int) -> str:
+    """The text of row[start:], blanks at its start included, which tokenizers of words take off a text's beginning."""
+    before: str = tokenizer.decode(row[start - 1 : start], skip_special_tokens=True)
+    whole: str = tokenizer.decode(row[start - 1 :], skip_special_tokens=True)
+    if whole.startswith(before):
+        return whole.removeprefix(before)
+    alone: str = tokenizer.decode(row[start:], skip_special_tokens=True)  # the prompt ends within a character
+    return alone
 
 
 def _stop_at(texts: Sequence[str], tokenizer: Any, start: int) -> Any:
-    """A criterion of transformers': rows are done in which one of the texts was generated, lately or before."""
-    done = torch.zeros(0, dtype=torch.bool)
-    tail = max(map(len, texts)) + 1  # tokens; each is at least a character, and the first may lose its space
+    """A criterion of transformers, which itself remembers what is done: one of the texts was generated just now."""
+    tail = max(map(len, texts)) + 1  # tokens; each is at least a character, and the first may lose its blank
 
     def check(ids: Tensor, scores: Any, **options: Any) -> Tensor:
-        nonlocal done
-        if done.shape[0] != ids.shape[0]:
-            done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
         ends = tokenizer.batch_decode(ids[:, max(start, ids.shape[1] - tail) :])
-        done |= torch.tensor([any(text in end for text in texts) for end in ends], device=ids.device)
-        return done
+        return torch.tensor([any(text in end for text in texts) for end in ends], device=ids.device)
 
     return check
 

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_spectral import backbones
 from lit_spectral.errors import InputError
 
-__all__ = ["bert_score", "bleu", "find_wordnet", "meteor", "rouge_l"]
+__all__ = ["BERTScore", "bleu", "find_wordnet", "meteor", "rouge_l"]
 
 
 def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU-4 with sacrebleu's tokenisation `13a`, in [0, 1] (Papineni et al., 2002)."""
+    """Corpus BLEU-4, sacrebleu's tokenisation `13a` and smoothing `exp`, in [0, 1] (Papineni et al., 2002)."""
     import sacrebleu
 
     return float(sacrebleu.corpus_bleu(list(texts), [list(references)]).score) / 100
@@ -71,20 +77,57 @@ def find_wordnet(nltk_data: str | None = None) -> bool:
     return False
 
 
-def bert_score(texts: Sequence[str], references: Sequence[str], model: str, layer: int) -> dict[str, float]:
-    """Mean BERTScore, neither weighted by rarity nor rescaled (Zhang et al., 2020; torchmetrics').
+class BERTScore:
+    """BERTScore, neither weighted by rarity nor rescaled (Zhang et al., 2020).
+
+    Ours, since torchmetrics' (1.9) compares texts with other rows' references when their lengths differ.
 
     Args:
-        texts: generated.
-        references: one each.
         model: an encoder's folder or hub id, such as `roberta-large`.
         layer: whose states are compared, from 1; 17 for roberta-large by its authors' choice.
 
-    Returns:
-        `precision`, `recall` and `f1`, in [-1, 1].
+    Raises:
+        InputError: no such encoder, or no such layer in it.
     """
-    from torchmetrics.functional.text.bert import bert_score as score
 
-    options: dict[str, Any] = {"model_name_or_path": model, "num_layers": layer, "verbose": True}
-    scores: dict[str, Any] = score(list(texts), list(references), **options)
-    return {name: float(scores[name].mean()) for name in ("precision", "recall", "f1")}
+    def __init__(self, model: str, layer: int) -> None:
+        from transformers import AutoConfig
+
+        try:
+            layers = int(AutoConfig.from_pretrained(model).num_hidden_layers)
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"data.bert_score_model: {model}: {str(error).splitlines()[0]}") from error
+        if not 1 <= layer <= layers:
+            raise InputError(f"data.bert_score_layer: {model} has layers 1 to {layers}, not {layer}")
+        self.model = model
+        self.layer = layer
+
+    @torch.no_grad()
+    def __call__(
+        self, texts: Sequence[str], references: Sequence[str], device: torch.device | str = "cpu"
+    ) -> dict[str, float]:
+        """Mean `precision`, `recall` and `f1`, in [-1, 1], of texts with one reference each; of an empty text 0."""
+        from transformers import AutoModel
+
+        tokenizer = backbones.load_tokenizer(self.model)
+        # What lies above the layer is not loaded, so that its states are the last.
+        model = backbones.load_model(AutoModel, self.model, num_hidden_layers=self.layer)[0].eval().to(device)
+        totals = torch.zeros(3, dtype=torch.float64)
+        for start in track(range(0, len(texts), 32), "BERTScore", transient=True):
+            pairs = [_states(model, tokenizer, side[start : start + 32]) for side in (texts, references)]
+            for text, reference in zip(*pairs, strict=True):
+                if len(text) and len(reference):
+                    likeness = text @ reference.T
+                    precision, recall = float(likeness.amax(1).mean()), float(likeness.amax(0).mean())
+                    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+                    totals += torch.tensor([precision, recall, f1], dtype=torch.float64)
+        return dict(zip(("precision", "recall", "f1"), (totals / len(texts)).tolist(), strict=True))
+
+
+def _states(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
+    """Of each text, its tokens' states of length 1 (tokens, width), without those of special tokens."""
+    options = {"padding": True, "truncation": True, "return_special_tokens_mask": True, "return_tensors": "pt"}
+    batch = tokenizer(list(texts), **options)
+    kept = batch.pop("special_tokens_mask") == 0
+    states = model(**batch.to(model.device)).last_hidden_state.float()
+    return [F.normalize(row[mask], dim=-1) for row, mask in zip(states, kept.to(states.device), strict=True)]

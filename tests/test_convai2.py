@@ -80,6 +80,13 @@ def test_whole_conversations_are_held_out(nested):
     assert not numbers[0] & numbers[1]
 
 
+def test_whole_conversations_are_held_out_of_rows_of_replies(nested):
+    data = ConvAI2(str(flat(nested)), validation_rows=3)
+    numbers = [{text.split()[-1] for text in data.rows(split)["output"]} for split in ("train", "validation")]
+    assert [len(found) for found in numbers] == [6, 2]
+    assert not numbers[0] & numbers[1]
+
+
 def test_nothing_left_to_train_on_is_an_error(nested):
     with pytest.raises(InputError, match="16 replies to train on, of which 16 can't be held out"):
         ConvAI2(str(nested), validation_rows=16).rows("train")
@@ -94,9 +101,30 @@ def test_a_broken_line_of_text_is_named(nested, line, number):
         ConvAI2(str(nested)).test_rows("convai2")
 
 
-def test_a_row_that_is_no_conversation_is_named(nested):
-    (nested / "validation.jsonl").write_text(lines([conversation(0), conversation(1) | {"utterances": [{}]}]))
-    with pytest.raises(InputError, match=r"split validation of .*, row 1: not a persona and replies"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"utterances": None}, "row 1: utterances is None"),
+        ({"utterances": [{"history": ["a"], "candidates": []}]}, "row 1: the last of its candidates"),
+        ({"utterances": [{"history": ["a"], "candidates": ["b", " "]}]}, "row 1: the last of its candidates"),
+        ({"personality": None}, "row 1: personality is None, not a list of texts"),
+    ],
+)
+def test_a_row_that_is_no_conversation_is_named(nested, change, message):
+    (nested / "validation.jsonl").write_text(lines([conversation(0), conversation(1) | change]))
+    with pytest.raises(InputError, match=message):
+        ConvAI2(str(nested)).test_rows("convai2")
+
+
+def test_a_turn_may_hold_other_line_ends(nested):
+    file = parlai(nested) / "valid_self_original.txt"
+    file.write_text(file.read_text().replace("hello 8", "hel\u2028lo 8"))
+    assert "Them: hel\u2028lo 8\n" in ConvAI2(str(nested)).test_rows("convai2")[0]["input"]
+
+
+def test_no_replies_is_an_error(nested):
+    (nested / "validation.jsonl").write_text(lines([conversation(0) | {"utterances": []}]))
+    with pytest.raises(InputError, match="holds no replies"):
         ConvAI2(str(nested)).test_rows("convai2")
 
 

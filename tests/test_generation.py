@@ -14,7 +14,7 @@ from lit_spectral.datamodules import Commonsense, Math
 from lit_spectral.datamodules.commonsense import KEYWORDS
 
 from lit_spectral.errors import InputError
-from lit_spectral.generation import generate, pad_left
+from lit_spectral.generation import _continuation, generate, pad_left
 from lit_spectral.methods import LoRA
 from lit_spectral.tasks import CausalLM
 
@@ -50,7 +50,8 @@ def test_greedy_answers_are_the_likeliest_tokens_whatever_the_batch(decoder, bat
         while len(ids) < start + 6 and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
             with torch.no_grad():
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        expected.append(tokenizer.decode(ids[start:], skip_special_tokens=True))
+        before = tokenizer.decode(ids[:start], skip_special_tokens=True)
+        expected.append(tokenizer.decode(ids, skip_special_tokens=True).removeprefix(before))
     assert len(set(expected)) > 1
     assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size) == expected
 
@@ -85,6 +86,44 @@ def write(path, rows):
     path.parent.mkdir(exist_ok=True)
     text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 3}, "leave out max_new_tokens"),
+        ({"num_return_sequences": 2}, "leave out num_return_sequences"),
+        ({"x": 1}, "there is no x"),
+    ],
+)
+def test_settings_that_are_said_elsewhere_are_refused(decoder, settings, message):
+    model, tokenizer = decoder
+    with pytest.raises(InputError, match=message):
+        generate(model, tokenizer, PROMPTS, settings=settings)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_it_stops_at_texts(decoder, beams):
+    model, tokenizer = decoder
+    (whole,) = generate(model, tokenizer, PROMPTS[1:2], 24, settings={"num_beams": beams})
+    stop = whole[len(whole) // 2 :][:2]
+    (found,) = generate(model, tokenizer, PROMPTS[1:2], 24, settings={"num_beams": beams, "stop_strings": stop})
+    assert stop in found
+    assert len(found) < len(whole)
+    if beams == 1:
+        assert whole.startswith(found)
+
+
+def test_blanks_at_the_start_of_an_answer_are_kept():
+    # As in Llama 2's tokenizer, whose decoder takes a blank off the beginning of a text.
+    import tokenizers
+
+    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, "▁": 3, "a": 4, "▁▁": 5, ":": 6}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    replace, strip = tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.Strip(" ", 1, 0)
+    core.decoder = tokenizers.decoders.Sequence([replace, tokenizers.decoders.Fuse(), strip])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    assert _continuation(tokenizer, [0, 6, 5, 5, 4, 1], 2) == "    a"
 
 
 @pytest.fixture

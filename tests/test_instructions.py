@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from lit_spectral.datamodules import Instructions
+from lit_spectral.datamodules.instructions import _best
 
 from lit_spectral import code_execution
 from lit_spectral.errors import InputError
@@ -52,13 +53,13 @@ def test_an_input_may_be_missing(tmp_path):
 
 
 def test_rows_without_an_answer_are_left_out(tmp_path, decoder_folder, caplog):
-    rows = [{"instruction": "the cat", "output": text} for text in ("sat", "", "ran", "flew")]
+    rows = [{"instruction": "the cat", "output": text} for text in ("sat", "", "ran", None)]
     write(tmp_path / "train.jsonl", rows)
     data = Instructions(str(tmp_path), tokenizer=decoder_folder(), validation_rows=1)
     with caplog.at_level(logging.WARNING):
         data.setup("fit")
-    assert len(data.splits["train"]) == 2
-    assert "1 of 4 rows left out" in caplog.text
+    assert len(data.splits["train"]) == 1
+    assert "2 of 4 rows left out" in caplog.text
 
 
 def test_the_best_of_ultrafeedbacks_completions_is_learned(tmp_path):
@@ -68,10 +69,20 @@ def test_the_best_of_ultrafeedbacks_completions_is_learned(tmp_path):
     assert Instructions(str(tmp_path)).rows("train")[0] == {"instruction": "the cat", "input": "", "output": "b"}
 
 
-def test_completions_without_scores_are_named(tmp_path):
-    write(tmp_path / "train.jsonl", [{"instruction": "the cat", "completions": [{"response": "a"}]}])
-    with pytest.raises(InputError, match=r"split train of .*, row 0: none of its completions has a fine-grained_score"):
-        Instructions(str(tmp_path)).rows("train")
+@pytest.mark.parametrize(
+    ("completions", "expected"),
+    [
+        ([{"response": "a", "fine-grained_score": None}, {"response": "b", "fine-grained_score": 1.0}], "b"),
+        ([{"response": None, "fine-grained_score": 5.0}, {"response": "b", "fine-grained_score": 1.0}], "b"),
+        ([{"response": "", "fine-grained_score": 5.0}, {"response": "b", "fine-grained_score": 1.0}], "b"),
+        ([{"response": "a", "fine-grained_score": float("nan")}, {"response": "b", "fine-grained_score": 1.0}], "b"),
+        ([{"response": "a"}], ""),
+        ([], ""),
+        (None, ""),
+    ],
+)
+def test_a_completion_counts_with_text_and_a_score(completions, expected):
+    assert _best(completions) == expected
 
 
 def test_missing_columns_are_named(tmp_path):
@@ -131,6 +142,22 @@ def test_functions_are_run_with_leave(command, alpaca, functions, monkeypatch):
     done = command("test", "--data=Instructions", *flags)
     assert float(done.trainer.callback_metrics["humaneval/pass@1"]) == pytest.approx(1 / 3)
     assert [row["status"] for row in read(done.trainer, "humaneval.jsonl")][:3] == ["passed", "passed", "failed"]
+
+
+def test_each_batch_of_draws_has_its_own_random_numbers(command, alpaca, functions):
+    flags = [f"--data.path={alpaca}", f"--data.humaneval={functions}", "--data.max_new_tokens=8", "--data.samples=4"]
+    flags += ["--data.generation={do_sample: true, top_k: 0}", "--data.batch_size=1", "--seed_everything=1"]
+    done = command("test", "--data=Instructions", *flags)
+    texts = [row["text"] for row in read(done.trainer, "humaneval.jsonl")]
+    assert len(set(texts[:4])) == 4
+    again = command("test", "--data=Instructions", *flags)
+    assert [row["text"] for row in read(again.trainer, "humaneval.jsonl")] == texts
+
+
+def test_predict_answers_every_set(command, alpaca, functions, asked):
+    flags = [f"--data.path={alpaca}", f"--data.humaneval={functions}", f"--data.alpaca_eval={asked}"]
+    done = command("predict", "--data=Instructions", *flags, "--data.max_new_tokens=2", "--data.max_length=40")
+    assert [len(batch) for part in done.trainer.predict_loop.predictions for batch in part] == [3, 3]
 
 
 def test_outputs_are_written_for_the_judge(command, alpaca, asked, monkeypatch):

@@ -32,11 +32,20 @@ def test_a_question_holds_context_and_options_by_letter():
 
 
 def test_questions_with_pictures_are_left_out_and_counted(science, caplog):
-    data = ScienceQA(science(test=[ROW | {"image": "1.png"}, ROW, ROW | {"image": "2.png"}]))
+    data = ScienceQA(science(test=[ROW | {"image": "1.png"}, ROW, ROW | {"image": "2.png"}, ROW | {"image": ""}]))
     with caplog.at_level(logging.WARNING):
         rows = data.test_rows("scienceqa")
-    assert rows["output"] == ["B"]
-    assert "2 of 3 questions left out, of a picture" in caplog.text
+    assert rows["output"] == ["B", "B"]
+    assert "2 of 4 questions left out, of a picture" in caplog.text
+
+
+def test_a_struct_of_nulls_is_no_picture(tmp_path):
+    import datasets
+
+    images = [{"bytes": None, "path": None}, {"bytes": b"x", "path": None}, None]
+    rows = {name: [value] * 3 for name, value in ROW.items() if name != "image"} | {"image": images}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "test.parquet")
+    assert len(ScienceQA(str(tmp_path)).test_rows("scienceqa")) == 2
 
 
 def test_only_pictures_is_an_error(science):
@@ -44,9 +53,16 @@ def test_only_pictures_is_an_error(science):
         ScienceQA(science(test=[ROW | {"image": "1.png"}])).test_rows("scienceqa")
 
 
-@pytest.mark.parametrize("change", [{"answer": 2}, {"answer": -1}, {"answer": "B"}, {"choices": list("abcdef")}])
-def test_an_answer_that_is_no_option_is_named(science, change):
-    with pytest.raises(InputError, match=r"split train of .*, question . of those without a picture"):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"answer": 2}, {"answer": -1}, {"answer": "B"}, {"answer": True}, {"choices": list("abcdef")},
+        {"choices": ["a"], "answer": 0}, {"choices": ["a", None]}, {"choices": None}, {"question": None},
+        {"question": ""},
+    ],
+)  # fmt: skip
+def test_what_is_no_question_with_a_right_option_is_named(science, change):
+    with pytest.raises(InputError, match=r"split train of .*, row 0: .*mend the row or leave it out"):
         ScienceQA(science(train=[ROW | change])).rows("train")
 
 

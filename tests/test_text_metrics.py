@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import transformers
+from conftest import WORDS
 
 from lit_spectral import text_metrics
 from lit_spectral.errors import InputError
@@ -79,4 +80,20 @@ def test_bert_score_is_the_greedy_match_of_states(backbone_folder):
         p, r = float(likeness.amax(1).mean()), float(likeness.amax(0).mean())
         for name, value in (("precision", p), ("recall", r), ("f1", 2 * p * r / (p + r))):
             expected[name] += value / 2
-    assert text_metrics.bert_score(texts, references, folder, layer=1) == pytest.approx(expected, abs=1e-5)
+    assert text_metrics.BERTScore(folder, layer=1)(texts, references) == pytest.approx(expected, abs=1e-5)
+
+
+def test_bert_score_pairs_texts_of_any_length(backbone_folder):
+    score = text_metrics.BERTScore(backbone_folder("bert"), layer=2)
+    texts = ["cat dog", "bird ran flew", "hill", " ".join(WORDS * 8), ""]
+    references = ["the cat dog bird", "bird ran", "hill tree and", "the cat", "the mat"]
+    alone = [score([text], [reference]) for text, reference in zip(texts, references, strict=True)]
+    expected = {name: sum(one[name] for one in alone) / 5 for name in ("precision", "recall", "f1")}
+    assert score(texts, references) == pytest.approx(expected, abs=1e-5)
+    assert alone[-1] == {"precision": 0, "recall": 0, "f1": 0}
+
+
+@pytest.mark.parametrize(("model", "layer", "message"), [("bert", 3, "layers 1 to 2, not 3"), ("/none", 1, "/none")])
+def test_an_encoder_or_layer_that_there_is_not_is_said(backbone_folder, model, layer, message):
+    with pytest.raises(InputError, match=message):
+        text_metrics.BERTScore(backbone_folder(model) if model == "bert" else model, layer)

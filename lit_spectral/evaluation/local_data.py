@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.prompts import TEMPLATES, Template, layout
-from lit_spectral.datamodules.science_qa import LETTERS, question, without_pictures
+from lit_spectral.datamodules.science_qa import LETTERS, question, questions
 from lit_spectral.errors import InputError
 
 __all__ = ["commonsense", "scienceqa"]
@@ -69,11 +69,11 @@ def scienceqa(scienceqa: str | None = None, prompt: str = PROMPT, **metadata: An
         `test`: rows with `prompt`, `choices` (letters) and `answer`, the index of the right one.
 
     Raises:
-        InputError: no folder, a column that is missing, or no question without a picture.
+        InputError: no folder; as in `questions`.
     """
     import datasets
 
-    rows = without_pictures(_read(scienceqa, "scienceqa"), f"scienceqa in {scienceqa}")
+    rows = questions(_read(scienceqa, "scienceqa"), f"scienceqa in {scienceqa}")
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         given = _written(prompt, {"instruction": question(row)})

@@ -128,7 +128,8 @@ class Task(pl.LightningModule):
 
     def evaluation_sets(self) -> list[str]:
         """Names under which sets are logged now: those of the data module, `test` or `val` if it has none."""
-        attribute, default = ("test_sets", "test") if self.trainer.testing else ("evaluation_sets", "val")
+        tested = self.trainer.testing or self.trainer.predicting
+        attribute, default = ("test_sets", "test") if tested else ("evaluation_sets", "val")
         names: list[str] = getattr(getattr(self.trainer, "datamodule", None), attribute, [default])
         return names
 

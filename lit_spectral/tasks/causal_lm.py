@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -167,7 +169,13 @@ class CausalLM(Task):
 
     def _generated(self, batch: dict[str, Any], name: str) -> list[str]:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return continue_batch(self.model, data.tokenizer, batch, data.max_new_tokens, data.test_generation(name))
+        settings = data.test_generation(name)
+        with isolate_rng():
+            if settings.get("do_sample"):
+                # Processes have one seed, and a prompt's draws are spread over them: each batch has its own.
+                place = f"{torch.initial_seed()} {name} {batch['row'][0]}".encode()
+                torch.manual_seed(int.from_bytes(hashlib.blake2b(place, digest_size=7).digest(), "big"))
+            return continue_batch(self.model, data.tokenizer, batch, data.max_new_tokens, settings)
 
     def _finish_answers(self) -> None:
         log_dir = self.trainer.log_dir if self.trainer.loggers else None
