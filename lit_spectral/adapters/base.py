@@ -15,11 +15,17 @@ __all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors"]
 
 
 class Factors(NamedTuple):
-    """ΔW = left @ diag(scale) @ right, with left (out, r), scale (r,) or a number, right (r, in)."""
+    """ΔW = left @ diag(scale) @ right, with left (out, r), scale (r,) or a number, right (r, in).
+
+    Where only the first `columns` of left, or the first `rows` of right, depend on what is trained,
+    their number is given, and backward passes by the others.
+    """
 
     left: Tensor
     scale: Tensor | float
     right: Tensor
+    columns: int | None = None
+    rows: int | None = None
 
 
 class Bounded(NamedTuple):

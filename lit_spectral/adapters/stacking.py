@@ -26,7 +26,7 @@ def stack_factors(group: Sequence[Factors]) -> tuple[Tensor, Tensor]:
     """(n, out, r) and (n, r, in) of factors of one shape, with the scale on the right factor."""
     rights = [
         right.detach() * (scale.detach().unsqueeze(-1) if isinstance(scale, Tensor) else scale)
-        for _, scale, right in group
+        for _, scale, right, *_ in group
     ]
     return torch.stack([factors.left.detach() for factors in group]), torch.stack(rights)
 
