@@ -101,6 +101,13 @@ class Change:
         """ΔW as factors of float32, or None where it is not of low rank."""
         return None
 
+    def orthogonal_parts(self) -> tuple[Factors | None, Tensor | None]:
+        """ΔW in two parts that are orthogonal to one another on both sides: factors, and gains on orthonormal pairs.
+
+        ‖ΔW‖₂ is the larger of theirs; a gain's is its absolute value. By default all in factors, no gains.
+        """
+        return self.factors(), None
+
     def times(self, vector: Tensor) -> Tensor:
         """ΔW v, from (in,) to (out,), float32."""
         return self.delta_weight() @ vector

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_spectral import linalg
-from lit_spectral.adapters.base import Factors
+from lit_spectral.adapters.base import Change, Factors
 
-__all__ = ["group_by_shape", "singular_values", "stack_factors"]
+__all__ = ["group_by_shape", "singular_values", "spectral_norms", "stack_factors"]
 
 
 def group_by_shape(items: Sequence[tuple[Tensor, ...]]) -> list[list[int]]:
@@ -39,3 +39,40 @@ def singular_values(changes: Sequence[Factors]) -> list[Tensor]:
         values = linalg.factor_spectrum(*stack_factors([changes[i] for i in indices])).values
         found |= dict(zip(indices, values, strict=True))
     return [found[index] for index in range(len(changes))]
+
+
+@torch.no_grad()
+def spectral_norms(changes: Sequence[Change]) -> Tensor:
+    """‖ΔW‖₂ of each change, which all have factors, (n,), float64, without a synchronisation."""
+    parts = [change.orthogonal_parts() for change in changes]
+    factors = [part for part, _ in parts if part is not None]
+    found: dict[int, Tensor] = {}
+    for indices in group_by_shape([(part.right[:, 0],) for part in factors]):
+        group = [factors[i] for i in indices]
+        scales = [
+            scale.detach() if isinstance(scale, Tensor) else left.new_full(left.shape[1:], scale)
+            for left, scale, *_ in group
+        ]
+        scale = torch.stack(scales)
+        gram_right = _grams([part.right.mT for part in group]) * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+        norms = linalg.largest_singular_value(_grams([part.left for part in group]), gram_right)
+        found |= dict(zip(indices, norms.unbind(), strict=True))
+    result = torch.stack([found[index] for index in range(len(factors))])
+    gains = [gain.detach() for _, gain in parts if gain is not None]
+    if gains:
+        largest = iter(torch._foreach_norm(gains, float("inf")))
+        beside = [result.new_zeros(()) if gain is None else next(largest).to(result.dtype) for _, gain in parts]
+        result = torch.maximum(result, torch.stack(beside))
+    return result
+
+
+def _grams(matrices: Sequence[Tensor]) -> Tensor:
+    """XᵀX of each X (m, r), all of one r: (n, r, r), float64."""
+    # Stacked as they lie in memory: copying them across the grain takes longer than the products.
+    lying = [x.detach() if x.is_contiguous() else x.detach().mT for x in matrices]
+    found: dict[int, Tensor] = {}
+    for indices in group_by_shape([(x, y) for x, y in zip(lying, matrices, strict=True)]):
+        stacked = torch.stack([lying[i] for i in indices]).double()
+        products = stacked.mT @ stacked if matrices[indices[0]].is_contiguous() else stacked @ stacked.mT
+        found |= dict(zip(indices, products.unbind(), strict=True))
+    return torch.stack([found[index] for index in range(len(matrices))])

@@ -60,6 +60,10 @@ class TwoChannelAdapter(LowRankAdapter):
         """(L, s, R) while the channels are orthogonal: then ‖ΔW‖₂ is the larger of max |δ| and ‖s·L R‖₂."""
         return Factors(self.left, self.scale, self.right) if self._is_confined else None
 
+    def orthogonal_parts(self) -> tuple[Factors | None, Tensor | None]:
+        """(L, s, R) and δ while the channels are orthogonal."""
+        return (self.free_factors(), self.delta) if self._is_confined else super().orthogonal_parts()
+
     def retreat(self, fraction: float) -> None:
         """Scale δ and L, in both of which ΔW is linear."""
         self.delta.mul_(fraction)

@@ -31,7 +31,6 @@ from lit_spectral.tasks.penalties import (
     add_gradients_of,
     add_orthogonality_gradients,
     budget_penalty,
-    orthogonality_penalty,
     pull_to_orthogonality,
 )
 
@@ -145,6 +144,8 @@ class Task(pl.LightningModule):
         optimizer = self.optimizer(self._parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * group["lr_ratio"]
+            if {"fused", "foreach"} <= group.keys() and group["fused"] is None and group["foreach"] is None:
+                group["fused"] = True  # one call for all parameters; torch's own choice is a loop on CPUs
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps
         scheduler = get_scheduler(self.lr_scheduler, optimizer, math.ceil(warmup), steps)
@@ -170,9 +171,9 @@ class Task(pl.LightningModule):
 
         They are never part of the loss.
         """
-        if self._penalised:
-            self.log("train/orthogonality_penalty", orthogonality_penalty(self._penalised))
-            add_orthogonality_gradients([a for a in self._penalised if not a.decoupled_penalty])
+        coupled = [adapter for adapter in self._penalised if not adapter.decoupled_penalty]
+        if coupled:
+            self.log("train/orthogonality_penalty", add_orthogonality_gradients(coupled))
         if self._budgets:
             self.log("train/budget_penalty", budget_penalty(self._budgets))
             add_budget_gradients(self._budgets)
@@ -215,8 +216,10 @@ class Task(pl.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             decoupled = [adapter for adapter in self._penalised if adapter.decoupled_penalty]
-            group = optimizer.param_groups[0]
-            pull_to_orthogonality(decoupled, group["lr"] / group["lr_ratio"])
+            if decoupled:
+                group = optimizer.param_groups[0]
+                value = pull_to_orthogonality(decoupled, group["lr"] / group["lr_ratio"])
+                self.log("train/orthogonality_penalty", value)
         self.log("train/skipped_steps", float(self.skipped_steps))
 
     def on_fit_start(self) -> None:
