@@ -16,7 +16,7 @@ from lit_spectral.callbacks.projection import projector
 from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA, Method, MiLoRA, PiSSA
 from lit_spectral.tasks.penalties import add_budget_gradients, budget_penalty, pull_to_orthogonality
 
-__all__ = ["CONTENDERS", "Contender"]
+__all__ = ["CONTENDERS", "Contender", "copied"]
 
 LR = 1e-4
 Hook = Callable[[], Any]
@@ -35,17 +35,24 @@ class Contender:
     optimizer: torch.optim.Optimizer | None
     before_step: Hook = _nothing
     after_step: Hook = _nothing
-    monitor: Hook = _nothing
+    watch: Hook = _nothing
+    watched: bool = False
+
+    def loss(self) -> Tensor:
+        """Of the batch, with its graph."""
+        loss: Tensor = self.model(**self.batch).loss
+        return loss
 
     def step(self) -> None:
         """Forward, backward, clipping, AdamW, and whatever else the method asks for."""
-        self.model(**self.batch).loss.backward()
+        self.loss().backward()
         if self.optimizer is not None:
             torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
             self.before_step()
             self.optimizer.step()
             self.after_step()
-            self.monitor()
+            if self.watched:
+                self.watch()
             self.optimizer.zero_grad()
 
     @torch.no_grad()
@@ -61,14 +68,14 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.0, fused=True)
 
 
-def _shared(model: nn.Module) -> nn.Module:
-    """A copy whose modules are its own and whose weights are the same memory."""
-    return copy.deepcopy(model, {id(p): p for p in [*model.parameters(), *model.buffers()]})
+def copied(model: nn.Module, weights: bool = False) -> nn.Module:
+    """A copy whose modules are its own and whose weights are the same memory, or copied too."""
+    return copy.deepcopy(model, {} if weights else {id(p): p for p in [*model.parameters(), *model.buffers()]})
 
 
 def floor(model: nn.Module, batch: dict[str, Any]) -> Contender:
     """Forward and backward through the frozen backbone, down to its embeddings: nobody can be faster."""
-    model = _shared(model)
+    model = copied(model)
 
     def start(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return output.requires_grad_()
@@ -81,7 +88,7 @@ def ours(method: Method, monitored: bool = True) -> Callable[[nn.Module, dict[st
     """A step as `Task` takes it: penalties, projections after the step, and the monitor of every layer at each step."""
 
     def make(model: nn.Module, batch: dict[str, Any]) -> Contender:
-        model = _shared(model)
+        model = copied(model)
         method.apply(model, model.base_model)  # type: ignore[arg-type]
         attached = adapters(model)
         penalised = [adapter for adapter in attached if adapter.penalty_weight > 0]
@@ -97,8 +104,7 @@ def ours(method: Method, monitored: bool = True) -> Callable[[nn.Module, dict[st
         project = projector([SigmaClamp(), FactorRetraction(), SpectralBall()], attached)
         monitor = SpectralMonitor()
         monitor.watch(named_changes(model))
-        watch = monitor.measure if monitored else _nothing
-        return Contender(model, batch, _optimizer(model), before_step, project, watch)
+        return Contender(model, batch, _optimizer(model), before_step, project, monitor.measure, monitored)
 
     return make
 
@@ -110,7 +116,7 @@ def peft(kind: str, share: bool = True, autocast_adapter_dtype: bool = True, **f
         import peft as library
 
         # Some of its initialisations write to the backbone.
-        model = _shared(model) if share else copy.deepcopy(model)
+        model = copied(model, weights=not share)
         wanted = {id(layer) for layer in find_targets(model.base_model, None).values()}  # type: ignore[arg-type]
         names = [name for name, module in model.named_modules() if id(module) in wanted]
         config = getattr(library, kind)(target_modules=names, **fields)
@@ -133,15 +139,14 @@ CONTENDERS: dict[str, Callable[[nn.Module, dict[str, Any]], Contender]] = {
     "peft LoRA": peft("LoraConfig", r=8, lora_alpha=8),
     "peft LoRA, fastest": peft("LoraConfig", r=8, lora_alpha=8, autocast_adapter_dtype=False),
     "LoRA": ours(LoRA(rank=8), monitored=False),
-    "LoRA, monitored": ours(LoRA(rank=8)),
     "peft AdaLoRA": peft("AdaLoraConfig", **ADALORA),
     "FCLoRA": ours(FCLoRA(rank=8)),
     "FCLoRA, ball": ours(FCLoRA(rank=8, ball="q2")),
     "peft LoRA, r = 16": peft("LoraConfig", r=16, lora_alpha=16),
     "HiP-LoRA": ours(HiPLoRA(rank=16, principal_rank=32)),
     "peft PiSSA": peft("LoraConfig", share=False, r=8, lora_alpha=8, init_lora_weights="pissa_niter_4"),
-    "PiSSA": ours(PiSSA(rank=8), monitored=False),
-    "MiLoRA": ours(MiLoRA(rank=8), monitored=False),
+    "PiSSA": ours(PiSSA(rank=8)),
+    "MiLoRA": ours(MiLoRA(rank=8)),
     "peft HiRA": peft("HiraConfig", r=8),
     "HiRA": ours(HiRA(rank=8), monitored=False),
 }

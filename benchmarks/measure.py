@@ -27,11 +27,13 @@ class Ratio(NamedTuple):
     rounds: int
 
 
-def in_turn(actions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each action in each round; each round runs all, in an order that turns, after one that warms up."""
+def in_turn(
+    actions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each action in each round; a round runs all, in an order that turns. One round more, first, to warm up."""
     names = list(actions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
+    for number in range(0 if warm else 1, rounds + 1):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             _wait(device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["SIZES", "batch", "build"]
+__all__ = ["SIZES", "batch", "build", "is_encoder"]
 
 ENCODER = {"vocab_size": 30527, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
 DECODER = {"attention_dropout": 0.0, "use_cache": False}
@@ -46,6 +46,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     ),
 }  # fmt: skip
 SIZES = {"tiny": ["tiny-encoder", "tiny-decoder"], "base": ["mpnet", "smollm2"], "7b-block": ["7b-block"]}
+
+
+def is_encoder(name: str) -> bool:
+    """Whether every token sees all the others."""
+    return SHAPES[name][0] != "llama"
 
 
 def build(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:

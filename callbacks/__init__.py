@@ -1,7 +1,8 @@
-"""Callbacks: what holds adapters in their sets, what shows their spectra, and what scores the model on the way."""
+"""Callbacks: what holds adapters in their sets, shows their spectra, rounds the backbone, scores the model on the way."""
 
+from lit_spectral.callbacks.held_backbone import HeldBackbone
 from lit_spectral.callbacks.lm_eval import LMEvalCallback
 from lit_spectral.callbacks.projection import FactorRetraction, SigmaClamp, SpectralBall
 from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
 
-__all__ = ["FactorRetraction", "LMEvalCallback", "SigmaClamp", "SpectralBall", "SpectralMonitor"]
+__all__ = ["FactorRetraction", "HeldBackbone", "LMEvalCallback", "SigmaClamp", "SpectralBall", "SpectralMonitor"]

@@ -171,7 +171,7 @@ def fraction_at_bound(changes: Sequence[Change], norms: Tensor) -> Tensor:
     shares = []
     if bounded:
         # A range around 0 is reached at either end; σ = 0 is where σ starts, not a bound it grew to.
-        sizes = torch._foreach_abs([bound.tensor.detach() for bound in bounded])
+        sizes = torch._foreach_abs([bound.tensor for bound in bounded])
         torch._foreach_div_(sizes, [bound.upper for bound in bounded])
         shares.append((torch.cat(sizes) >= 1).float())
     if any(radius < torch.inf for radius in radii):
@@ -184,7 +184,7 @@ def fraction_at_bound(changes: Sequence[Change], norms: Tensor) -> Tensor:
 
 def orthogonality_error(changes: Sequence[Change]) -> Tensor:
     """Largest ‖XᵀX − I‖_F over the tensors meant to be orthonormal, shape (1,); NaN without any."""
-    tensors = [(tensor.detach(),) for change in changes for tensor in change.orthonormal]
+    tensors = [(tensor,) for change in changes for tensor in change.orthonormal]
     if not tensors:
         return torch.full((1,), torch.nan, device=changes[0].device)
     batches = [torch.stack([tensors[i][0] for i in indices]) for indices in group_by_shape(tensors)]

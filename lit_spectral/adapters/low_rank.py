@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral.adapters.base import Adapter, Confined, Factors
-from lit_spectral.adapters.linear import compute_dtype, is_plain_and_frozen, weight_matrix
+from lit_spectral.adapters.linear import compute_dtype, is_plain_and_frozen, is_transposed
 
 __all__ = ["FactoredAdapter", "LowRankAdapter", "add_low_rank"]
 
@@ -57,21 +57,22 @@ class _LowRankLinear(torch.autograd.Function):
         right_ri = right.to(x.dtype, memory_format=torch.contiguous_format)
         scale_r1 = scale.to(x.dtype).unsqueeze(1) if isinstance(scale, Tensor) else scale
         narrow = right_ri @ (x if keep is None else x * keep).mT
-        y.addmm_((narrow * scale_r1).mT, left_ro)
+        scaled = narrow * scale_r1
+        y.addmm_(scaled.mT, left_ro)
         gains = scale_r1 if isinstance(scale, Tensor) else None
-        ctx.save_for_backward(x, weight, keep, left_ro, gains, right_ri, narrow)
+        ctx.save_for_backward(x, weight, keep, left_ro, gains, right_ri, narrow if gains is not None else None, scaled)
         ctx.scale, ctx.trained, ctx.dtypes = scale, (columns, rows), (left.dtype, right.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, keep, left_ro, gains, right_ri, narrow = ctx.saved_tensors
+        x, weight, keep, left_ro, gains, right_ri, narrow, scaled = ctx.saved_tensors
         dy, (columns, rows) = gradients[0], ctx.trained
         scale_r1 = ctx.scale if gains is None else gains
         d_scaled = left_ro @ dy.mT
         d_narrow = d_scaled * scale_r1
-        d_left = _filled_up((narrow * scale_r1)[:columns] @ dy, len(narrow))
-        d_right = _filled_up(d_narrow[:rows] @ (x if keep is None else x * keep), len(narrow))
+        d_left = _first_rows(columns, scaled, dy)
+        d_right = _first_rows(rows, d_narrow, x if keep is None else x * keep)
         d_scale = None if gains is None else (d_scaled * narrow).sum(1, dtype=torch.float32)
         dx = None
         if ctx.needs_input_grad[0]:
@@ -81,8 +82,11 @@ class _LowRankLinear(torch.autograd.Function):
         return dx, None, None, None, d_left, d_scale, d_right.to(ctx.dtypes[1]), None, None
 
 
-def _filled_up(rows: Tensor, count: int) -> Tensor:
-    return rows if len(rows) == count else F.pad(rows, (0, 0, 0, count - len(rows)))
+def _first_rows(count: int | None, left: Tensor, right: Tensor) -> Tensor:
+    """Left @ right, of which all but the first `count` rows are 0."""
+    if count is None:
+        return left @ right
+    return F.pad(left[:count] @ right, (0, 0, 0, len(left) - count))
 
 
 class FactoredAdapter(Adapter):
@@ -124,7 +128,7 @@ class FactoredAdapter(Adapter):
             # Saved as a mask beside x, which other maps share, in place of a copy of x.
             keep = torch.empty_like(inputs, dtype=torch.bool).bernoulli_(1 - self.dropout)
             scale = scale / (1 - self.dropout)
-        weight = weight_matrix(self.base_layer)
+        weight = self.weight.mT if is_transposed(self.base_layer) else self.weight
         out: Tensor = _LowRankLinear.apply(inputs, weight, self.bias, keep, left, scale, right, columns, rows)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], self.out_features)
 

@@ -50,7 +50,7 @@ def spectral_norms(changes: Sequence[Change]) -> Tensor:
     for indices in group_by_shape([(part.right[:, 0],) for part in factors]):
         group = [factors[i] for i in indices]
         scales = [
-            scale.detach() if isinstance(scale, Tensor) else left.new_full(left.shape[1:], scale)
+            scale if isinstance(scale, Tensor) else left.new_full(left.shape[1:], scale)
             for left, scale, *_ in group
         ]
         scale = torch.stack(scales)
@@ -58,7 +58,7 @@ def spectral_norms(changes: Sequence[Change]) -> Tensor:
         norms = linalg.largest_singular_value(_grams([part.left for part in group]), gram_right)
         found |= dict(zip(indices, norms.unbind(), strict=True))
     result = torch.stack([found[index] for index in range(len(factors))])
-    gains = [gain.detach() for _, gain in parts if gain is not None]
+    gains = [gain for _, gain in parts if gain is not None]
     if gains:
         largest = iter(torch._foreach_norm(gains, float("inf")))
         beside = [result.new_zeros(()) if gain is None else next(largest).to(result.dtype) for _, gain in parts]
@@ -69,7 +69,7 @@ def spectral_norms(changes: Sequence[Change]) -> Tensor:
 def _grams(matrices: Sequence[Tensor]) -> Tensor:
     """XᵀX of each X (m, r), all of one r: (n, r, r), float64."""
     # Stacked as they lie in memory: copying them across the grain takes longer than the products.
-    lying = [x.detach() if x.is_contiguous() else x.detach().mT for x in matrices]
+    lying = [x if x.is_contiguous() else x.mT for x in matrices]
     found: dict[int, Tensor] = {}
     for indices in group_by_shape([(x, y) for x, y in zip(lying, matrices, strict=True)]):
         stacked = torch.stack([lying[i] for i in indices]).double()

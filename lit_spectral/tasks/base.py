@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from lit_spectral import backbones
 from lit_spectral.adapters import Adapter, adapters, trained_state
-from lit_spectral.callbacks import FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.callbacks import FactorRetraction, HeldBackbone, SigmaClamp, SpectralBall, SpectralMonitor
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method
 from lit_spectral.tasks.fit_check import backbone_digest, check_checkpoint
@@ -132,9 +132,9 @@ class Task(pl.LightningModule):
         return names
 
     def configure_callbacks(self) -> list[Callback]:
-        """The callbacks that hold and log what adapters declare, unless the trainer has its own."""
+        """Those that hold and log what adapters declare and hold the backbone, unless the trainer has its own."""
         present = self.trainer.callbacks  # type: ignore[attr-defined]
-        defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor]
+        defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor, HeldBackbone]
         return [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -92,4 +92,4 @@ def _batches(penalised: list[Adapter]) -> Iterator[tuple[float, list[Tensor], Te
         for tensor in adapter.orthonormal:
             by_shape[tensor.shape, adapter.penalty_weight].append(tensor)
     for (_, weight), tensors in by_shape.items():
-        yield weight, tensors, torch.stack([tensor.detach() for tensor in tensors])
+        yield weight, tensors, torch.stack(tensors)
