@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from lit_spectral.callbacks import FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.callbacks.projection import projector
 from torch import Tensor, nn
 
 from lit_spectral.adapters import adapters, find_targets, named_changes
-from lit_spectral.callbacks.projection import projector
 from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA, Method, MiLoRA, PiSSA
 from lit_spectral.tasks.penalties import add_budget_gradients, budget_penalty, pull_to_orthogonality
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import peft
 import torch
+from lit_spectral.callbacks import SpectralMonitor
 from torch import nn
 
 from benchmarks.contenders import CONTENDERS, copied
 from benchmarks.measure import Ratio, in_turn, ratio
-from lit_spectral.adapters import adapters, find_targets, trained_state
+from lit_spectral.adapters import adapters, find_targets, named_changes, trained_state
 from lit_spectral.methods import MiLoRA, PiSSA
 
 __all__ = ["command_line", "files", "start", "svdvals"]
@@ -72,9 +73,6 @@ def files(model: nn.Module, batch: dict[str, Any], name: str, rounds: int) -> di
 
 def svdvals(model: nn.Module, rounds: int) -> dict[str, Ratio]:
     """Seconds of dense `svdvals` of every ΔW over those of one measurement of the monitor."""
-    from lit_spectral.adapters import named_changes
-    from lit_spectral.callbacks import SpectralMonitor
-
     dense: list[float] = []
     monitor = SpectralMonitor()
     monitor.watch(named_changes(model))

@@ -1,4 +1,4 @@
-"""Callbacks: what holds adapters in their sets, shows their spectra, rounds the backbone, scores the model on the way."""
+"""Callbacks: what holds adapters in their sets and the backbone in bfloat16, shows spectra, and scores the model."""
 
 from lit_spectral.callbacks.held_backbone import HeldBackbone
 from lit_spectral.callbacks.lm_eval import LMEvalCallback

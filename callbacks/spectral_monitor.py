@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_spectral import linalg
 from lit_spectral.adapters import Change, Factors, named_changes
-from lit_spectral.adapters.stacking import group_by_shape, singular_values, spectral_norms
+from lit_spectral.adapters.stacking import grams, singular_values, spectral_norms
 
 __all__ = ["SpectralMonitor"]
 
@@ -119,8 +119,9 @@ class SpectralMonitor(Callback):
     def measure(self) -> Tensor:
         """Norms of all layers, then fraction at the bound and orthogonality error, on the device, float32."""
         changes = list(self._changes.values())
-        norms = spectral_norms(changes) if self._exact else self._estimated_norms()
-        return torch.cat([norms.float(), fraction_at_bound(changes, norms), orthogonality_error(changes)])
+        known: dict[Any, Tensor] = {}  # FCLoRA's factors are also what should be orthonormal
+        norms = spectral_norms(changes, known) if self._exact else self._estimated_norms()
+        return torch.cat([norms.float(), fraction_at_bound(changes, norms), orthogonality_error(changes, known)])
 
     def _estimated_norms(self) -> Tensor:
         """Those of the layers whose turn it is anew, the others' as they were."""
@@ -182,10 +183,12 @@ def fraction_at_bound(changes: Sequence[Change], norms: Tensor) -> Tensor:
     return torch.cat(shares).mean(0, keepdim=True)
 
 
-def orthogonality_error(changes: Sequence[Change]) -> Tensor:
+def orthogonality_error(changes: Sequence[Change], known: dict[Any, Tensor]) -> Tensor:
     """Largest ‖XᵀX − I‖_F over the tensors meant to be orthonormal, shape (1,); NaN without any."""
-    tensors = [(tensor,) for change in changes for tensor in change.orthonormal]
-    if not tensors:
+    by_rank: dict[int, list[Tensor]] = {}
+    for tensor in (tensor for change in changes for tensor in change.orthonormal):
+        by_rank.setdefault(tensor.shape[1], []).append(tensor)
+    if not by_rank:
         return torch.full((1,), torch.nan, device=changes[0].device)
-    batches = [torch.stack([tensors[i][0] for i in indices]) for indices in group_by_shape(tensors)]
-    return torch.cat([linalg.orthogonality_error(batch) for batch in batches]).amax(0, keepdim=True)
+    off = [grams(tensors, known) - torch.eye(rank, device=tensors[0].device) for rank, tensors in by_rank.items()]
+    return torch.cat([torch.linalg.matrix_norm(each) for each in off]).amax(0, keepdim=True).float()

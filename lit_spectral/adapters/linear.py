@@ -34,7 +34,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 def is_plain_and_frozen(module: nn.Module) -> bool:
     """Whether the module computes x Wᵀ + b and nothing else, with W and b that need no gradient."""
     plain = type(module) is nn.Linear or is_transposed(module)
-    return plain and not any(parameter.requires_grad for parameter in (module.weight, module.bias) if parameter is not None)
+    return plain and not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

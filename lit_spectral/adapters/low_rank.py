@@ -53,8 +53,7 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         matrix = weight.to(x.dtype).mT
         y = x @ matrix if bias is None else torch.addmm(bias.to(x.dtype), x, matrix)
-        left_ro = left.mT.to(x.dtype, memory_format=torch.contiguous_format)
-        right_ri = right.to(x.dtype, memory_format=torch.contiguous_format)
+        left_ro, right_ri = _laid_out(left.mT, x.dtype), _laid_out(right, x.dtype)
         scale_r1 = scale.to(x.dtype).unsqueeze(1) if isinstance(scale, Tensor) else scale
         narrow = right_ri @ (x if keep is None else x * keep).mT
         scaled = narrow * scale_r1
@@ -80,6 +79,11 @@ class _LowRankLinear(torch.autograd.Function):
             dx = dx.addmm_(d_narrow.mT, right_ri) if keep is None else dx.add_((d_narrow.mT @ right_ri).mul_(keep))
         d_left = d_left.mT.to(ctx.dtypes[0], memory_format=torch.contiguous_format)
         return dx, None, None, None, d_left, d_scale, d_right.to(ctx.dtypes[1]), None, None
+
+
+def _laid_out(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    # One pass where it casts; where it need not, `to` looks at no strides.
+    return rows.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
 
 def _first_rows(count: int | None, left: Tensor, right: Tensor) -> Tensor:

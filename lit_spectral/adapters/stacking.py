@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from lit_spectral import linalg
 from lit_spectral.adapters.base import Change, Factors
 
-__all__ = ["group_by_shape", "singular_values", "spectral_norms", "stack_factors"]
+__all__ = ["grams", "group_by_shape", "singular_values", "spectral_norms", "stack_factors"]
 
 
 def group_by_shape(items: Sequence[tuple[Tensor, ...]]) -> list[list[int]]:
@@ -42,20 +43,22 @@ def singular_values(changes: Sequence[Factors]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def spectral_norms(changes: Sequence[Change]) -> Tensor:
-    """‖ΔW‖₂ of each change, which all have factors, (n,), float64, without a synchronisation."""
+def spectral_norms(changes: Sequence[Change], known: dict[Any, Tensor] | None = None) -> Tensor:
+    """‖ΔW‖₂ of each change, which all have factors, (n,), float64, without a synchronisation.
+
+    `known` is that of `grams`, which is filled.
+    """
     parts = [change.orthogonal_parts() for change in changes]
     factors = [part for part, _ in parts if part is not None]
     found: dict[int, Tensor] = {}
     for indices in group_by_shape([(part.right[:, 0],) for part in factors]):
         group = [factors[i] for i in indices]
         scales = [
-            scale if isinstance(scale, Tensor) else left.new_full(left.shape[1:], scale)
-            for left, scale, *_ in group
+            scale if isinstance(scale, Tensor) else left.new_full(left.shape[1:], scale) for left, scale, *_ in group
         ]
         scale = torch.stack(scales)
-        gram_right = _grams([part.right.mT for part in group]) * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-        norms = linalg.largest_singular_value(_grams([part.left for part in group]), gram_right)
+        gram_left, gram_right = grams([part.left for part in group] + [part.right.mT for part in group], known).chunk(2)
+        norms = linalg.largest_singular_value(gram_left, gram_right * scale.unsqueeze(-1) * scale.unsqueeze(-2))
         found |= dict(zip(indices, norms.unbind(), strict=True))
     result = torch.stack([found[index] for index in range(len(factors))])
     gains = [gain for _, gain in parts if gain is not None]
@@ -66,13 +69,20 @@ def spectral_norms(changes: Sequence[Change]) -> Tensor:
     return result
 
 
-def _grams(matrices: Sequence[Tensor]) -> Tensor:
-    """XᵀX of each X (m, r), all of one r: (n, r, r), float64."""
+@torch.no_grad()
+def grams(matrices: Sequence[Tensor], known: dict[Any, Tensor] | None = None) -> Tensor:
+    """XᵀX of each X (m, r), all of one r: (n, r, r), float64.
+
+    `known` remembers them by what memory X is, for as long as nobody writes there.
+    """
+    known = {} if known is None else known
+    keys = [(x.data_ptr(), x.shape) for x in matrices]
+    new = [x for x, key in zip(matrices, keys, strict=True) if key not in known]
     # Stacked as they lie in memory: copying them across the grain takes longer than the products.
-    lying = [x if x.is_contiguous() else x.mT for x in matrices]
-    found: dict[int, Tensor] = {}
-    for indices in group_by_shape([(x, y) for x, y in zip(lying, matrices, strict=True)]):
+    lying = [x if x.is_contiguous() else x.mT for x in new]
+    for indices in group_by_shape([(x, y) for x, y in zip(lying, new, strict=True)]):
         stacked = torch.stack([lying[i] for i in indices]).double()
-        products = stacked.mT @ stacked if matrices[indices[0]].is_contiguous() else stacked @ stacked.mT
-        found |= dict(zip(indices, products.unbind(), strict=True))
-    return torch.stack([found[index] for index in range(len(matrices))])
+        products = stacked.mT @ stacked if new[indices[0]].is_contiguous() else stacked @ stacked.mT
+        for index, product in zip(indices, products.unbind(), strict=True):
+            known[new[index].data_ptr(), new[index].shape] = product
+    return torch.stack([known[key] for key in keys])
