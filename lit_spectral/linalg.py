@@ -120,7 +120,8 @@ def contract_to_spectral_ball(left_nor: Tensor, right_nri: Tensor, radius_n: Ten
 
 def orthogonality_error(columns_nmr: Tensor) -> Tensor:
     """‖XᵀX − I‖_F of each matrix of a batch (n, m, r), shape (n,): 0 when the columns are orthonormal."""
-    return torch.linalg.matrix_norm(_gram_minus_identity(columns_nmr))
+    norms: Tensor = torch.linalg.matrix_norm(_gram_minus_identity(columns_nmr))
+    return norms
 
 
 def orthogonality_gradient(columns_nmr: Tensor) -> tuple[Tensor, Tensor]:
