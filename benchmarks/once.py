@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.contenders import CONTENDERS, copied
 from benchmarks.measure import Ratio, in_turn, ratio
-from lit_spectral.adapters import adapters, find_targets, named_changes, trained_state
+from lit_spectral.adapters import adapters, find_targets, named_changes, packed, trained_state
 from lit_spectral.methods import MiLoRA, PiSSA
 
 __all__ = ["command_line", "files", "start", "svdvals"]
@@ -58,7 +58,7 @@ def files(model: nn.Module, batch: dict[str, Any], name: str, rounds: int) -> di
             peft.set_peft_model_state_dict(theirs, peft.load_peft_weights(str(folder), device="cpu"))  # type: ignore[no-untyped-call]
 
         saving = {
-            "ours": lambda: torch.save(trained_state(ours), ckpt),
+            "ours": lambda: torch.save(packed(trained_state(ours)), ckpt),
             "theirs": lambda: theirs.save_pretrained(folder),  # type: ignore[operator]
         }
         save = in_turn(saving, rounds, CPU)

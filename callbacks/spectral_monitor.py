@@ -19,7 +19,7 @@ from lit_spectral.adapters.stacking import grams, singular_values, spectral_norm
 __all__ = ["SpectralMonitor"]
 
 # Entries of weights whose changes are followed by power iterations in one step: a few milliseconds.
-ENTRIES_A_STEP = 2**22
+ENTRIES_A_STEP = 2**20
 
 
 class SpectralMonitor(Callback):
@@ -31,7 +31,7 @@ class SpectralMonitor(Callback):
     values come from the factors and are exact; where a change has none (HiRA, MoRA, full fine-tuning,
     layers of peft), it is followed by warm-started power iterations on its products with vectors, an
     estimate from below under `spectral_norm_estimate/`. These read whole weights: layers take turns,
-    as many a step as hold 4 million weights.
+    as many a step as hold a million weights.
 
     Values stay on the device and are written in batches, so that recording every step does not
     make the device wait.

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lit_spectral import backbones
-from lit_spectral.adapters import Adapter, adapters, trained_state
+from lit_spectral.adapters import Adapter, adapters, packed, trained_state
 from lit_spectral.callbacks import FactorRetraction, HeldBackbone, SigmaClamp, SpectralBall, SpectralMonitor
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method
@@ -244,7 +244,7 @@ class Task(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and how to rebuild the rest."""
-        checkpoint["state_dict"] = self._trained()
+        checkpoint["state_dict"] = packed(self._trained())
         progress = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
         checkpoint["lit_spectral"] = self._identity() | progress | {"method_state": self.method.state_dict()}
 
