@@ -143,7 +143,7 @@ def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     views: dict[str, Tensor] = {}
     for group in small.values():
         flat = torch.cat([tensor.flatten() for tensor in group.values()])
-        pieces = flat.split([tensor.numel() for tensor in group.values()])
+        pieces = torch.split(flat, [tensor.numel() for tensor in group.values()])
         views |= {name: piece.view(group[name].shape) for name, piece in zip(group, pieces, strict=True)}
     return {name: views.get(name, tensor) for name, tensor in state.items()}
 
