@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 # Set-up is done again when what is to be installed has changed.
 READY := .venv/.ready
 
-.PHONY: quickstart test lint real clean
+.PHONY: quickstart test lint real bench clean
 
 quickstart: $(READY)  ## LoRA beside FCLoRA on text that ships with Python
 	$(BIN)/lit-spectral quickstart
@@ -22,6 +22,9 @@ lint: $(READY)  ## style, and types of the package as it is built
 
 real: $(READY)  ## a few dozen steps on a real backbone and MRPC, from LIT_SPECTRAL_BACKBONE and LIT_SPECTRAL_MRPC
 	$(BIN)/pytest -m real
+
+bench: $(READY)  ## ours beside peft's, a quarter of an hour on a machine that does nothing else
+	$(BIN)/python -m benchmarks
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,17 @@
-"""Callbacks: what holds adapters in their sets, what shows their spectra, and what scores the model on the way."""
+"""Callbacks: what holds adapters in their sets and the backbone in bfloat16, and shows spectra, scores, retention."""
 
+from lit_spectral.callbacks.held_backbone import HeldBackbone
 from lit_spectral.callbacks.lm_eval import LMEvalCallback
 from lit_spectral.callbacks.projection import FactorRetraction, SigmaClamp, SpectralBall
 from lit_spectral.callbacks.retention_monitor import RetentionMonitor
 from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
 
-__all__ = ["FactorRetraction", "LMEvalCallback", "RetentionMonitor", "SigmaClamp", "SpectralBall", "SpectralMonitor"]
+__all__ = [
+    "FactorRetraction",
+    "HeldBackbone",
+    "LMEvalCallback",
+    "RetentionMonitor",
+    "SigmaClamp",
+    "SpectralBall",
+    "SpectralMonitor",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +15,7 @@ from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, FactoredAdapter, adapters
 from lit_spectral.adapters.stacking import group_by_shape, singular_values, stack_factors
 
-__all__ = ["FactorRetraction", "SigmaClamp", "SpectralBall"]
+__all__ = ["FactorRetraction", "SigmaClamp", "SpectralBall", "projector"]
 
 
 class Projection(Callback):
@@ -42,19 +43,10 @@ class Projection(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Project once, then after every step; the first of them for all."""
         present = [callback for callback in trainer.callbacks if isinstance(callback, Projection)]  # type: ignore[attr-defined]
-        present.sort(key=lambda callback: callback.turn)
-        if present[0] is not self:
-            return
-        held = [(c, [a for a in adapters(pl_module) if c.concerns(a)]) for c in present]
-
-        @torch.no_grad()
-        def project_all(*args: Any) -> None:
-            for callback, attached in held:
-                if attached:
-                    callback.project(attached)
-
-        project_all()
-        self._handles = [optimizer.register_step_post_hook(project_all) for optimizer in trainer.optimizers]
+        if min(present, key=lambda callback: callback.turn) is self:
+            project_all = projector(present, adapters(pl_module))
+            project_all()
+            self._handles = [optimizer.register_step_post_hook(project_all) for optimizer in trainer.optimizers]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let go of the optimizers."""
@@ -72,6 +64,20 @@ class Projection(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def projector(projections: Iterable[Projection], attached: list[Adapter]) -> Callable[..., None]:
+    """What puts the adapters into all their sets, in the projections' turn; an optimizer's post-step hook."""
+    in_turn = sorted(projections, key=lambda projection: projection.turn)
+    held = [(projection, [a for a in attached if projection.concerns(a)]) for projection in in_turn]
+
+    @torch.no_grad()
+    def project_all(*args: Any) -> None:
+        for projection, concerned in held:
+            if concerned:
+                projection.project(concerned)
+
+    return project_all
 
 
 class SigmaClamp(Projection):
@@ -108,9 +114,7 @@ class FactorRetraction(Projection):
         """Retract."""
         confined = [item for adapter in attached for item in adapter.confined]
         for indices in group_by_shape(confined):
-            group = [confined[i] for i in indices]
-            columns, basis = (torch.stack(tensors) for tensors in zip(*group, strict=True))
-            torch._foreach_copy_([item.columns for item in group], list(linalg.project_out(columns, basis).unbind()))
+            linalg.project_out_([confined[i].columns for i in indices], [confined[i].basis for i in indices])
         tensors = [(tensor,) for adapter in attached if adapter.retracted for tensor in adapter.orthonormal]
         for indices in group_by_shape(tensors):
             columns = torch.stack([tensors[i][0].detach() for i in indices])

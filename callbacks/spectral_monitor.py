@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from lit_spectral import linalg
 from lit_spectral.adapters import Change, Factors, named_changes
-from lit_spectral.adapters.stacking import group_by_shape, singular_values
+from lit_spectral.adapters.stacking import grams, singular_values, spectral_norms
 
 __all__ = ["SpectralMonitor"]
+
+# Entries of weights whose changes are followed by power iterations in one step: a few milliseconds.
+ENTRIES_A_STEP = 2**20
 
 
 class SpectralMonitor(Callback):
@@ -25,8 +29,9 @@ class SpectralMonitor(Callback):
     `spectral_norm/fraction_at_bound` (of the bounded singular values), `orthogonality_error/max`,
     and at the end of an epoch histograms `singular_values/<module path>`. For low-rank changes the
     values come from the factors and are exact; where a change has none (HiRA, MoRA, full fine-tuning,
-    layers of peft), it is followed by one warm-started power iteration a step on its products with
-    vectors, an estimate from below under `spectral_norm_estimate/`.
+    layers of peft), it is followed by warm-started power iterations on its products with vectors, an
+    estimate from below under `spectral_norm_estimate/`. These read whole weights: layers take turns,
+    as many a step as hold a million weights.
 
     Values stay on the device and are written in batches, so that recording every step does not
     make the device wait.
@@ -44,14 +49,14 @@ class SpectralMonitor(Callback):
         self._changes: dict[str, Change] = {}
         self._exact = True
         self._vectors: dict[str, Tensor] = {}
+        self._estimates: dict[str, Tensor] = {}
+        self._turns: Iterator[str] = iter(())
         self.latest_max: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the adapters and put all layers' growth in one panel of TensorBoard."""
-        self._changes = named_changes(pl_module.model)  # type: ignore[arg-type]
-        self._exact = all(change.factors() is not None for change in self._changes.values())
+        self.watch(named_changes(pl_module.model))  # type: ignore[arg-type]
         self._last_step = trainer.global_step
-        self._vectors, self.latest_max = {}, None
         if not self._changes or not self.every_n_steps:
             return
         for logger in trainer.loggers:
@@ -59,6 +64,13 @@ class SpectralMonitor(Callback):
                 panel = {"largest singular value": ["Multiline", [f"{self._prefix}/.*"]]}
                 bounded = {"largest and mean": ["Multiline", [f"{self._prefix}/max", f"{self._prefix}/mean"]]}
                 logger.experiment.add_custom_scalars({"growth of ΔW": panel | bounded})
+
+    def watch(self, changes: dict[str, Change]) -> None:
+        """Measure these changes, by their paths, from now on."""
+        self._changes = changes
+        self._exact = all(change.factors() is not None for change in changes.values())
+        self._vectors, self._estimates, self.latest_max = {}, {}, None
+        self._turns = itertools.cycle(changes)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,7 +80,7 @@ class SpectralMonitor(Callback):
         if not self._changes or not self.every_n_steps or step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        self._recorded.append((step, self._measure()))
+        self._recorded.append((step, self.measure()))
         if len(self._recorded) >= self.flush_every_n_steps or self.latest_max is None:  # show the first at once
             self._flush(trainer)
         if self.latest_max is not None:
@@ -104,14 +116,23 @@ class SpectralMonitor(Callback):
         return [factors for change in self._changes.values() if (factors := change.factors()) is not None]
 
     @torch.no_grad()
-    def _measure(self) -> Tensor:
-        """Norms of all layers, then fraction at the bound and orthogonality error, on the device."""
+    def measure(self) -> Tensor:
+        """Norms of all layers, then fraction at the bound and orthogonality error, on the device, float32."""
         changes = list(self._changes.values())
-        if self._exact:
-            norms = torch.stack([values[0] for values in singular_values(self._factors())])
-        else:
-            norms = torch.stack([self._power_step(name, change) for name, change in self._changes.items()])
-        return torch.cat([norms.float(), fraction_at_bound(changes, norms), orthogonality_error(changes)])
+        known: dict[Any, Tensor] = {}  # FCLoRA's factors are also what should be orthonormal
+        norms = spectral_norms(changes, known) if self._exact else self._estimated_norms()
+        return torch.cat([norms.float(), fraction_at_bound(changes, norms), orthogonality_error(changes, known)])
+
+    def _estimated_norms(self) -> Tensor:
+        """Those of the layers whose turn it is anew, the others' as they were."""
+        entries = 0
+        for _ in self._changes:
+            name = next(self._turns)
+            self._estimates[name] = self._power_step(name, self._changes[name])
+            entries += self._changes[name].in_features * self._changes[name].out_features
+            if entries >= ENTRIES_A_STEP and len(self._estimates) == len(self._changes):
+                break
+        return torch.stack([self._estimates[name] for name in self._changes])
 
     def _power_step(self, name: str, change: Change) -> Tensor:
         vector = self._vectors.get(name)
@@ -146,22 +167,28 @@ def fraction_at_bound(changes: Sequence[Change], norms: Tensor) -> Tensor:
 
     NaN when nothing is bounded. A norm counts from 1e-4 below its radius, which is its rounding.
     """
+    bounded = [bound for change in changes for bound in change.bounded]
+    radii = [change.ball_radius or torch.inf for change in changes]
     shares = []
-    for change, norm in zip(changes, norms, strict=True):
-        for tensor, upper, lower in change.bounded:
-            # A range around 0 is reached at either end; σ = 0 is where σ starts, not a bound it grew to.
-            shares.append((tensor >= upper if lower == 0 else tensor.abs() >= upper).float())
-        if change.ball_radius is not None:
-            shares.append((norm >= change.ball_radius * (1 - 1e-4)).float().reshape(1))
+    if bounded:
+        # A range around 0 is reached at either end; σ = 0 is where σ starts, not a bound it grew to.
+        sizes = torch._foreach_abs([bound.tensor for bound in bounded])
+        torch._foreach_div_(sizes, [bound.upper for bound in bounded])
+        shares.append((torch.cat(sizes) >= 1).float())
+    if any(radius < torch.inf for radius in radii):
+        inside = [norm / radius for norm, radius in zip(norms.unbind(), radii, strict=True) if radius < torch.inf]
+        shares.append((torch.stack(inside) >= 1 - 1e-4).float())
     if not shares:
         return torch.full((1,), torch.nan, device=norms.device)
     return torch.cat(shares).mean(0, keepdim=True)
 
 
-def orthogonality_error(changes: Sequence[Change]) -> Tensor:
+def orthogonality_error(changes: Sequence[Change], known: dict[Any, Tensor]) -> Tensor:
     """Largest ‖XᵀX − I‖_F over the tensors meant to be orthonormal, shape (1,); NaN without any."""
-    tensors = [(tensor.detach(),) for change in changes for tensor in change.orthonormal]
-    if not tensors:
+    by_rank: dict[int, list[Tensor]] = {}
+    for tensor in (tensor for change in changes for tensor in change.orthonormal):
+        by_rank.setdefault(tensor.shape[1], []).append(tensor)
+    if not by_rank:
         return torch.full((1,), torch.nan, device=changes[0].device)
-    batches = [torch.stack([tensors[i][0] for i in indices]) for indices in group_by_shape(tensors)]
-    return torch.cat([linalg.orthogonality_error(batch) for batch in batches]).amax(0, keepdim=True)
+    off = [grams(tensors, known) - torch.eye(rank, device=tensors[0].device) for rank, tensors in by_rank.items()]
+    return torch.cat([torch.linalg.matrix_norm(each) for each in off]).amax(0, keepdim=True).float()

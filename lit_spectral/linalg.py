@@ -6,7 +6,7 @@ A change of a weight is kept as factors, ΔW = left_or @ right_ri, and is never 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,11 +18,12 @@ __all__ = [
     "SingularTriplets",
     "contract_to_spectral_ball",
     "factor_spectrum",
+    "largest_singular_value",
     "orthogonality_error",
     "orthogonality_gradient",
     "orthogonality_pull",
     "orthonormalise",
-    "project_out",
+    "project_out_",
     "singular_value_quantile",
     "spectral_norm_step",
 ]
@@ -86,6 +87,23 @@ def factor_spectrum(left_nor: Tensor, right_nri: Tensor) -> FactorSpectrum:
     return FactorSpectrum(squares.clamp_min(0).sqrt().flip(-1), lift.flip(-1))
 
 
+def largest_singular_value(gram_left_nrr: Tensor, gram_right_nrr: Tensor) -> Tensor:
+    """‖L R‖₂, (n,), from LᵀL and RRᵀ, to 1e-6 relative of its exact value.
+
+    It is the root of the largest eigenvalue of M = LᵀL · RRᵀ. With t_j the trace of M's 2ʲ-th power
+    once it is scaled to trace 1 before each squaring, Π t_j^(1/2ʲ) tends to that eigenvalue: after 20
+    squarings the error is below ln(r)/2²¹. Eigenvalue routines would make a GPU wait for the host.
+    """
+    power = gram_left_nrr @ gram_right_nrr
+    logarithm = power.new_zeros(len(power))
+    for squarings in range(21):
+        trace = power.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(1e-300)
+        logarithm = logarithm + trace.log() / 2**squarings
+        power = power / trace[:, None, None]
+        power = power @ power
+    return (logarithm / 2).exp()
+
+
 def contract_to_spectral_ball(left_nor: Tensor, right_nri: Tensor, radius_n: Tensor) -> Tensor:
     """P (n, r, r) such that left @ P @ right is the nearest matrix with ‖·‖₂ ≤ radius (Frobenius).
 
@@ -106,45 +124,50 @@ def orthogonality_error(columns_nmr: Tensor) -> Tensor:
     return norms
 
 
-def orthogonality_gradient(columns_nmr: Tensor) -> Tensor:
-    """Gradient of `orthogonality_error` with respect to X, (n, m, r): 2 X(XᵀX − I) / ‖XᵀX − I‖_F.
+def orthogonality_gradient(columns_nmr: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of `orthogonality_error` with respect to X, (n, m, r), and that error itself, (n,).
 
-    Written out since autograd would keep five intermediates a matrix for it. Zero where the norm is
-    below 1e-6, where the true (sub)gradient has no defined direction.
+    2 X(XᵀX − I) / ‖XᵀX − I‖_F, written out since autograd would keep five intermediates a matrix
+    for it. Zero where the norm is below 1e-6, where the true (sub)gradient has no defined direction.
     """
     residual = _gram_minus_identity(columns_nmr)
     norm = torch.linalg.matrix_norm(residual, keepdim=True)
-    return columns_nmr @ torch.where(norm < ORTHOGONALITY_FLOOR, 0.0, residual * (2 / norm))
+    gradient = columns_nmr @ torch.where(norm < ORTHOGONALITY_FLOOR, 0.0, residual * (2 / norm))
+    return gradient, norm[:, 0, 0]
 
 
-def orthogonality_pull(columns_nmr: Tensor, step: float, longest: float) -> Tensor:
+def orthogonality_pull(columns_nmr: Tensor, step: float, longest: float) -> tuple[Tensor, Tensor]:
     """X after a step of length `step` against `orthogonality_gradient` that never overshoots, (n, m, r).
 
     X − min(2·step / ‖E‖_F, ½) X E with E = XᵀX − I. At the cap it is a Newton–Schulz step, which
     squares the error, so that repeated pulls settle at orthonormal columns instead of rattling
     round them, as a gradient of constant length would. No matrix moves by more than `longest`
     (Frobenius): from near 0 the pull would otherwise blow up whatever noise is there to norm 1.
+
+    Returns:
+        X, and ‖E‖_F as it was before, (n,).
     """
-    residual = _gram_minus_identity(columns_nmr)
+    gram = columns_nmr.mT @ columns_nmr
+    residual = gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     norm = torch.linalg.matrix_norm(residual, keepdim=True)
-    move = columns_nmr @ (residual * (2 * step / norm.clamp_min(1e-30)).clamp_max(0.5))
-    length = torch.linalg.matrix_norm(move, keepdim=True)
-    pulled: Tensor = columns_nmr - move * (longest / length.clamp_min(1e-30)).clamp_max(1.0)
-    return pulled
+    inner = residual * (2 * step / norm.clamp_min(1e-30)).clamp_max(0.5)
+    # The length of X·inner, through the Gram matrix: everything but one product with X is r × r.
+    length = (inner * (gram @ inner)).sum((-2, -1), keepdim=True).clamp_min(0).sqrt()
+    inner = inner * (longest / length.clamp_min(1e-30)).clamp_max(1.0)
+    return torch.baddbmm(columns_nmr, columns_nmr, inner, alpha=-1), norm[:, 0, 0]
 
 
-def project_out(columns_nmr: Tensor, basis_nmk: Tensor) -> Tensor:
-    """X − B(BᵀX): the part of each column orthogonal to a basis of orthonormal columns, (n, m, r).
+def project_out_(columns: Sequence[Tensor], bases: Sequence[Tensor]) -> None:
+    """X ← X − B(BᵀX), in place, for each X (m, r) and its basis B (m, k) of orthonormal columns, all r and k alike.
 
-    A matrix whose ‖BᵀX‖ is below 1e-6 of ‖X‖ already, which is float32's rounding, is returned as it
-    is, so that projecting twice changes nothing.
+    A matrix whose ‖BᵀX‖ is below 1e-6 of ‖X‖ already, which is float32's rounding, stays as it is,
+    so that projecting twice changes nothing.
     """
-    inside = basis_nmk.mT @ columns_nmr
-    # Twice, since what is left is small beside what was taken where X lies mostly inside.
-    outside = columns_nmr - basis_nmk @ inside
-    outside = outside - basis_nmk @ (basis_nmk.mT @ outside)
-    sizes = torch.linalg.matrix_norm(inside, keepdim=True), torch.linalg.matrix_norm(columns_nmr, keepdim=True)
-    return torch.where(sizes[0] > 1e-6 * sizes[1], outside, columns_nmr)
+    inside = torch.stack([basis.mT @ x for x, basis in zip(columns, bases, strict=True)])
+    sizes = torch.stack(torch._foreach_norm(list(columns)))
+    inside *= (torch.linalg.matrix_norm(inside) > 1e-6 * sizes)[:, None, None]
+    for x, basis, part in zip(columns, bases, inside.unbind(), strict=True):
+        x.addmm_(basis, part, alpha=-1)
 
 
 def orthonormalise(columns_nmr: Tensor) -> Tensor:

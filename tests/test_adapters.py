@@ -258,6 +258,16 @@ def test_products_with_vectors_are_those_of_the_dense_change(method, make):
         torch.testing.assert_close(adapter.transposed_times(u), adapter.delta_weight().T @ u, rtol=1e-4, atol=1e-5)
 
 
+def test_packed_tensors_are_the_same_and_lie_in_one_memory_unless_they_are_large():
+    large = torch.zeros(2**20 + 1)
+    state = {"a": torch.randn(3, 4).mT, "b": nn.Parameter(torch.randn(5)), "c": torch.arange(6), "large": large}
+    found = ad.packed(state)
+    assert list(found) == list(state)
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    assert found["a"].untyped_storage().data_ptr() == found["b"].untyped_storage().data_ptr()
+    assert found["large"] is large
+
+
 def test_lora_plus_declares_the_rate_of_its_left_factor():
     model = bert()
     LoRAPlus(rank=4, lr_ratio=8).apply(model, model.base_model)

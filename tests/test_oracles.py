@@ -1,6 +1,7 @@
 """Our methods against independent implementations: peft's, and plain autograd."""
 
 import copy
+import dataclasses
 
 import lightning.pytorch as pl
 import peft
@@ -13,7 +14,7 @@ from torch import nn
 
 from lit_spectral import adapters as ad
 from lit_spectral.adapters import HadamardAdapter
-from lit_spectral.methods import HiRA, Peft, PiSSA
+from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA, Peft, PiSSA
 from lit_spectral.tasks import SequenceClassification
 
 TARGETS = ["query", "key", "value", "dense"]
@@ -99,6 +100,64 @@ def test_hiras_one_product_has_the_gradients_of_the_plain_form(monkeypatch, shap
     torch.testing.assert_close(adapter(x).double(), plain, rtol=0, atol=1e-5)
     for mine, exact in zip(found, torch.autograd.grad(plain, inputs, dy.double()), strict=True):
         assert (mine.double() - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_hira_in_bfloat16_feels_changes_below_its_weights_rounding(autocast):
+    """Where the weight lies on bfloat16's grid the sum with such a change, rounded, would be the weight again."""
+    torch.manual_seed(0)
+    adapter = HadamardAdapter(nn.Linear(64, 64).bfloat16(), rank=2)
+    if autocast:
+        adapter.base_layer.float()
+    nn.init.normal_(adapter.left)
+    with torch.no_grad():
+        adapter.left *= 0.9 * 2**-9 / (adapter.left @ adapter.right).abs().max()
+    assert torch.equal((adapter.weight.float() + adapter.delta_weight()).bfloat16(), adapter.weight.bfloat16())
+    x = torch.randn(8192, 64).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        moved = (adapter(x) - adapter.base_layer(x)).double()
+    expected = x.double() @ adapter.delta_weight().double().T
+    # Not all of it, since outputs are rounded too.
+    assert float((moved * expected).sum() / expected.square().sum()) > 0.05
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["Linear", "Conv1D"])
+@pytest.mark.parametrize(
+    "method",
+    [LoRA(rank=4, alpha=8), FCLoRA(rank=4, sigma_bar=1.0), HiPLoRA(rank=4, principal_rank=5), PiSSA(rank=4)],
+    ids=lambda method: type(method).__name__,
+)
+def test_the_low_rank_forward_and_its_gradients_are_those_of_the_dense_weight(method, transposed):
+    torch.manual_seed(0)
+    layer = transformers.pytorch_utils.Conv1D(24, 16) if transposed else nn.Linear(16, 24)
+    outer = nn.ModuleDict({"layer": layer}).double()
+    dataclasses.replace(method, target_modules=["layer"]).apply(outer, outer)
+    adapter = outer.double().layer
+    trained = [p for p in adapter.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter += 0.1 * torch.randn_like(parameter)
+    x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    dy = torch.randn(2, 5, 24, dtype=torch.float64)
+    found = torch.autograd.grad(adapter(x), [x, *trained], dy)
+    left, scale, right, *_ = adapter.factors()
+    weight = ad.linear.weight_matrix(adapter.base_layer) + (left * scale) @ right
+    plain = nn.functional.linear(x, weight, adapter.bias)
+    torch.testing.assert_close(adapter(x), plain)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, [x, *trained], dy))
+
+
+def test_dropout_in_the_low_rank_forward_has_the_gradients_of_the_inputs_it_kept(monkeypatch):
+    torch.manual_seed(0)
+    adapter = ad.LowRankAdapter(nn.Linear(16, 8), rank=4, scale=2.0, dropout=0.25).double()
+    nn.init.normal_(adapter.left)
+    keep = torch.rand(6, 16) < 0.75
+    monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda mask, p: mask.copy_(keep))
+    x = torch.randn(6, 16, dtype=torch.float64, requires_grad=True)
+    inputs = [x, adapter.left, adapter.right]
+    found = torch.autograd.grad(adapter(x).square().sum(), inputs)
+    plain = adapter.base_layer(x) + (x * keep / 0.75) @ (2 * adapter.left @ adapter.right).T
+    torch.testing.assert_close(found, torch.autograd.grad(plain.square().sum(), inputs))
 
 
 def test_hira_saves_no_dense_weight_for_backward():

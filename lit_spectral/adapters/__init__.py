@@ -7,6 +7,7 @@ from lit_spectral.adapters.attachment import (
     find_targets,
     fold,
     named_changes,
+    packed,
     trained_state,
     unfold,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "find_targets",
     "fold",
     "named_changes",
+    "packed",
     "trained_state",
     "unfold",
 ]

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Adapter, Change
@@ -20,6 +21,7 @@ __all__ = [
     "find_targets",
     "fold",
     "named_changes",
+    "packed",
     "trained_state",
     "unfold",
 ]
@@ -127,6 +129,23 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if name in trainable or (owned and name.startswith(owned) and ".base_layer." not in name)
     }
+
+
+def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; those of up to a million entries as copies in one memory for each dtype and device.
+
+    A file has one piece for each memory: of many small ones it is larger than peft's and loads half as fast.
+    """
+    small: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if type(tensor) in {Tensor, nn.Parameter} and tensor.numel() <= 2**20:  # a sharded tensor is of another type
+            small.setdefault((tensor.dtype, tensor.device), {})[name] = tensor.detach()
+    views: dict[str, Tensor] = {}
+    for group in small.values():
+        flat = torch.cat([tensor.flatten() for tensor in group.values()])
+        pieces = torch.split(flat, [tensor.numel() for tensor in group.values()])
+        views |= {name: piece.view(group[name].shape) for name, piece in zip(group, pieces, strict=True)}
+    return {name: views.get(name, tensor) for name, tensor in state.items()}
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

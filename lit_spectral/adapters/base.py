@@ -15,11 +15,17 @@ __all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors"]
 
 
 class Factors(NamedTuple):
-    """ΔW = left @ diag(scale) @ right, with left (out, r), scale (r,) or a number, right (r, in)."""
+    """ΔW = left @ diag(scale) @ right, with left (out, r), scale (r,) or a number, right (r, in).
+
+    Where only the first `columns` of left, or the first `rows` of right, depend on what is trained,
+    their number is given, and backward passes by the others.
+    """
 
     left: Tensor
     scale: Tensor | float
     right: Tensor
+    columns: int | None = None
+    rows: int | None = None
 
 
 class Bounded(NamedTuple):
@@ -94,6 +100,13 @@ class Change:
     def factors(self) -> Factors | None:
         """ΔW as factors of float32, or None where it is not of low rank."""
         return None
+
+    def orthogonal_parts(self) -> tuple[Factors | None, Tensor | None]:
+        """ΔW in two parts that are orthogonal to one another on both sides: factors, and gains on orthonormal pairs.
+
+        ‖ΔW‖₂ is the larger of theirs; a gain's is its absolute value. By default all in factors, no gains.
+        """
+        return self.factors(), None
 
     def times(self, vector: Tensor) -> Tensor:
         """ΔW v, from (in,) to (out,), float32."""

@@ -47,7 +47,7 @@ class StartedAdapter(FactoredAdapter):
         """([L − L⁰, L⁰], s, [R; R − R⁰])."""
         left, right = self.current()
         wide = torch.cat([left - self.left_start, self.left_start], dim=1)
-        return Factors(wide, self.scale, torch.cat([right, right - self.right_start]))
+        return Factors(wide, self.scale, torch.cat([right, right - self.right_start]), columns=left.shape[1])
 
 
 class DifferenceAdapter(StartedAdapter):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral.adapters.base import Adapter, Factors
-from lit_spectral.adapters.linear import is_transposed, weight_matrix
+from lit_spectral.adapters.linear import compute_dtype, is_transposed, weight_matrix
 from lit_spectral.adapters.low_rank import add_low_rank
 
 __all__ = ["HadamardAdapter", "HadamardLowRankAdapter"]
@@ -68,9 +68,10 @@ def _changed(
 class HadamardAdapter(Adapter):
     """ΔW = R₀ ⊙ (L R) with L (out, r) = 0 and R (r, in) Kaiming uniform (HiRA eq. 6).
 
-    Without dropout W₀ + ΔW is one weight and one dense product. Dropout acts on ΔW's input alone,
-    which then is a second product. In bfloat16 the sum is rounded to bfloat16, so that changes of
-    an entry by less than 2⁻⁹ of it are felt on average only, over the entries near a rounding edge.
+    In float32 without dropout W₀ + ΔW is one weight and one dense product. Dropout acts on ΔW's input
+    alone, which then is a second product; and so it is where the product runs in bfloat16 or float16:
+    many backbones' weights lie on bfloat16's own grid, and their sum with a change of less than 2⁻⁹ of
+    an entry, rounded, is that entry again.
 
     Args:
         base_layer: the linear map to adapt.
@@ -95,12 +96,10 @@ class HadamardAdapter(Adapter):
         """(…, in) to (…, out)."""
         if self.folded:
             return self.base_layer(x)  # type: ignore[no-any-return]
-        if self.training and self.dropout:
+        dtype = compute_dtype(x)
+        if (self.training and self.dropout) or dtype in {torch.bfloat16, torch.float16}:
             base: Tensor = self.base_layer(x)
-            dropped = F.dropout(x, self.dropout).to(base.dtype)
-            return base + self._product(dropped, None)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+            return base + self._product(F.dropout(x, self.dropout, self.training).to(base.dtype), None)
         out = self._product(x.to(dtype), weight_matrix(self.base_layer))
         return out if self.bias is None else out + self.bias.to(dtype)
 

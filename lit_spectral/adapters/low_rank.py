@@ -4,30 +4,93 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral.adapters.base import Adapter, Confined, Factors
+from lit_spectral.adapters.linear import compute_dtype, is_plain_and_frozen, is_transposed
 
 __all__ = ["FactoredAdapter", "LowRankAdapter", "add_low_rank"]
 
 
 def add_low_rank(base: Tensor, x: Tensor, factors: Factors) -> Tensor:
-    """Base + (x Rᵀ) diag(s) Lᵀ, for base (…, out) and x (…, in), in base's dtype.
+    """Base + (x Rᵀ) diag(s) Lᵀ by plain autograd, for base (…, out) and x (…, in), in base's dtype.
 
-    Factors and input are cast to the compute dtype, which is the base output's: float32 masters
-    stay float32 and nothing is cast up. The scale is applied where the tensor is r wide, and the
-    second product accumulates into the base output instead of making another of that size.
+    For a base output that something else has computed; `_LowRankLinear` needs the frozen weight itself.
     """
     dtype = base.dtype
-    narrow = F.linear(x.to(dtype), factors.right.to(dtype)) * (
-        factors.scale.to(dtype) if isinstance(factors.scale, Tensor) else factors.scale
-    )
+    scale = factors.scale.to(dtype) if isinstance(factors.scale, Tensor) else factors.scale
+    narrow = F.linear(x.to(dtype), factors.right.to(dtype)) * scale
     rank = narrow.shape[-1]
     wide = torch.addmm(base.reshape(-1, base.shape[-1]), narrow.reshape(-1, rank), factors.left.to(dtype).mT)
     return wide.view(base.shape)
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """y = x Wᵀ + b + ((x ⊙ keep) Rᵀ) diag(s) Lᵀ for a frozen W (out, in) and b; x (n, in), y (n, out).
+
+    Everything runs in x's dtype: float32 factors are cast down, and get float32 gradients. Both
+    passes accumulate into the result of their dense product, in place. Backward keeps x, what is r
+    wide and the factors, and W by reference. What is r wide lies as (r, n), and L is used as Lᵀ:
+    with so few rows CPUs multiply several times faster that way round (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        keep: Tensor | None,
+        left: Tensor,
+        scale: Tensor | float,
+        right: Tensor,
+        columns: int | None,
+        rows: int | None,
+    ) -> Tensor:
+        matrix = weight.to(x.dtype).mT
+        y = x @ matrix if bias is None else torch.addmm(bias.to(x.dtype), x, matrix)
+        left_ro, right_ri = _laid_out(left.mT, x.dtype), _laid_out(right, x.dtype)
+        scale_r1 = scale.to(x.dtype).unsqueeze(1) if isinstance(scale, Tensor) else scale
+        narrow = right_ri @ (x if keep is None else x * keep).mT
+        scaled = narrow * scale_r1
+        y.addmm_(scaled.mT, left_ro)
+        gains = scale_r1 if isinstance(scale, Tensor) else None
+        ctx.save_for_backward(x, weight, keep, left_ro, gains, right_ri, narrow if gains is not None else None, scaled)
+        ctx.scale, ctx.trained, ctx.dtypes = scale, (columns, rows), (left.dtype, right.dtype)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, keep, left_ro, gains, right_ri, narrow, scaled = ctx.saved_tensors
+        dy, (columns, rows) = gradients[0], ctx.trained
+        scale_r1 = ctx.scale if gains is None else gains
+        d_scaled = left_ro @ dy.mT
+        d_narrow = d_scaled * scale_r1
+        d_left = _first_rows(columns, scaled, dy)
+        d_right = _first_rows(rows, d_narrow, x if keep is None else x * keep)
+        d_scale = None if gains is None else (d_scaled * narrow).sum(1, dtype=torch.float32)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ weight.to(x.dtype)
+            dx = dx.addmm_(d_narrow.mT, right_ri) if keep is None else dx.add_((d_narrow.mT @ right_ri).mul_(keep))
+        d_left = d_left.mT.to(ctx.dtypes[0], memory_format=torch.contiguous_format)
+        return dx, None, None, None, d_left, d_scale, d_right.to(ctx.dtypes[1]), None, None
+
+
+def _laid_out(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    # One pass where it casts; where it need not, `to` looks at no strides.
+    return rows.to(dtype, memory_format=torch.contiguous_format).contiguous()
+
+
+def _first_rows(count: int | None, left: Tensor, right: Tensor) -> Tensor:
+    """Left @ right, of which all but the first `count` rows are 0."""
+    if count is None:
+        return left @ right
+    return F.pad(left[:count] @ right, (0, 0, 0, len(left) - count))
 
 
 class FactoredAdapter(Adapter):
@@ -58,15 +121,25 @@ class FactoredAdapter(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out); dropout acts on the adapter's input only, as in LoRA."""
-        base: Tensor = self.base_layer(x)
         if self.folded:
-            return base
-        return add_low_rank(base, F.dropout(x, self.dropout, self.training), self.factors())
+            return self.base_layer(x)  # type: ignore[no-any-return]
+        left, scale, right, columns, rows = self.factors()
+        if not is_plain_and_frozen(self.base_layer):
+            return add_low_rank(self.base_layer(x), F.dropout(x, self.dropout, self.training), self.factors())
+        inputs = x.to(compute_dtype(x)).reshape(-1, self.in_features)
+        keep = None
+        if self.training and self.dropout:
+            # Saved as a mask beside x, which other maps share, in place of a copy of x.
+            keep = torch.empty_like(inputs, dtype=torch.bool).bernoulli_(1 - self.dropout)
+            scale = scale / (1 - self.dropout)
+        weight = self.weight.mT if is_transposed(self.base_layer) else self.weight
+        out: Tensor = _LowRankLinear.apply(inputs, weight, self.bias, keep, left, scale, right, columns, rows)  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def delta_weight(self) -> Tensor:
         """ΔW, dense, float32, (out, in)."""
-        left, scale, right = self.factors()
+        left, scale, right, *_ = self.factors()
         return (left.float() * scale) @ right.float()
 
 

@@ -50,14 +50,19 @@ class TwoChannelAdapter(LowRankAdapter):
         self.register_buffer("budget_weights", (powers / powers.sum()).to(device, torch.float32), persistent=False)
 
     def factors(self) -> Factors:
-        """([U_k, L], [δ, s…], [V_kᵀ; R])."""
-        scale = torch.cat([self.delta, self.delta.new_full((self.left.shape[1],), self.scale)])
-        left = torch.cat([self.u_basis, self.left], dim=1)
-        return Factors(left, scale, torch.cat([self.v_basis.mT, self.right]))
+        """([L, U_k], [s…, δ], [R; V_kᵀ])."""
+        rank = self.left.shape[1]
+        scale = torch.cat([self.delta.new_full((rank,), self.scale), self.delta])
+        left = torch.cat([self.left, self.u_basis], dim=1)
+        return Factors(left, scale, torch.cat([self.right, self.v_basis.mT]), columns=rank, rows=rank)
 
     def free_factors(self) -> Factors | None:
         """(L, s, R) while the channels are orthogonal: then ‖ΔW‖₂ is the larger of max |δ| and ‖s·L R‖₂."""
         return Factors(self.left, self.scale, self.right) if self._is_confined else None
+
+    def orthogonal_parts(self) -> tuple[Factors | None, Tensor | None]:
+        """(L, s, R) and δ while the channels are orthogonal."""
+        return (self.free_factors(), self.delta) if self._is_confined else super().orthogonal_parts()
 
     def retreat(self, fraction: float) -> None:
         """Scale δ and L, in both of which ΔW is linear."""

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lit_spectral import backbones
-from lit_spectral.adapters import Adapter, adapters, trained_state
-from lit_spectral.callbacks import FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.adapters import Adapter, adapters, packed, trained_state
+from lit_spectral.callbacks import FactorRetraction, HeldBackbone, SigmaClamp, SpectralBall, SpectralMonitor
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method
 from lit_spectral.tasks.fit_check import backbone_digest, check_checkpoint
@@ -31,7 +31,6 @@ from lit_spectral.tasks.penalties import (
     add_gradients_of,
     add_orthogonality_gradients,
     budget_penalty,
-    orthogonality_penalty,
     pull_to_orthogonality,
 )
 
@@ -134,9 +133,9 @@ class Task(pl.LightningModule):
         return names
 
     def configure_callbacks(self) -> list[Callback]:
-        """The callbacks that hold and log what adapters declare, unless the trainer has its own."""
+        """Those that hold and log what adapters declare and hold the backbone, unless the trainer has its own."""
         present = self.trainer.callbacks  # type: ignore[attr-defined]
-        defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor]
+        defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor, HeldBackbone]
         return [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -146,6 +145,8 @@ class Task(pl.LightningModule):
         optimizer = self.optimizer(self._parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * group["lr_ratio"]
+            if {"fused", "foreach"} <= group.keys() and group["fused"] is None and group["foreach"] is None:
+                group["fused"] = True  # one call for all parameters; torch's own choice is a loop on CPUs
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps
         scheduler = get_scheduler(self.lr_scheduler, optimizer, math.ceil(warmup), steps)
@@ -171,9 +172,9 @@ class Task(pl.LightningModule):
 
         They are never part of the loss.
         """
-        if self._penalised:
-            self.log("train/orthogonality_penalty", orthogonality_penalty(self._penalised))
-            add_orthogonality_gradients([a for a in self._penalised if not a.decoupled_penalty])
+        coupled = [adapter for adapter in self._penalised if not adapter.decoupled_penalty]
+        if coupled:
+            self.log("train/orthogonality_penalty", add_orthogonality_gradients(coupled))
         if self._budgets:
             self.log("train/budget_penalty", budget_penalty(self._budgets))
             add_budget_gradients(self._budgets)
@@ -216,8 +217,10 @@ class Task(pl.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             decoupled = [adapter for adapter in self._penalised if adapter.decoupled_penalty]
-            group = optimizer.param_groups[0]
-            pull_to_orthogonality(decoupled, group["lr"] / group["lr_ratio"])
+            if decoupled:
+                group = optimizer.param_groups[0]
+                value = pull_to_orthogonality(decoupled, group["lr"] / group["lr_ratio"])
+                self.log("train/orthogonality_penalty", value)
         self.log("train/skipped_steps", float(self.skipped_steps))
 
     def on_fit_start(self) -> None:
@@ -242,7 +245,7 @@ class Task(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and how to rebuild the rest."""
-        checkpoint["state_dict"] = self._trained()
+        checkpoint["state_dict"] = packed(self._trained())
         progress = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
         checkpoint["lit_spectral"] = self._identity() | progress | {"method_state": self.method.state_dict()}
 

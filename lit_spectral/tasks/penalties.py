@@ -20,7 +20,6 @@ __all__ = [
     "add_gradients_of",
     "add_orthogonality_gradients",
     "budget_penalty",
-    "orthogonality_penalty",
     "pull_to_orthogonality",
 ]
 
@@ -29,47 +28,53 @@ DECOUPLED_SCALE = 1000.0
 
 
 @torch.no_grad()
-def orthogonality_penalty(penalised: list[Adapter]) -> Tensor:
-    """γ·ΣR, a 0-d tensor."""
-    parts = [weight * linalg.orthogonality_error(stacked).sum() for weight, _, stacked in _batches(penalised)]
-    return torch.stack(parts).sum()
-
-
-@torch.no_grad()
-def add_orthogonality_gradients(penalised: list[Adapter]) -> None:
-    """Add γ·∂R to the gradients of the declared tensors, as the papers write it."""
+def add_orthogonality_gradients(penalised: list[Adapter]) -> Tensor:
+    """Add γ·∂R to the gradients of the declared tensors, as the papers write it; returns γ·ΣR, 0-d."""
+    values = []
     for weight, tensors, stacked in _batches(penalised):
+        gradient, errors = linalg.orthogonality_gradient(stacked)
+        values.append(weight * errors.sum())
         gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
         if len(gradients) == len(tensors):
-            torch._foreach_add_(gradients, list(linalg.orthogonality_gradient(stacked).unbind()), alpha=weight)
+            torch._foreach_add_(gradients, list(gradient.unbind()), alpha=weight)
+    return torch.stack(values).sum()
 
 
 @torch.no_grad()
-def pull_to_orthogonality(penalised: list[Adapter], lr: float) -> None:
+def pull_to_orthogonality(penalised: list[Adapter], lr: float) -> Tensor:
     """Step on R outside the optimizer, as AdamW does with weight decay, by lr·γ·`DECOUPLED_SCALE`.
 
     It moves a tensor no further than Adam itself, whose steps are of the size of lr in every entry.
+    Returns γ·ΣR before it, 0-d.
     """
+    values = []
     for weight, tensors, stacked in _batches(penalised):
         longest = lr * stacked[0].numel() ** 0.5
-        pulled = linalg.orthogonality_pull(stacked, lr * weight * DECOUPLED_SCALE, longest)
+        pulled, errors = linalg.orthogonality_pull(stacked, lr * weight * DECOUPLED_SCALE, longest)
+        values.append(weight * errors.sum())
         torch._foreach_copy_(tensors, list(pulled.unbind()))
+    return torch.stack(values).sum()
 
 
 @torch.no_grad()
 def budget_penalty(budgeted: list[Adapter]) -> Tensor:
     """λ Σᵢ wᵢ δᵢ² over all adapters, a 0-d tensor."""
-    budgets = [adapter.budget for adapter in budgeted]
-    return torch.cat([b.factor * b.weights * b.tensor**2 for b in budgets if b is not None]).sum()
+    budgets = [budget for adapter in budgeted if (budget := adapter.budget) is not None]
+    squares = torch._foreach_pow([b.tensor for b in budgets], 2)
+    torch._foreach_mul_(squares, [b.weights for b in budgets])
+    torch._foreach_mul_(squares, [b.factor for b in budgets])
+    return torch.cat(squares).sum()
 
 
 @torch.no_grad()
 def add_budget_gradients(budgeted: list[Adapter]) -> None:
     """Add 2λ wᵢ δᵢ to the gradients of δ."""
-    for adapter in budgeted:
-        budget = adapter.budget
-        if budget is not None and budget.tensor.grad is not None:
-            budget.tensor.grad.addcmul_(budget.weights, budget.tensor, value=2 * budget.factor)
+    budgets = [budget for adapter in budgeted if (budget := adapter.budget) is not None]
+    slopes = torch._foreach_mul([b.tensor for b in budgets], [b.weights for b in budgets])
+    torch._foreach_mul_(slopes, [2 * b.factor for b in budgets])
+    for budget, slope in zip(budgets, slopes, strict=True):
+        if budget.tensor.grad is not None:
+            budget.tensor.grad += slope
 
 
 def add_gradients_of(penalty: Tensor, parameters: list[Tensor]) -> None:
@@ -87,4 +92,4 @@ def _batches(penalised: list[Adapter]) -> Iterator[tuple[float, list[Tensor], Te
         for tensor in adapter.orthonormal:
             by_shape[tensor.shape, adapter.penalty_weight].append(tensor)
     for (_, weight), tensors in by_shape.items():
-        yield weight, tensors, torch.stack([tensor.detach() for tensor in tensors])
+        yield weight, tensors, torch.stack(tensors)
