@@ -82,7 +82,7 @@ def questions(rows: Any, where: str) -> Any:
             question with two to five options one of which is right.
     """
     check_columns(rows, ["question", "choices", "answer"], where)
-    numbers = range(len(rows))
+    numbers = list(range(len(rows)))
     if "image" in rows.column_names:
         # Pictures are not decoded, and not by `filter`, whose cache would outlive a change of the file.
         pictures = rows.with_format("arrow")[:]["image"].to_pylist()

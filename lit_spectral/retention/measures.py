@@ -23,7 +23,7 @@ class TokenScores(NamedTuple):
             whole distributions (MiLoRA §5.4).
         base_entropy: entropy of the base model's predictions, which is what the forgetting loss of
             the base model itself comes to.
-        count: tokens.
+        tokens: how many.
     """
 
     loss: Tensor
@@ -32,7 +32,7 @@ class TokenScores(NamedTuple):
     base_correct: Tensor
     forgetting_loss: Tensor
     base_entropy: Tensor
-    count: Tensor
+    tokens: Tensor
 
 
 def token_scores(logits: Tensor, base_logits: Tensor, wanted: Tensor) -> TokenScores:
@@ -47,7 +47,7 @@ def token_scores(logits: Tensor, base_logits: Tensor, wanted: Tensor) -> TokenSc
         base_correct=(base.argmax(-1) == wanted).double().sum(),
         forgetting_loss=-(probabilities * adapted).sum(-1).double().sum(),
         base_entropy=-(probabilities * base).sum(-1).double().sum(),
-        count=torch.tensor(float(len(wanted)), dtype=torch.float64, device=wanted.device),
+        tokens=torch.tensor(float(len(wanted)), dtype=torch.float64, device=wanted.device),
     )
 
 

@@ -138,7 +138,7 @@ class Retention:
 
     def _logits(self, task: Task, inputs: dict[str, Tensor], scored: Tensor) -> Tensor:
         """Of the scored positions, (n, vocabulary)."""
-        model = task.model
+        model: Any = task.model
         if not isinstance(task, (CausalLM, MaskedLM)):
             assert self._head is not None
             model = self._head.to(task.device)
