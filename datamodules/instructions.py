@@ -28,8 +28,8 @@ class Instructions(AnsweredText):
     `fine-grained_score` is learned. Tested, where a path is given, on HumanEval and on AlpacaEval's
     instructions; on MMLU by `lit-spectral evaluate --tasks mmlu`.
 
-    HumanEval's functions are given as they are, without the template, and end where the paper's
-    rule ends them. Their completions go to `humaneval_samples.jsonl` beside the generated answers,
+    HumanEval's functions are given without the template or the line's end behind them, and end where
+    the paper's rule ends them. Their completions go to `humaneval_samples.jsonl` beside the generated answers,
     for `lit-spectral humaneval`, which runs them; with `allow_code_execution` they are run at once,
     and pass@k is logged.
 
@@ -114,7 +114,8 @@ class Instructions(AnsweredText):
             problems = functions.read_problems(self.humaneval or "")
             # Each problem's draws follow each other.
             tasks = [task for task in problems for _ in range(self.samples)]
-            prompts = [problems[task].prompt for task in tasks]
+            # Tokens of many vocabularies join a line's end and the next one's indentation, so it is left to the answer.
+            prompts = [problems[task].prompt.rstrip() for task in tasks]
             return datasets.Dataset.from_dict({"instruction": prompts, "input": [""] * len(tasks), "answer": tasks})
         rows = read_rows(self.alpaca_eval or "")
         check_columns(rows, ["instruction"], self.alpaca_eval or "")

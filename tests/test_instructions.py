@@ -104,7 +104,7 @@ def test_samples_that_would_be_alike_are_refused(alpaca):
 def test_a_function_is_given_without_the_template(alpaca, functions, decoder_folder):
     data = Instructions(alpaca, humaneval=functions, tokenizer=decoder_folder(), max_new_tokens=4)
     data.setup("test")
-    assert data.splits["humaneval"]["prompt"][1] == "def add_1(a):\n"
+    assert data.splits["humaneval"]["prompt"][1] == "def add_1(a):"
 
 
 def answer_with(monkeypatch, texts):
@@ -136,7 +136,7 @@ def test_samples_are_kept_and_not_run_without_leave(command, alpaca, functions, 
 @pytest.mark.skipif(code_execution.available() is not None, reason="programs can't be shut in here")
 def test_functions_are_run_with_leave(command, alpaca, functions, monkeypatch):
     # Each problem's two draws are alike; the first problem's are right.
-    answer_with(monkeypatch, lambda gold: "    return a\n")
+    answer_with(monkeypatch, lambda gold: "\n    return a\n")
     flags = [f"--data.path={alpaca}", f"--data.humaneval={functions}", "--data.max_new_tokens=4", "--data.samples=2"]
     flags += ["--data.generation={do_sample: true}", "--data.allow_code_execution=true"]
     done = command("test", "--data=Instructions", *flags)
