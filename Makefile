@@ -23,7 +23,7 @@ lint: $(READY)  ## style, and types of the package as it is built
 real: $(READY)  ## a few dozen steps on a real backbone and MRPC, from LIT_SPECTRAL_BACKBONE and LIT_SPECTRAL_MRPC
 	$(BIN)/pytest -m real
 
-bench: $(READY)  ## ours beside peft's, a quarter of an hour on a machine that does nothing else
+bench: $(READY)  ## ours beside peft's, half an hour on a machine that does nothing else
 	$(BIN)/python -m benchmarks
 
 $(READY): pyproject.toml constraints.txt
