@@ -14,7 +14,7 @@ from lit_spectral.datamodules import Commonsense, Math
 from lit_spectral.datamodules.commonsense import KEYWORDS
 
 from lit_spectral.errors import InputError
-from lit_spectral.generation import _continuation, generate, pad_left
+from lit_spectral.generation import _continuation, _stop_at, generate, pad_left
 from lit_spectral.methods import LoRA
 from lit_spectral.tasks import CausalLM
 
@@ -102,16 +102,26 @@ def test_settings_that_are_said_elsewhere_are_refused(decoder, settings, message
         generate(model, tokenizer, PROMPTS, settings=settings)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_it_stops_at_texts(decoder, beams):
+def test_it_stops_at_texts(decoder):
     model, tokenizer = decoder
-    (whole,) = generate(model, tokenizer, PROMPTS[1:2], 24, settings={"num_beams": beams})
-    stop = whole[len(whole) // 2 :][:2]
-    (found,) = generate(model, tokenizer, PROMPTS[1:2], 24, settings={"num_beams": beams, "stop_strings": stop})
+    prompt, whole = max(
+        zip(PROMPTS, generate(model, tokenizer, PROMPTS, 24), strict=True), key=lambda pair: len(pair[1].split())
+    )
+    words = whole.split()
+    stop = max(words[: len(words) // 2], key=len)
+    (found,) = generate(model, tokenizer, [prompt], 24, settings={"stop_strings": stop})
+    assert whole.startswith(found)
     assert stop in found
     assert len(found) < len(whole)
-    if beams == 1:
-        assert whole.startswith(found)
+
+
+def test_rows_stop_by_what_they_hold_wherever_they_move(decoder):
+    # As beams do, from step to step.
+    tokenizer = decoder[1]
+    going, stop = (tokenizer.convert_tokens_to_ids(letter) for letter in ("c", "d"))
+    check = _stop_at(["d"], tokenizer, start=1)
+    assert check(torch.tensor([[stop, going], [stop, stop]]), None).tolist() == [False, True]
+    assert check(torch.tensor([[stop, stop], [stop, going]]), None).tolist() == [True, False]
 
 
 def test_blanks_at_the_start_of_an_answer_are_kept():
