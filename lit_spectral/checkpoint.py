@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from lit_spectral import methods, tasks
 from lit_spectral.errors import InputError
 from lit_spectral.tasks import Task
 
-__all__ = ["load"]
+__all__ = ["load", "log_folder"]
 
 
 def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Task:
@@ -35,6 +36,12 @@ def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Tas
     task.on_load_checkpoint(content)
     task.load_state_dict(content["state_dict"], strict=False)
     return task.eval()
+
+
+def log_folder(checkpoint: str | os.PathLike[str]) -> Path:
+    """The log folder of the run that wrote a checkpoint, where TensorBoard finds what is put there."""
+    folder = Path(checkpoint).parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def _read(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from rich.progress import track
 
 from lit_spectral.code_execution import Outcome, available, pass_at_k, run
 from lit_spectral.datamodules.files import check_columns, read_split
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, Parser
 
 __all__ = ["STOP", "Problem", "Scores", "check_isolation", "cut", "evaluate", "program", "read_problems", "score"]
 
@@ -193,7 +192,7 @@ def evaluate(
 
 def main(args: Sequence[str]) -> None:
     """The verb `humaneval`: score a file of samples and print pass@k."""
-    parser = argparse.ArgumentParser("lit-spectral humaneval", description="pass@k of completions of HumanEval.")
+    parser = Parser("lit-spectral humaneval", description="pass@k of completions of HumanEval.")
     parser.add_argument("samples", help='JSON lines {"task_id": …, "completion": …}')
     parser.add_argument("--path", default=HUB_ID, help="hub id, or folder with test.jsonl (default: %(default)s)")
     parser.add_argument("--results", help="where outcomes go (default: SAMPLES_results.jsonl)")

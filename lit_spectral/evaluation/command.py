@@ -6,11 +6,12 @@ import argparse
 import inspect
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from lit_spectral.errors import InputError
+from lit_spectral.checkpoint import log_folder
+from lit_spectral.errors import InputError, Parser
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
 
@@ -18,11 +19,6 @@ __all__ = ["run"]
 
 # What the harness's command does besides evaluating, and this one doesn't.
 _NOT_HERE = ("model", "wandb_args", "wandb_config_args", "trackio_args", "hf_hub_log_args")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"evaluate: {message}")
 
 
 def run(args: list[str]) -> Path:
@@ -67,7 +63,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
     from lm_eval._cli.run import Run  # nothing public of the harness parses its flags
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    parser = _Parser(
+    parser = Parser(
         prog="lit-spectral evaluate",
         description="Score a checkpoint with lm-evaluation-harness. Flags besides these are those of `lm_eval run`, "
         f"below. --tasks also takes {', '.join(BENCHMARKS)}.",
@@ -78,7 +74,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
     parser.add_argument("--fold", action="store_true", help="add the changes to the weights first")
     ours, rest = parser.parse_known_args(args)
-    theirs = _Parser(prog="lm_eval", add_help=False)
+    theirs = Parser(prog="evaluate", add_help=False)
     Run.create(theirs.add_subparsers())
     if {"-h", "--help"} & set(rest):
         parser.print_help()
@@ -89,7 +85,9 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
             raise InputError(f"evaluate: --{name} is for lm_eval alone; lit-spectral writes JSON and TensorBoard files")
     # Its own default would be a GPU that there may not be.
     given.device = given.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    given.output_path = given.output_path or str(_beside(ours.checkpoint))
+    given.output_path = given.output_path or str(
+        (log_folder(ours.checkpoint) if ours.checkpoint else Path()) / "lm_eval"
+    )
     try:
         return ours, EvaluatorConfig.from_cli(given)
     except (ValueError, TypeError, OSError) as error:
@@ -105,14 +103,6 @@ def _options(config: Any) -> dict[str, Any]:
     options = {name: getattr(config, name) for name in names if hasattr(config, name)}
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     return {**options, **config.cache_requests, **dict(zip(seeds, config.seed or [None] * 4, strict=True))}
-
-
-def _beside(checkpoint: str | None) -> Path:
-    """`lm_eval` in a run's log folder, where TensorBoard shows it as a run of its own."""
-    if checkpoint is None:
-        return Path("lm_eval")
-    folder = Path(checkpoint).parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "lm_eval"
 
 
 def _output(path: str) -> Path:

@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_spectral.checkpoint import load
-from lit_spectral.errors import InputError
+from lit_spectral.checkpoint import load, log_folder
+from lit_spectral.errors import Parser
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.retention.retention import Retention
 
@@ -28,11 +28,6 @@ _BASE = {
     "forgetting_loss": "base_entropy",
     "spearman": "base_spearman",
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"retain: {message}")
 
 
 def run(args: list[str]) -> Path:
@@ -49,7 +44,7 @@ def run(args: list[str]) -> Path:
     with rounded:
         measured = retention.measure(task)
     Console().print(_table(measured))
-    file = Path(given.output_path) if given.output_path else _beside(Path(given.checkpoint))
+    file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
     settings = {name: value for name, value in vars(given).items() if name != "output_path"}
     report: dict[str, Any] = {"retention": measured, "settings": settings, "model": task._identity(), **provenance()}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +54,7 @@ def run(args: list[str]) -> Path:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="lit-spectral retain",
         description="What a checkpoint's model has kept of its backbone: perplexity (decoders), masked-token accuracy "
         "(encoders), forgetting loss, drift of sentence states; the same backbone without its adapters beside it.",
@@ -85,11 +80,6 @@ def _corpora(given: list[str]) -> dict[str, str]:
     """From a name to a text; a text without a name goes by its file's."""
     pairs = [text.partition("=") for text in given]
     return {(name if named else Path(name).stem): (path if named else name) for name, named, path in pairs}
-
-
-def _beside(checkpoint: Path) -> Path:
-    folder = checkpoint.parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "retention.json"
 
 
 def _table(measured: Mapping[str, float]) -> Table:
