@@ -19,11 +19,14 @@ class HeldBackbone(Callback):
     """Holds frozen linear maps in bfloat16 while training in bf16-mixed, where autocast would cast them at each use.
 
     The numbers are those of autocast, to the bit, without its cast in every forward and backward
-    pass; embeddings, norms and whatever is trained stay in float32. What rounding takes off is kept on
-    the CPU, 2 bytes a weight: after training the float32 weights are back, every bit of them, so that
-    folding and saving never see rounded ones. On a GPU the weights take half the memory meanwhile.
+    pass, but for HiRA's, whose change is a product with the weight itself; embeddings, norms and
+    whatever is trained stay in float32. What rounding takes off is kept on the CPU, 2 bytes a weight:
+    after training the float32 weights are back, every bit of them, before other callbacks' turn, so
+    that folding and saving never see rounded ones. On a GPU the weights take half the memory meanwhile.
 
-    Maps wrapped by peft's layers, and weights shared with another module, are left alone.
+    Maps wrapped by peft's layers, and weights shared with another module, are left alone. A callback
+    that calls the model while it trains does so in `trainer.precision_plugin.forward_context()`, as
+    training does; it can't fold the model then.
 
     Args:
         enabled: False to leave the backbone in float32.
@@ -32,6 +35,11 @@ class HeldBackbone(Callback):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self._held: list[tuple[nn.Parameter, Tensor, tuple[Tensor, ...]]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Go before all other callbacks, which may want the float32 weights when training ends or fails."""
+        trainer.callbacks.remove(self)  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, self)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Round what is to be held; not before, since checkpoints are restored and models checked in float32."""
@@ -58,7 +66,7 @@ class HeldBackbone(Callback):
         for module in model.modules():
             if is_linear(module) and id(module) not in wrapped:
                 for parameter in module.parameters(recurse=False):
-                    # A sharded parameter is of another type.
+                    # DTensors, sharded by FSDP2, are of another type.
                     plain = type(parameter) is nn.Parameter and parameter.dtype == torch.float32
                     if plain and not parameter.requires_grad and owners[id(parameter)] == 1:
                         self._round(parameter)
@@ -70,6 +78,7 @@ class HeldBackbone(Callback):
         ties = (off == 2**15).nonzero(as_tuple=True)  # which 16 bits hold as -2¹⁵
         self._held.append((parameter, off.to("cpu", torch.int16), ties))
         parameter.data = rounded
+        parameter.held = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def release(self) -> None:
@@ -78,4 +87,5 @@ class HeldBackbone(Callback):
             bits = parameter.float().view(torch.int32) + off.to(parameter.device, torch.int32)
             bits[tuple(index.to(parameter.device) for index in ties)] += 2**16
             parameter.data = bits.view(torch.float32)
+            del parameter.held  # type: ignore[attr-defined]
         self._held = []

@@ -88,7 +88,7 @@ def factor_spectrum(left_nor: Tensor, right_nri: Tensor) -> FactorSpectrum:
 
 
 def largest_singular_value(gram_left_nrr: Tensor, gram_right_nrr: Tensor) -> Tensor:
-    """‖L R‖₂, (n,), from LᵀL and RRᵀ, to 1e-6 relative of its exact value.
+    """‖L R‖₂, (n,), from LᵀL and RRᵀ, to 1e-6 relative of its exact value, unless large L and R cancel in L R.
 
     It is the root of the largest eigenvalue of M = LᵀL · RRᵀ. With t_j the trace of M's 2ʲ-th power
     once it is scaled to trace 1 before each squaring, Π t_j^(1/2ʲ) tends to that eigenvalue: after 20

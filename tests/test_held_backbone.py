@@ -1,5 +1,6 @@
 """The backbone in bfloat16 under bf16-mixed: the same numbers, and every bit back afterwards."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import transformers
@@ -7,7 +8,8 @@ from conftest import Watch, scalars
 from lit_spectral.callbacks import HeldBackbone
 from torch import nn
 
-from lit_spectral.adapters import adapters
+from lit_spectral.adapters import adapters, fold, unfold
+from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, FullFineTuning, HiPLoRA, LoRA, Peft
 
 METHODS = {
@@ -40,6 +42,26 @@ def test_it_comes_by_itself_and_the_weights_come_back(train, backbone_folder):
         for name, p in trainer.lightning_module.model.named_parameters()
     }
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.named_parameters())
+
+
+def test_callbacks_find_float32_weights_when_training_ends(train):
+    class Fold(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            before = [a.weight.clone() for a in adapters(pl_module.model)]
+            fold(pl_module.model)
+            unfold(pl_module.model)
+            self.same = all(torch.equal(a.weight, b) for a, b in zip(adapters(pl_module.model), before, strict=True))
+            self.dtypes = {weight.dtype for weight in before}
+
+    callback = Fold()
+    train(LoRA(rank=4), callback, precision="bf16-mixed", max_steps=2)
+    assert callback.same
+    assert callback.dtypes == {torch.float32}
+
+
+def test_a_held_model_refuses_to_be_folded(train):
+    with pytest.raises(InputError, match="is held in bfloat16 while it trains"):
+        train(LoRA(rank=4), Watch(lambda task: fold(task.model)), precision="bf16-mixed", max_steps=2)
 
 
 def test_in_float32_nothing_is_rounded(train):

@@ -87,7 +87,17 @@ def detach(model: nn.Module) -> None:
 
 
 def fold(model: nn.Module) -> None:
-    """Add every ΔW to its weight (float32 arithmetic), so that the model runs at the backbone's speed."""
+    """Add every ΔW to its weight (float32 arithmetic), so that the model runs at the backbone's speed.
+
+    Raises:
+        InputError: `HeldBackbone` holds a weight in bfloat16, and would undo its rounding on another weight.
+    """
+    for name, adapter in model.named_modules():
+        if isinstance(adapter, Adapter) and getattr(adapter.weight, "held", False):
+            raise InputError(
+                f"{name} is held in bfloat16 while it trains; fold the model after training, "
+                "or give the callback HeldBackbone enabled=False"
+            )
     for change in named_changes(model).values():
         change.fold()
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lit_spectral.adapters.base import Adapter, Factors
@@ -36,6 +37,7 @@ class _HadamardProduct(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         x, left, right, reference, weight = ctx.saved_tensors
         dy = gradients[0].to(x.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lit_spectral.adapters.base import Adapter, Confined, Factors
@@ -64,6 +65,7 @@ class _LowRankLinear(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, keep, left_ro, gains, right_ri, narrow, scaled = ctx.saved_tensors
         dy, (columns, rows) = gradients[0], ctx.trained
@@ -72,7 +74,9 @@ class _LowRankLinear(torch.autograd.Function):
         d_narrow = d_scaled * scale_r1
         d_left = _first_rows(columns, scaled, dy)
         d_right = _first_rows(rows, d_narrow, x if keep is None else x * keep)
-        d_scale = None if gains is None else (d_scaled * narrow).sum(1, dtype=torch.float32)
+        d_scale = (
+            None if gains is None else (d_scaled * narrow).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+        )
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dy @ weight.to(x.dtype)
