@@ -68,23 +68,13 @@ def _config(name: str, method: str, row: dict[str, str]) -> dict[str, Any]:
     if row["target_modules"]:
         settings["target_modules"] = row["target_modules"].split()
     task, data, options = OTHERS.get(row["task"], glue)
-    best = {"monitor": f"val/{MONITORED.get(row['task'], 'accuracy')}", "mode": "max", "filename": "best"}
-    # A callback of its own, since an interruption saves under the callback's file name: it must not hit the best.
-    last = {"filename": "last", "save_on_exception": True, "enable_version_counter": False}
     return {
         "seed_everything": 42,
         "trainer": {
             "max_epochs": int(row["epochs"]),
             # The papers train with Hugging Face's trainer, which clips at 1.
             "gradient_clip_val": 1.0,
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": "runs", "name": name},
-            },
-            "callbacks": [
-                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": settings}
-                for settings in (best, last)
-            ],
+            **_kept(name, f"val/{MONITORED.get(row['task'], 'accuracy')}", "max"),
         },
         "model": {
             "class_path": task,
@@ -102,6 +92,22 @@ def _config(name: str, method: str, row: dict[str, str]) -> dict[str, Any]:
             "class_path": data,
             "init_args": options | {"batch_size": int(row["batch_size"])},
         },
+    }
+
+
+def _kept(name: str, monitor: str, mode: str) -> dict[str, Any]:
+    """The trainer's logger, and its callbacks that save the best epoch and the last."""
+    best = {"monitor": monitor, "mode": mode, "filename": "best"}
+    # A callback of its own, since an interruption saves under the callback's file name: it must not hit the best.
+    last = {"filename": "last", "save_on_exception": True, "enable_version_counter": False}
+    return {
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": "runs", "name": name},
+        },
+        "callbacks": [
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saved} for saved in (best, last)
+        ],
     }
 
 
@@ -170,8 +176,6 @@ def _decoder_name(row: dict[str, str]) -> str:
 def _decoder_config(name: str, row: dict[str, str]) -> dict[str, Any]:
     kinds = {"rank": int, "alpha": float, "dropout": float, "sigma_bar": str, "gamma": float, "start": str}
     settings = {key: kind(row[key]) for key, kind in (kinds | {"principal_rank": int}).items() if row[key]}
-    best = {"monitor": "val/loss", "mode": "min", "filename": "best"}
-    last = {"filename": "last", "save_on_exception": True, "enable_version_counter": False}
     module, options, _ = DECODER_DATA[row["task"]]
     data: dict[str, Any] = options | {"template": row["template"], "batch_size": int(row["batch_size"])}
     data |= {"train_on": row["train_on"]} if row["train_on"] else {}
@@ -186,14 +190,7 @@ def _decoder_config(name: str, row: dict[str, str]) -> dict[str, Any]:
             "accumulate_grad_batches": int(row["accumulate"] or 1),
             "gradient_clip_val": 1.0,
             "precision": "bf16-mixed",
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": "runs", "name": name},
-            },
-            "callbacks": [
-                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saved}
-                for saved in (best, last)
-            ],
+            **_kept(name, "val/loss", "min"),
         },
         "model": {
             "class_path": "CausalLM",
