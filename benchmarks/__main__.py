@@ -45,7 +45,11 @@ STEPS: list[tuple[str, str, str, tuple[float | None, float | None]]] = [
     ("hira", "HiRA", "peft LoRA", (None, None)),
     ("hira", "HiRA", "no adapter", (None, None)),
 ]  # fmt: skip
-INFERENCE = [("fclora", "FCLoRA", "peft LoRA", 0.85), ("lora", "LoRA", "peft LoRA", None)]
+INFERENCE = [
+    ("fclora", "FCLoRA", "peft LoRA", 0.85),
+    ("lora", "LoRA", "peft LoRA", None),
+    ("lora", "no adapter", "peft LoRA", None),
+]
 COUNTS: list[tuple[str, str, str, str, float | None]] = [
     ("fclora", "operations", "FCLoRA", "peft AdaLoRA", 0.25),
     ("lora", "operations", "LoRA", "peft LoRA", None),

@@ -4,6 +4,7 @@ from lit_spectral.callbacks.held_backbone import HeldBackbone
 from lit_spectral.callbacks.lm_eval import LMEvalCallback
 from lit_spectral.callbacks.projection import FactorRetraction, SigmaClamp, SpectralBall
 from lit_spectral.callbacks.retention_monitor import RetentionMonitor
+from lit_spectral.callbacks.run_record import RunRecord
 from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "HeldBackbone",
     "LMEvalCallback",
     "RetentionMonitor",
+    "RunRecord",
     "SigmaClamp",
     "SpectralBall",
     "SpectralMonitor",

@@ -25,7 +25,8 @@ EPILOG = (
     "And `quickstart [CONFIG]`: LoRA beside FCLoRA on text that ships with Python, no download; "
     "`humaneval SAMPLES.jsonl`: pass@k of completions (`humaneval --help`). "
     "`evaluate --checkpoint FILE --tasks NAMES`: a decoder on tasks of lm-evaluation-harness. "
-    "`retain --checkpoint FILE --corpora TEXTS`: what a model has kept of its backbone."
+    "`retain --checkpoint FILE --corpora TEXTS`: what a model has kept of its backbone; "
+    "`compare --config FILE --methods NAMES --seeds N N`: both, of several methods, as a table and a page."
 )
 
 # Methods are dataclasses; jsonargparse takes subclasses of those only where it is told to.
@@ -138,6 +139,10 @@ def main(args: list[str] | None = None) -> None:
 
             _show_progress()
             command.run(args[1:])
+        elif args[:1] == ["compare"]:
+            from lit_spectral.comparison import command as compare
+
+            compare.run(args[1:], lambda flags: SpectralCLI(flags, run=False))
         elif args[:1] == ["retain"]:
             from lit_spectral.retention import command as retain
 

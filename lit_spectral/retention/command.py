@@ -18,7 +18,7 @@ from lit_spectral.errors import Parser
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.retention.retention import Retention
 
-__all__ = ["run"]
+__all__ = ["named_corpora", "run"]
 
 # From a measure to what it is of the base model.
 _BASE = {
@@ -38,7 +38,9 @@ def run(args: list[str]) -> Path:
     """
     given = _parse(args)
     task = load(given.checkpoint, given.backbone).to(given.device)
-    retention = Retention(_corpora(given.corpora), given.sts, given.limit or None, given.max_length, given.batch_size)
+    retention = Retention(
+        named_corpora(given.corpora), given.sts, given.limit or None, given.max_length, given.batch_size
+    )
     retention.prepare(task)
     rounded = torch.autocast(torch.device(given.device).type, torch.bfloat16) if given.bf16 else nullcontext()
     with rounded:
@@ -76,8 +78,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
-def _corpora(given: list[str]) -> dict[str, str]:
-    """From a name to a text; a text without a name goes by its file's."""
+def named_corpora(given: list[str]) -> dict[str, str]:
+    """From a name to a text, out of `NAME=TEXT`; a text without a name goes by its file's."""
     pairs = [text.partition("=") for text in given]
     return {(name if named else Path(name).stem): (path if named else name) for name, named, path in pairs}
 

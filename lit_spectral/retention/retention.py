@@ -65,6 +65,7 @@ class Retention:
         self._sentences: list[dict[str, Tensor]] = []
         self._gold = torch.empty(0)
         self._originals: dict[str, Tensor] = {}
+        self._base_states: dict[str, Tensor] = {}
         self._head: nn.Module | None = None
 
     def prepare(self, task: Task) -> None:
@@ -80,7 +81,7 @@ class Retention:
         if inner_model(task) is not task.model and not isinstance(task, (CausalLM, MaskedLM)):
             raise InputError("retention: a learned prompt is no part of the encoder that it is put before; "
                              "measure methods that adapt weights")  # fmt: skip
-        self._originals = original_weights(task)
+        self._originals, self._base_states = original_weights(task), {}
         self._head = None if decoder else _masked_head(task, source)
         for name, path in self.corpora.items():
             options: dict[str, Any] = {"limit": self.limit, "max_length": self.max_length, "tokenizer": source}
@@ -160,16 +161,22 @@ class Retention:
         return found
 
     def _states(self, task: Task, batches: list[dict[str, Tensor]], name: str) -> tuple[Tensor, Tensor]:
-        """Mean-pooled states of all sentences, adapted and base, (n, width), float32, on the CPU."""
-        found: tuple[list[Tensor], list[Tensor]] = [], []
-        encoder = _encoder(task)
+        """Mean-pooled states of all sentences, adapted and base, (n, width), float32, on the CPU.
+
+        The base's, which never change, are computed the first time only.
+        """
+        encoder, known = _encoder(task), self._base_states.get(name)
+        adapted, base = [], []
         for batch in track(batches, f"retention on {name}", transient=True):
             inputs = {key: value.to(task.device) for key, value in batch.items()}
             mask = inputs["attention_mask"]
-            found[0].append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
-            with base_model(task, self._originals):
-                found[1].append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
-        return torch.cat(found[0]), torch.cat(found[1])
+            adapted.append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
+            if known is None:
+                with base_model(task, self._originals):
+                    base.append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
+        if known is None:
+            known = self._base_states[name] = torch.cat(base)
+        return torch.cat(adapted), known
 
 
 def _encoder(task: Task) -> nn.Module:

@@ -1,0 +1,110 @@
+"""What a finished run came to, in one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lit_spectral.callbacks.retention_monitor import RetentionMonitor
+from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
+
+from lit_spectral.errors import InputError
+
+__all__ = ["RunRecord"]
+
+WARM_UP = 3  # batches that aren't timed: the first ones allocate
+
+
+class RunRecord(Callback):
+    """Writes a JSON of a fit that came to its end; one that failed or was stopped leaves none.
+
+    Keys: `metrics` (of the last validation), `retention` (of `RetentionMonitor`, if there is one),
+    `largest_norm` (‖ΔW‖₂, of `SpectralMonitor`), `trainable_parameters`, `steps`, `seconds_per_step`
+    (without validation and reading of data) and `peak_memory` (bytes: the GPU's, or without one of the process).
+
+    Args:
+        file: where to write; in whole, or not at all.
+        parameters: how many trainable parameters are expected; None for any number.
+        tolerance: by which fraction of that the number may differ.
+    """
+
+    def __init__(self, file: str, parameters: int | None = None, tolerance: float = 0.05) -> None:
+        self.file = Path(file)
+        self.parameters = parameters
+        self.tolerance = tolerance
+        self._seconds: list[float] = []
+        self._started = 0.0
+        self._first_step = 0
+        self._finished = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise InputError when the number of parameters is not the expected one."""
+        self._trainable = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        expected = self.parameters
+        if expected is not None and abs(self._trainable - expected) > self.tolerance * expected:
+            raise InputError(
+                f"{self._trainable} trainable parameters, where {expected} are compared with: more than "
+                f"{self.tolerance:.0%} off; give another rank, or --unmatched"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count."""
+        self._first_step = trainer.global_step
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop it."""
+        self._seconds.append(time.perf_counter() - self._started)
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # which has Lightning validate, as it doesn't at max_steps within an epoch
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Only now it has come to its end."""
+        self._finished = True
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write, after other callbacks have measured the end."""
+        if not self._finished or not trainer.is_global_zero:
+            return
+        found: dict[str, Any] = {"metrics": {name: float(value) for name, value in trainer.callback_metrics.items()}}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RetentionMonitor):
+                found["retention"] = callback.latest
+            elif isinstance(callback, SpectralMonitor):
+                found["largest_norm"] = callback.latest_max
+        steps = max(trainer.global_step - self._first_step, 1)
+        timed = self._seconds[WARM_UP:] or self._seconds
+        found |= {
+            "trainable_parameters": self._trainable,
+            "steps": trainer.global_step,
+            "seconds_per_step": sum(timed) / max(len(timed), 1) * len(self._seconds) / steps,
+            "peak_memory": _peak_memory(),
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.file.with_suffix(".part")
+        draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        os.replace(draft, self.file)
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else 1024 * resident

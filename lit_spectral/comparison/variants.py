@@ -1,0 +1,127 @@
+"""What is compared: methods, and the values that flags sweep over."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from lit_spectral import methods
+from lit_spectral.errors import InputError
+
+__all__ = ["Variant", "alternatives", "pairs_of", "variants"]
+
+_METHOD = "model.method."
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with settings, under a name that tells it from the others."""
+
+    method: str
+    # Those it shares with other methods, and those that are its own; (flag without dashes, value).
+    shared: tuple[tuple[str, str], ...]
+    own: tuple[tuple[str, str], ...]
+    swept: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """The method's, and what sets this variant off from others of it, such as `FCLoRA ball=0.5 lr=1e-3`."""
+        told = [(flag, value) for flag, value in self.shared if flag in self.swept] + list(self.own)
+        return " ".join([self.method, *(f"{flag.rsplit('.', 1)[1]}={value}" for flag, value in told)])
+
+    @property
+    def cell(self) -> dict[str, str]:
+        """Where it stands in sweeps that other methods take part in."""
+        return {flag: value for flag, value in self.shared if flag in self.swept}
+
+    def flags(self) -> list[str]:
+        """For `fit`: the method before its settings."""
+        ordered = sorted([*self.shared, *self.own], key=lambda pair: pair[0].startswith(_METHOD))
+        rest = [f"--{flag}={value}" for flag, value in ordered if not flag.startswith(_METHOD)]
+        return [*rest, f"--model.method={self.method}", *(f"--{flag}={v}" for flag, v in ordered[len(rest) :])]
+
+    def reference(self, among: Sequence[Variant]) -> Variant:
+        """The first method's variant that it is compared with: at the same place of shared sweeps, or the first."""
+        candidates = [variant for variant in among if variant.method == among[0].method]
+        return next((c for c in candidates if all(self.cell.get(k, v) == v for k, v in c.cell.items())), among[0])
+
+
+def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Variant]:
+    """All methods with all combinations of swept values.
+
+    Args:
+        names: of methods, each once; the first is what the others are compared with.
+        flags: as in `pairs_of`. `model.…` flags may give several values, split by commas outside of
+            brackets and quotes. `model.method.X` goes to the methods that have a setting X, `NAME.X`
+            to that method alone, where X is a setting or itself a whole flag.
+
+    Raises:
+        InputError: no such method, or no method with such a setting.
+    """
+    for name in names:
+        if name not in methods.__all__ or not hasattr(getattr(methods, name), "apply"):
+            raise InputError(f"compare: there is no method {name}; there are {', '.join(_known())}")
+    if len(set(names)) < len(names):
+        raise InputError("compare: --methods names one twice; sweep its settings instead, as in --FCLoRA.ball null,0.5")
+    settings = {name: {field.name for field in fields(getattr(methods, name))} for name in names}
+    found = []
+    for name in names:
+        given: dict[str, list[str]] = {}
+        own = set()
+        for flag, value in sorted(flags, key=lambda pair: pair[0].split(".")[0] in settings):  # its own win
+            head, _, rest = flag.partition(".")
+            if head in settings:
+                if head != name:
+                    continue
+                flag = f"{_METHOD}{rest}" if rest.split(".")[0] in settings[name] else rest
+                own.add(flag)
+            elif flag.startswith(_METHOD) and flag.removeprefix(_METHOD).split(".")[0] not in settings[name]:
+                continue
+            given[flag] = alternatives(value) if flag.startswith("model.") else [value]
+        swept = frozenset(flag for flag, values in given.items() if len(values) > 1)
+        for values in itertools.product(*given.values()):
+            chosen = list(zip(given, values, strict=True))
+            shared = tuple(pair for pair in chosen if pair[0] not in own)
+            found.append(Variant(name, shared, tuple(pair for pair in chosen if pair[0] in own), swept))
+    for flag, _ in flags:
+        setting = flag.removeprefix(_METHOD).split(".")[0]
+        if flag.startswith(_METHOD) and not any(setting in known for known in settings.values()):
+            raise InputError(f"compare: none of {', '.join(names)} has a setting {setting}")
+    return found
+
+
+def _known() -> list[str]:
+    return [name for name in methods.__all__ if name not in {"Bound", "Method", "LowRankMethod"}]
+
+
+def pairs_of(args: Sequence[str]) -> list[tuple[str, str]]:
+    """(flag without dashes, value) of `--flag value` and `--flag=value`.
+
+    Raises:
+        InputError: something else.
+    """
+    found, rest = [], iter(args)
+    for arg in rest:
+        flag, joined, value = arg.partition("=")
+        if not flag.startswith("--") or (value := value if joined else next(rest, "--")).startswith("--"):
+            raise InputError(f"compare: expected --flag value, not {arg}")
+        found.append((flag[2:], value))
+    return found
+
+
+def alternatives(value: str) -> list[str]:
+    """The parts between commas that stand outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for char in value:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        else:
+            depth += (char in "[{(") - (char in ")}]")
+        if char == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts

@@ -1,0 +1,248 @@
+"""`lit-spectral compare`: what is run, what is not run again, and what is made of it."""
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import yaml
+from conftest import CONFIGS
+from lit_spectral.callbacks import RunRecord
+from scipy.stats import ttest_rel
+
+from lit_spectral import cli
+from lit_spectral.comparison import command
+from lit_spectral.comparison.results import Comparison, Run, paired_difference
+from lit_spectral.comparison.variants import alternatives, pairs_of, variants
+from lit_spectral.errors import InputError
+from lit_spectral.methods import LoRA
+
+
+def names(methods, *flags):
+    return [variant.name for variant in variants(methods, pairs_of(flags))]
+
+
+def test_swept_values_are_combined():
+    found = names(["FCLoRA"], "--model.method.sigma_bar", "q1,q2", "--model.optimizer.lr=1e-3,2e-3")
+    assert found == [f"FCLoRA sigma_bar={q} lr={lr}" for q in ("q1", "q2") for lr in ("1e-3", "2e-3")]
+
+
+def test_a_setting_goes_to_the_methods_that_have_it():
+    lora, fclora = variants(["LoRA", "FCLoRA"], pairs_of(["--model.method.sigma_bar", "q1"]))
+    assert lora.flags() == ["--model.method=LoRA"]
+    assert fclora.flags() == ["--model.method=FCLoRA", "--model.method.sigma_bar=q1"]
+
+
+def test_a_flag_for_one_method_wins_over_that_for_all():
+    flags = pairs_of(["--LoRA.model.optimizer.lr", "1", "--FCLoRA.ball=null,0.5", "--model.optimizer.lr", "2"])
+    lora, *fclora = variants(["LoRA", "FCLoRA"], flags)
+    assert lora.flags() == ["--model.optimizer.lr=1", "--model.method=LoRA"]
+    assert [v.name for v in fclora] == ["FCLoRA ball=null", "FCLoRA ball=0.5"]
+    assert fclora[1].flags() == ["--model.optimizer.lr=2", "--model.method=FCLoRA", "--model.method.ball=0.5"]
+
+
+def test_each_is_compared_with_the_first_method_at_the_same_place_of_a_sweep():
+    found = variants(["LoRA", "FCLoRA"], pairs_of(["--model.optimizer.lr", "1,2", "--FCLoRA.ball", "3,4"]))
+    reference = {variant.name: variant.reference(found).name for variant in found}
+    assert reference["FCLoRA lr=2 ball=4"] == "LoRA lr=2"
+    assert reference["LoRA lr=1"] == "LoRA lr=1"
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("q1,q2", ["q1", "q2"]),
+        ("[a,b]", ["[a,b]"]),
+        ("{quantile: .2},1", ["{quantile: .2}", "1"]),
+        ("'a,b'", ["'a,b'"]),
+    ],
+)
+def test_commas_inside_brackets_and_quotes_split_nothing(value, parts):
+    assert alternatives(value) == parts
+
+
+@pytest.mark.parametrize(
+    ("methods", "flags", "message"),
+    [
+        (["LoRA", "NoRA"], [], "no method NoRA"),
+        (["LoRA", "LoRA"], [], "names one twice"),
+        (["LoRA"], ["--model.method.sigma_bar=q1"], "none of LoRA has a setting sigma_bar"),
+        (["LoRA"], ["--model.backbone"], "expected --flag value, not --model.backbone"),
+        (["LoRA"], ["x"], "expected --flag value, not x"),
+    ],
+)
+def test_what_can_not_be_compared_is_said(methods, flags, message):
+    with pytest.raises(InputError, match=message):
+        variants(methods, pairs_of(flags))
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    ours, theirs = [0.81, 0.79, 0.85, 0.80], [0.80, 0.81, 0.79, 0.77]
+    interval = ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert paired_difference(ours, theirs)[1:] == pytest.approx((interval.low, interval.high))
+
+
+def record(accuracy, after, norm=1.0):
+    retention = {"text/accuracy": after, "text/base_accuracy": 0.6, "text/loss": 2.0, "text/base_loss": 1.0}
+    costs = {"trainable_parameters": 10, "steps": 4, "seconds_per_step": 0.1, "peak_memory": 10**9}
+    metrics = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "train/loss": 0.0}
+    return {"metrics": metrics, "retention": retention, "largest_norm": norm, **costs}
+
+
+@pytest.fixture
+def comparison():
+    lora, fclora = variants(["LoRA", "FCLoRA"], [])
+    runs = [Run(lora, 0, record(0.8, 0.4), Path(), []), Run(lora, 1, record(0.7, 0.3), Path(), [])]
+    runs += [Run(fclora, 0, record(0.9, 0.5), Path(), []), Run(fclora, 1, record(0.7, 0.5), Path(), [])]
+    return Comparison([lora, fclora], [*runs, Run(fclora, 2, record(0.1, 0.5), Path(), [])], "val/accuracy", True)
+
+
+def test_differences_are_those_of_seeds_that_both_have(comparison):
+    assert comparison.difference(comparison.variants[1], comparison.task).mean == pytest.approx(0.05)
+
+
+def test_what_is_lost_is_a_share_of_what_the_first_lost(comparison):
+    (kept,) = comparison.retention
+    assert comparison.share_lost(comparison.variants[1], kept) == pytest.approx(0.1 / 0.25)
+
+
+def test_a_measure_that_a_run_lacks_is_left_out(comparison):
+    lacking = [*comparison.runs[:-1], Run(comparison.variants[1], 2, record(0.1, 0.5, None), Path(), [])]
+    found = Comparison(comparison.variants, lacking, "val/accuracy", True)
+    assert "largest_norm" not in [m.name for m in found.measures]
+    assert "largest_norm" in [m.name for m in comparison.measures]
+
+
+def test_a_record_is_of_the_last_step_though_it_lies_within_an_epoch(train, tmp_path):
+    trainer = train(LoRA(rank=2), RunRecord(str(tmp_path / "r.json")), max_epochs=9, max_steps=11)
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["steps"] == 11
+    assert found["metrics"]["val/loss"] == float(trainer.callback_metrics["val/loss"])
+
+
+def test_a_run_that_failed_leaves_no_record(train, tmp_path):
+    class Fails(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        train(LoRA(rank=2), RunRecord(str(tmp_path / "r.json")), Fails())
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_numbers_of_parameters_are_matched(train, tmp_path):
+    with pytest.raises(InputError, match="trainable parameters, where 10 are compared with"):
+        train(LoRA(rank=2), RunRecord(str(tmp_path / "r.json"), parameters=10))
+
+
+@pytest.fixture
+def compare(backbone_folder, mrpc_folder, tmp_path, monkeypatch):
+    """Run the verb with two methods on tiny models, in this process; returns the commands of `fit` that it ran."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((CONFIGS / "lora_roberta_mrpc.yaml").read_text())
+    content["trainer"] |= {"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1}
+    content["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False}
+    content["model"]["init_args"] |= {"backbone": backbone_folder("bert")}
+    content["data"]["init_args"] |= {"path": mrpc_folder}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\nthe dog ran over the hill\n" * 4)
+    ran = []
+
+    def inside(command, check):
+        ran.append(command[3:])
+        try:
+            cli.run(command[3:])
+        except RuntimeError:
+            return subprocess.CompletedProcess(command, 1)
+        return subprocess.CompletedProcess(command, 0)
+
+    def run(*flags, methods=("LoRA", "FCLoRA"), seeds=("0",), process=False):
+        with monkeypatch.context() as patch:
+            if not process:
+                patch.setattr(command, "subprocess", SimpleNamespace(run=inside))
+            ran.clear()
+            cli.main(["compare", "--config=tiny.yaml", "--methods", *methods, "--seeds", *seeds, *flags])
+        return list(ran)
+
+    return run
+
+
+FOLDER = Path("runs/compare/tiny")
+
+
+def test_runs_are_made_once_and_the_tables_tell_all(compare):
+    text = ["--corpora", "text.txt"]
+    assert len(compare(*text)) == 2
+    ran = compare(*text, seeds=("0", "1"))
+    assert [[flag for flag in command if "seed" in flag][:2] for command in ran] == [
+        ["--seed_everything=1", "--data.seed=1"]
+    ] * 2
+    with open(FOLDER / "runs.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for s in "01" for m in ("LoRA", "FCLoRA")]
+    with open(FOLDER / "table.csv") as file:
+        lora, fclora = csv.DictReader(file)
+    for measure in ("val/accuracy", "val/loss", "retention/text/accuracy"):
+        mean = sum(float(r[f"metrics/{measure}" if "val" in measure else measure]) for r in rows[0::2]) / 2
+        assert float(lora[measure]) == pytest.approx(mean)
+    assert float(fclora["val/accuracy difference low"]) <= float(fclora["val/accuracy difference high"])
+    assert float(lora["largest_norm"]) > 0
+
+
+def test_the_page_needs_nothing_else(compare):
+    compare()
+    page = (FOLDER / "index.html").read_text()
+    assert "<td>" in page
+    assert page.count("<svg") >= 3
+    assert not [part for part in ('src="', "<link", "@import", 'href="http', "url(http") if part in page]
+
+
+RUN = FOLDER / "LoRA/seed_0"
+RESUMED = f"--ckpt_path={RUN}/checkpoints/last.ckpt"
+
+
+def test_a_broken_run_goes_on_from_its_checkpoint(compare, monkeypatch):
+    def breaks(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise RuntimeError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecord, "on_train_epoch_start", breaks)
+        with pytest.raises(SystemExit):
+            compare("--trainer.max_epochs=2", methods=["LoRA"])
+    (ran,) = compare("--trainer.max_epochs=2", methods=["LoRA"])
+    assert ran[-1] == RESUMED
+    assert json.loads((RUN / "record.json").read_text())["steps"] == 8
+
+
+def test_a_run_that_lost_its_record_is_done_again(compare):
+    compare(methods=["LoRA"])
+    (RUN / "record.json").unlink()
+    assert [command[-1] == RESUMED for command in compare(methods=["LoRA"])] == [True, False]
+    assert (RUN / "record.json").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(compare, capsys):
+    compare(methods=["LoRA"])
+    with pytest.raises(SystemExit):
+        compare("--trainer.max_epochs=2", methods=["LoRA"])
+    assert "has a run of other settings" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_flag_is_said_before_anything_runs(compare):
+    with pytest.raises(SystemExit):
+        compare("--FCLoRA.gamma=-1")
+    assert not FOLDER.exists()
+
+
+def test_a_run_that_fails_stops_no_other(compare, tmp_path, capsys):
+    """Methods of very different size: the second is refused when it starts, in a process of its own."""
+    with pytest.raises(SystemExit) as stopped:
+        compare("--FCLoRA.rank=2", process=True)
+    assert stopped.value.code == 1
+    out = capsys.readouterr().out
+    assert "failed: 2 of 2: FCLoRA rank=2, seed 0" in out
+    assert (FOLDER / "index.html").exists()
