@@ -32,6 +32,7 @@ class RetentionMonitor(Callback):
         limit: windows, or lines, of each corpus; None for all.
         max_length: tokens of a window, at most of a line or sentence.
         batch_size: windows, lines or sentences at a time.
+        fit_head: a text on which to fit a masked-language head for an encoder that has none.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class RetentionMonitor(Callback):
         limit: int | None = 256,
         max_length: int = 256,
         batch_size: int = 8,
+        fit_head: str | None = None,
     ) -> None:
         if every_n_epochs < 0 or every_n_steps < 0 or not (every_n_epochs or every_n_steps):
             raise InputError("RetentionMonitor: give every_n_epochs or every_n_steps, at least 1 of either")
@@ -53,6 +55,7 @@ class RetentionMonitor(Callback):
         self.limit = limit
         self.max_length = max_length
         self.batch_size = batch_size
+        self.fit_head = fit_head
         self._retention: Retention | None = None
         self._last_step = -1
         self.latest: dict[str, float] = {}
@@ -66,7 +69,8 @@ class RetentionMonitor(Callback):
                 f"RetentionMonitor needs the whole model in a process, unlike {type(trainer.strategy).__name__}; "
                 "use `lit-spectral retain` on the checkpoint"
             )
-        self._retention = Retention(self.corpora or (), self.sts, self.limit, self.max_length, self.batch_size)
+        options = (self.limit, self.max_length, self.batch_size, self.fit_head)
+        self._retention = Retention(self.corpora or (), self.sts, *options)
         with isolate_rng():
             self._retention.prepare(pl_module)  # type: ignore[arg-type]
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_spectral.datamodules.files import check_columns, read_blocks, read_rows, read_split, split_exists
+from lit_spectral.datamodules.python_docs import sentences
 
 from lit_spectral.errors import InputError
 
-__all__ = ["CORPORA", "read_passages"]
+__all__ = ["CORPORA", "PYTHON_DOCS", "read_passages"]
+
+PYTHON_DOCS = "python-docs"
 
 
 class _Corpus(NamedTuple):
@@ -39,13 +42,16 @@ def read_passages(path: str) -> Iterator[str]:
     Args:
         path: a UTF-8 text file; a folder of .txt files, read in the order of their names; a jsonl,
             json, parquet or csv file with a column `text`, or a folder with such a `validation`,
-            `test` or `train`, the first that there is; or a name in `CORPORA`.
+            `test` or `train`, the first that there is; a name in `CORPORA`; or `python-docs`, what
+            ships with Python, sentence by sentence.
 
     Raises:
         InputError: nothing there, no column `text`, a file that can't be read, the hub out of reach.
     """
     given = Path(path).expanduser()
-    if path in CORPORA and not given.exists():
+    if path == PYTHON_DOCS and not given.exists():
+        texts: Iterator[str] = iter(sentences())
+    elif path in CORPORA and not given.exists():
         texts = _from_hub(path)
     elif given.suffix in {".jsonl", ".json", ".parquet", ".csv"}:
         texts = _texts(read_rows(path), path)

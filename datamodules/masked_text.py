@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lit_spectral.datamodules.corpora import read_passages
+from lit_spectral.datamodules.corpora import PYTHON_DOCS, read_passages
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class MaskedText(TextDataModule):
     depend on `seed` and the row alone: the same tokens for every model, batch size and epoch.
 
     Args:
-        path: as in `TextWindows`, one passage a line; None for the text that ships with Python.
+        path: as in `TextWindows`, one passage a line.
         limit: passages to read, from the start, and no more is read; None for all.
         mask_fraction: of a row's tokens, chosen to be restored, in (0, 1).
         validation_fraction: of the lines, the last ones after a seeded shuffle; 1 for all, in their order.
@@ -33,7 +33,7 @@ class MaskedText(TextDataModule):
 
     def __init__(
         self,
-        path: str | None = None,
+        path: str = PYTHON_DOCS,
         limit: int | None = None,
         mask_fraction: float = 0.15,
         validation_fraction: float = 0.05,
@@ -88,10 +88,6 @@ class MaskedText(TextDataModule):
         return batch
 
     def _lines(self) -> list[str]:
-        if self.path is None:
-            from lit_spectral.datamodules.python_docs import sentences
-
-            return sentences()[: self.limit]
         stripped = (line.strip() for text in read_passages(self.path) for line in text.splitlines())
         lines = list(islice(filter(None, stripped), self.limit))
         if len(lines) < 2:

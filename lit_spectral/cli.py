@@ -82,6 +82,7 @@ class SpectralCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         shared = {"logger": _parser_log()}
         about = {"description": DESCRIPTION, "epilog": EPILOG}
+        warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
         super().__init__(
             Task,
             LightningDataModule,
@@ -104,10 +105,14 @@ def run(args: list[str] | None = None) -> SpectralCLI:
         args: as on the command line; None for `sys.argv`.
     """
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _show_progress()
     return SpectralCLI(_templates_as_text(sys.argv[1:] if args is None else args))
+
+
+def _build(args: list[str]) -> SpectralCLI:
+    """The command line of `fit` with these flags, nothing run."""
+    return SpectralCLI(_templates_as_text(args), run=False)
 
 
 def _templates_as_text(args: list[str]) -> list[str]:
@@ -129,7 +134,7 @@ def main(args: list[str] | None = None) -> None:
         if args[:1] == ["quickstart"]:
             from lit_spectral import quickstart
 
-            quickstart.run(run, args[1] if len(args) > 1 else "configs/quickstart.yaml")
+            quickstart.run(args[1] if len(args) > 1 else "configs/quickstart.yaml", _build)
         elif args[:1] == ["humaneval"]:
             from lit_spectral import humaneval
 
@@ -142,7 +147,7 @@ def main(args: list[str] | None = None) -> None:
         elif args[:1] == ["compare"]:
             from lit_spectral.comparison import command as compare
 
-            compare.run(args[1:], lambda flags: SpectralCLI(flags, run=False))
+            compare.run(args[1:], _build)
         elif args[:1] == ["retain"]:
             from lit_spectral.retention import command as retain
 

@@ -37,10 +37,10 @@ def test_a_setting_goes_to_the_methods_that_have_it():
 
 
 def test_a_flag_for_one_method_wins_over_that_for_all():
-    flags = pairs_of(["--LoRA.model.optimizer.lr", "1", "--FCLoRA.ball=null,0.5", "--model.optimizer.lr", "2"])
+    flags = pairs_of(["--LoRA.model.optimizer.lr", "1", "--FCLoRA.ball=none,0.5", "--model.optimizer.lr", "2"])
     lora, *fclora = variants(["LoRA", "FCLoRA"], flags)
     assert lora.flags() == ["--model.optimizer.lr=1", "--model.method=LoRA"]
-    assert [v.name for v in fclora] == ["FCLoRA ball=null", "FCLoRA ball=0.5"]
+    assert [v.name for v in fclora] == ["FCLoRA ball=none", "FCLoRA ball=0.5"]
     assert fclora[1].flags() == ["--model.optimizer.lr=2", "--model.method=FCLoRA", "--model.method.ball=0.5"]
 
 

@@ -2,18 +2,20 @@
 
 import json
 import math
+import shutil
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import WORDS, scalars
 from lit_spectral.callbacks import RetentionMonitor
+from transformers import AutoModel
 
 from lit_spectral import cli
 from lit_spectral.adapters import adapters, fold
 from lit_spectral.errors import InputError
 from lit_spectral.methods import BitFit, FCLoRA, FullFineTuning, HiPLoRA, HiRA, LoRA, MoRA, Peft, PiSSA
-from lit_spectral.retention import Retention, token_scores
+from lit_spectral.retention import Retention, head, token_scores
 from lit_spectral.tasks import CausalLM, MaskedLM, SequenceClassification
 
 METHODS = {
@@ -242,3 +244,37 @@ def test_mistakes_on_the_command_line_are_one_line(flags, message, capsys):
     with pytest.raises(SystemExit):
         cli.main(["retain", *flags])
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def headless(backbone_folder, tmp_path):
+    """A folder of an encoder whose files have no masked-language head."""
+    folder = tmp_path / "headless"
+    shutil.copytree(backbone_folder("bert"), folder)
+    AutoModel.from_pretrained(folder).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_head_is_fitted_once_and_then_measures_as_any_other(headless, text, monkeypatch):
+    monkeypatch.setattr(head, "STEPS", 40)
+    monkeypatch.setattr(head, "LEARNING_RATE", 3e-2)
+    task = build(SequenceClassification, headless, LoRA(rank=2))
+    fitted = measured(task, text, fit_head=text)
+    assert fitted["words/accuracy"] == fitted["words/base_accuracy"]  # nothing was trained yet
+    assert fitted["words/loss"] < math.log(64) - 0.4  # 64 tokens; without fitting it is all but uniform
+
+    def again(*args):
+        raise AssertionError("fitted twice")
+
+    monkeypatch.setattr(head, "_fit", again)
+    assert measured(task, text, fit_head=text) == fitted
+
+
+def test_a_head_leaves_random_numbers_and_encoder_alone(headless, text, monkeypatch):
+    monkeypatch.setattr(head, "STEPS", 2)
+    monkeypatch.setattr(head, "LINES", 23)  # not the other test's
+    state = torch.get_rng_state()
+    model = head.fitted_head(headless, text)
+    assert torch.equal(torch.get_rng_state(), state)
+    kept = AutoModel.from_pretrained(headless).state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in model.bert.state_dict().items())

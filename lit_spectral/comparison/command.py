@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -91,7 +92,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Fit a config with several methods and seeds, and show side by side what was learned, what was "
         "forgotten, how far the weights moved, and what it cost. Runs that came to their end are not repeated.",
         epilog="All other flags go to `fit`. Several values, split by commas, make a sweep: --model.method.sigma_bar "
-        "q1,q2 for the methods that have it, --FCLoRA.ball null,0.5 for one method, --LoRA.model.optimizer.lr 1e-3.",
+        "q1,q2 for the methods that have it, --FCLoRA.ball none,0.5 for one method, --LoRA.model.optimizer.lr 1e-3.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, action="append", metavar="FILE", help="of fit; may be repeated")
@@ -101,6 +102,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--corpora", nargs="+", default=[], metavar="[NAME=]TEXT",
                         help="texts on which to measure what is forgotten, as in retain")  # fmt: skip
     parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
+    parser.add_argument("--fit_head", metavar="TEXT", help="to fit a masked-language head on, as in retain")
     parser.add_argument("--limit", type=int, default=256, help="windows or lines of each text; 0 for all (%(default)s)")
     parser.add_argument("--metric", metavar="NAME", help="the task's (val/…; what the config's best checkpoint is by)")
     parser.add_argument("--unmatched", action="store_true", help="compare whatever their numbers of parameters")
@@ -110,8 +112,12 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _check(build: Callable[[list[str]], Any], configs: list[str], compared: list[Variant], given: Any) -> Setting:
     """Have every variant's flags read before anything runs, and see how the config measures."""
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)  # each run tells of its own devices
     for variant in compared:
         cli = build([*configs, *variant.flags()])
+    lightning.setLevel(level)
     if given.corpora or given.sts:
         Retention(given.corpora, given.sts, given.limit or None)
     best = [c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
@@ -133,13 +139,10 @@ def _places(place: Path, seed: int, setting: Setting) -> list[str]:
 def _retention(given: Any) -> list[str]:
     if not given.corpora and not given.sts:
         return []
-    flags = {
-        "corpora": json.dumps(named_corpora(given.corpora)),
-        "limit": given.limit or "null",
-        "sts": given.sts or "null",
-    }
+    flags = {"limit": given.limit or "null", "sts": given.sts, "fit_head": given.fit_head}
+    flags["corpora"] = json.dumps(named_corpora(given.corpora)) if given.corpora else None
     monitor = "--trainer.callbacks+=lit_spectral.callbacks.RetentionMonitor"
-    return [monitor, *(f"--trainer.callbacks.{name}={value}" for name, value in flags.items())]
+    return [monitor, *(f"--trainer.callbacks.{name}={value}" for name, value in flags.items() if value)]
 
 
 def _recording(place: Path, limits: list[str]) -> list[str]:

@@ -150,13 +150,14 @@ class Comparison:
         return f"{text}\n{mean}" + (f" [{low}, {high}]" if difference.low == difference.low else "")
 
     def table(self) -> Table:
-        """For the terminal."""
+        """For the terminal: a column a variant, since many measures are wider than a screen."""
+        names, *lines = zip(self.headings(), *self.rows(), strict=True)
         table = Table(caption="± standard deviation over seeds; below, the paired difference from the first method "
-                      "and its 95 % interval (Student's t)")  # fmt: skip
-        for number, heading in enumerate(self.headings()):
-            table.add_column(heading, justify="right" if number else "left")
-        for row in self.rows():
-            table.add_row(*row)
+                      "and its 95 % interval (Student's t)", show_lines=True)  # fmt: skip
+        for number, name in enumerate(names):
+            table.add_column("" if number == 0 else name, justify="right" if number else "left", overflow="fold")
+        for line in lines:
+            table.add_row(*line)
         return table
 
 

@@ -63,7 +63,7 @@ def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Var
         if name not in methods.__all__ or not hasattr(getattr(methods, name), "apply"):
             raise InputError(f"compare: there is no method {name}; there are {', '.join(_known())}")
     if len(set(names)) < len(names):
-        raise InputError("compare: --methods names one twice; sweep its settings instead, as in --FCLoRA.ball null,0.5")
+        raise InputError("compare: --methods names one twice; sweep its settings instead, as in --FCLoRA.ball none,0.5")
     settings = {name: {field.name for field in fields(getattr(methods, name))} for name in names}
     found = []
     for name in names:

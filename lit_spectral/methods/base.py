@@ -184,7 +184,7 @@ class LowRankMethod(RankMethod):
     """What the methods have whose ΔW is a product of thin factors.
 
     Args:
-        ball: exact bound on ‖ΔW‖₂, held after every step; None for none. A number, q1 … q4
+        ball: exact bound on ‖ΔW‖₂, held after every step; None or "none" for none. A number, q1 … q4
             (quartiles of each weight's own singular values, counted upwards) or {quantile: 0.6} of them.
     """
 
@@ -193,7 +193,8 @@ class LowRankMethod(RankMethod):
     def build_adapter(self, site: Site) -> Adapter:
         """The adapter for one linear map, with its ball."""
         adapter = self.build(site)
-        if self.ball is not None:
+        if str(self.ball).lower() != "none":  # a parser's null may arrive as the word
+            assert self.ball is not None
             adapter.hold_in_ball(resolve_bound(self.ball, site))
         return adapter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lit_spectral.checkpoint import load, log_folder
 from lit_spectral.errors import Parser
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.retention.retention import Retention
+from lit_spectral.retention.suite import Score, retain, suite_scores
 
 __all__ = ["named_corpora", "run"]
 
@@ -38,17 +39,25 @@ def run(args: list[str]) -> Path:
     """
     given = _parse(args)
     task = load(given.checkpoint, given.backbone).to(given.device)
-    retention = Retention(
-        named_corpora(given.corpora), given.sts, given.limit or None, given.max_length, given.batch_size
-    )
-    retention.prepare(task)
     rounded = torch.autocast(torch.device(given.device).type, torch.bfloat16) if given.bf16 else nullcontext()
-    with rounded:
-        measured = retention.measure(task)
-    Console().print(_table(measured))
+    limit = given.limit or None
+    report: dict[str, Any] = {}
+    if given.corpora or given.sts or not given.tasks:
+        options = (limit, given.max_length, given.batch_size, given.fit_head)
+        retention = Retention(named_corpora(given.corpora), given.sts, *options)
+        retention.prepare(task)
+        with rounded:
+            report["retention"] = retention.measure(task)
+        Console().print(_table(report["retention"]))
+    if given.tasks:
+        with rounded:
+            scores = suite_scores(task, given.tasks, limit, given.num_fewshot, given.include_path)
+        kept = [score for score in scores if score.task not in given.leave_out]
+        report |= {"scores": [score._asdict() for score in scores], "retain": retain(kept)}
+        Console().print(_scores_table(scores, kept))
     file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
     settings = {name: value for name, value in vars(given).items() if name != "output_path"}
-    report: dict[str, Any] = {"retention": measured, "settings": settings, "model": task._identity(), **provenance()}
+    report |= {"settings": settings, "model": task._identity(), **provenance()}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
     print(f"retention: {file}")
@@ -69,7 +78,16 @@ def _parse(args: list[str]) -> argparse.Namespace:
         help="text files, folders, or bookcorpus, openwebtext, pg19, wikitext-2, wikitext-103",
     )  # fmt: skip
     parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
-    parser.add_argument("--limit", type=int, default=256, help="windows or lines of each; 0 for all (%(default)s)")
+    parser.add_argument("--fit_head", metavar="TEXT", help="for an encoder without a masked-language head: fit one on "
+                        "this text, once")  # fmt: skip
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME",
+                        help="of lm-evaluation-harness, as in evaluate: what a decoder lost on them")  # fmt: skip
+    parser.add_argument("--leave_out", nargs="+", default=[], metavar="NAME",
+                        help="tasks that it was trained for, not part of the mean")  # fmt: skip
+    parser.add_argument("--num_fewshot", type=int, metavar="N", help="examples in a task's prompt (the task's own)")
+    parser.add_argument("--include_path", metavar="FOLDER", help="more tasks, as YAML")
+    parser.add_argument("--limit", type=int, default=256,
+                        help="windows, lines or rows of each; 0 for all (%(default)s)")  # fmt: skip
     parser.add_argument("--max_length", type=int, default=256, help="tokens of a window or line (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="windows or lines at a time (%(default)s)")
     parser.add_argument("--bf16", action="store_true", help="in bfloat16 by autocast, as bf16-mixed trains")
@@ -95,4 +113,15 @@ def _table(measured: Mapping[str, float]) -> Table:
         elif measure in _BASE:
             base = measured[f"{text}/{_BASE[measure]}"]
             table.add_row(text, measure.replace("_", " "), f"{base:.4f}", f"{value:.4f}", f"{value - base:+.4f}")
+    return table
+
+
+def _scores_table(scores: Sequence[Score], kept: Sequence[Score]) -> Table:
+    table = Table(caption="lost: in points of 100; Retain: their mean, lower is better")
+    for heading in ("task", "score", "backbone", "adapted", "lost"):
+        table.add_column(heading, justify="left" if heading in {"task", "score"} else "right")
+    for score in scores:
+        figures = (f"{score.base:.4f}", f"{score.adapted:.4f}", f"{100 * score.lost:+.2f}")
+        table.add_row(score.task + ("" if score in kept else " (left out)"), score.metric, *figures)
+    table.add_row("Retain", "", "", "", f"{retain(kept):+.2f}", style="bold")
     return table

@@ -17,6 +17,7 @@ from lit_spectral.datamodules import MaskedText, TextWindows
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.errors import InputError
 from lit_spectral.retention.base_model import base_model, inner_model, original_weights
+from lit_spectral.retention.head import fitted_head, masked_logits
 from lit_spectral.retention.measures import TokenScores, mean_pooled, spearman, token_scores
 from lit_spectral.tasks import CausalLM, MaskedLM, Task
 
@@ -41,6 +42,8 @@ class Retention:
         limit: windows, or lines, of each corpus, from its start; None for all.
         max_length: tokens of a window, at most of a line or sentence.
         batch_size: windows, lines or sentences at a time.
+        fit_head: for an encoder without a masked-language head, a text on which to fit one, once
+            (`fitted_head`); None to measure the drift of its states instead.
 
     Raises:
         InputError: neither corpora nor sts.
@@ -53,6 +56,7 @@ class Retention:
         limit: int | None = 256,
         max_length: int = 256,
         batch_size: int = 8,
+        fit_head: str | None = None,
     ) -> None:
         self.corpora = dict(corpora) if isinstance(corpora, Mapping) else {path: path for path in corpora}
         if not self.corpora and sts is None:
@@ -61,6 +65,7 @@ class Retention:
         self.limit = limit
         self.max_length = max_length
         self.batch_size = batch_size
+        self.fit_head = fit_head
         self._texts: dict[str, list[dict[str, Tensor]]] = {}
         self._sentences: list[dict[str, Tensor]] = []
         self._gold = torch.empty(0)
@@ -82,7 +87,7 @@ class Retention:
             raise InputError("retention: a learned prompt is no part of the encoder that it is put before; "
                              "measure methods that adapt weights")  # fmt: skip
         self._originals, self._base_states = original_weights(task), {}
-        self._head = None if decoder else _masked_head(task, source)
+        self._head = None if decoder else _masked_head(task, source, self.fit_head)
         for name, path in self.corpora.items():
             options: dict[str, Any] = {"limit": self.limit, "max_length": self.max_length, "tokenizer": source}
             options["batch_size"] = self.batch_size
@@ -142,8 +147,7 @@ class Retention:
         model: Any = task.model
         if not isinstance(task, (CausalLM, MaskedLM)):
             assert self._head is not None
-            model = self._head.to(task.device)
-            setattr(model, model.base_model_prefix, _encoder(task))
+            return masked_logits(self._head.to(task.device), _encoder(task), inputs, scored)
         options = {"use_cache": False} if isinstance(task, CausalLM) else {}
         logits: Tensor = model(**inputs, **options).logits
         return logits[:, -scored.shape[1] :][scored]  # a learned prompt has positions of its own in front
@@ -185,8 +189,8 @@ def _encoder(task: Task) -> nn.Module:
     return encoder
 
 
-def _masked_head(task: Task, source: str) -> Any:
-    """The pretrained masked-language model, whose encoder is put aside for the task's; None where it has no head."""
+def _masked_head(task: Task, source: str, text: str | None) -> Any:
+    """The masked-language model, whose encoder is put aside for the task's; None where it has no head, nor a text."""
     from transformers import AutoModelForMaskedLM
 
     if isinstance(task, MaskedLM):
@@ -195,8 +199,13 @@ def _masked_head(task: Task, source: str) -> Any:
         model, missing = backbones.load_model(AutoModelForMaskedLM, source)
     except InputError:
         missing = ["the head"]
+    if missing and text is not None:
+        return fitted_head(source, text)
     if missing:
-        log.warning("retention: %s has no masked-language head; its states' drift is measured instead", source)
+        log.warning(
+            "retention: %s has no masked-language head; its states' drift is measured instead, "
+            "or give a text to fit one on: fit_head", source
+        )  # fmt: skip
         return None
     return model.eval().requires_grad_(False)
 

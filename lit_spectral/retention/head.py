@@ -1,0 +1,128 @@
+"""A masked-language head for an encoder that came without one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
+from lit_spectral import backbones
+from lit_spectral.paths import cache_folder
+from lit_spectral.tasks.fit_check import backbone_digest
+
+__all__ = ["fitted_head", "masked_logits"]
+
+log = logging.getLogger(__name__)
+
+# Everything the result depends on besides the encoder and the text; part of the file's name.
+STEPS = 300
+BATCH_SIZE = 16
+MAX_LENGTH = 64
+LEARNING_RATE = 1e-3
+LINES = 20_000
+
+
+class _Given(nn.Module):
+    """In an encoder's place: states that have been computed already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states = torch.empty(0)
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=self.states)
+
+
+def masked_logits(model: Any, encoder: nn.Module, inputs: dict[str, Tensor], scored: Tensor) -> Tensor:
+    """Logits (n, vocabulary) at the n scored positions (batch, length) of `encoder` under `model`'s head.
+
+    The head sees those positions alone: with a vocabulary of tens of thousands it costs more than the encoder.
+    """
+    given = getattr(model, model.base_model_prefix)
+    if not isinstance(given, _Given):
+        given = _Given()
+        setattr(model, model.base_model_prefix, given)
+    given.states = encoder(**inputs).last_hidden_state[scored][None]
+    logits: Tensor = model(input_ids=inputs["input_ids"]).logits[0]
+    return logits
+
+
+class _HeadFit(pl.LightningModule):
+    def __init__(self, model: Any, missing: list[str]) -> None:
+        super().__init__()
+        self.encoder = getattr(model, model.base_model_prefix).eval()
+        self.model = model.requires_grad_(False)
+        self.fitted = [p for name, p in model.named_parameters() if name in missing]
+        for parameter in self.fitted:
+            parameter.requires_grad_(True)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        labels = batch.pop("labels")
+        scored = labels != -100
+        loss = F.cross_entropy(masked_logits(self.model, self.encoder, dict(batch), scored), labels[scored])
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.fitted, lr=LEARNING_RATE, weight_decay=0.0)
+
+
+def fitted_head(source: str, text: str) -> Any:
+    """The encoder's masked-language model, frozen, with a head that was fitted to its states once.
+
+    What the encoder's files lack (a transformation and a bias; the output embeddings are its own)
+    is trained for 300 steps on a text with everything else frozen, and kept in this package's cache.
+
+    Args:
+        source: the encoder's folder.
+        text: as in `MaskedText`.
+
+    Raises:
+        InputError: an encoder of a kind that has no masked-language head; a text that can't be had.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    from lit_spectral.datamodules import MaskedText
+    from lit_spectral.datamodules.corpora import read_passages
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what is missing starts at random
+        model, missing = backbones.load_model(AutoModelForMaskedLM, source)
+        parameters = dict(model.named_parameters())
+        known = backbone_digest([p for name, p in parameters.items() if name not in missing])
+        lines = list(islice(read_passages(text), LINES))
+        recipe = repr((known, STEPS, BATCH_SIZE, MAX_LENGTH, LEARNING_RATE, LINES, lines))
+        digest = hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()
+        file = cache_folder("heads") / f"{digest}.safetensors"
+        if not file.exists():
+            log.warning("retention: fitting a masked-language head on %s, once", text)
+            options: dict[str, Any] = {"batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "tokenizer": source}
+            _fit(model, missing, MaskedText(text, limit=LINES, **options), file)
+    with torch.no_grad():
+        for name, value in load_file(file).items():
+            parameters[name].copy_(value)
+    return model.eval().requires_grad_(False)
+
+
+def _fit(model: Any, missing: list[str], data: Any, file: Path) -> None:
+    """Fit what was missing, and keep it in `file`."""
+    encoder = getattr(model, model.base_model_prefix)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_steps=STEPS, devices=1, gradient_clip_val=1.0, limit_val_batches=0, **options)
+    trainer.fit(_HeadFit(model, missing), data)
+    setattr(model, model.base_model_prefix, encoder)
+    fitted = {name: p.detach().cpu() for name, p in model.named_parameters() if name in missing}
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        save_file(fitted, Path(scratch) / file.name)
+        os.replace(Path(scratch) / file.name, file)

@@ -1,0 +1,91 @@
+"""What a decoder loses on tasks of lm-evaluation-harness that it wasn't trained for (HiP-LoRA App. C.2)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from lit_spectral.errors import InputError
+from lit_spectral.evaluation.harness import Tasks, evaluate
+from lit_spectral.retention.base_model import base_model, original_weights
+from lit_spectral.tasks import CausalLM, Task
+
+__all__ = ["Score", "retain", "suite_scores"]
+
+
+class Score(NamedTuple):
+    """A task's score before and after, in [0, 1], higher is better."""
+
+    task: str
+    metric: str
+    base: float
+    adapted: float
+
+    @property
+    def lost(self) -> float:
+        """Base − adapted."""
+        return self.base - self.adapted
+
+
+def retain(scores: Sequence[Score]) -> float:
+    """Mean of what was lost, in percentage points: lower is better (HiP-LoRA's Retain).
+
+    Raises:
+        InputError: no score is left.
+    """
+    if not scores:
+        raise InputError("retain: every task is left out; give one that the model wasn't trained for")
+    return 100 * statistics.fmean(score.lost for score in scores)
+
+
+def suite_scores(
+    task: Task,
+    names: Iterable[str],
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | None = None,
+) -> list[Score]:
+    """The first metric that each harness task or group names, of the backbone and of the adapted model.
+
+    Args:
+        task: a decoder's.
+        names: as in `Tasks`.
+        limit: rows of each task; None for all.
+        num_fewshot: examples in a prompt; None for the task's own number.
+        include_path: as in `Tasks`.
+
+    Raises:
+        InputError: not a decoder; as in `Tasks`; a task without a score of which more is better.
+    """
+    if not isinstance(task, CausalLM):
+        raise InputError(f"tasks: the harness scores decoders alone, not {type(task).__name__}; give corpora or sts")
+    tasks = Tasks(names, include_path)
+    from lit_spectral.evaluation.model import AdaptedLM
+
+    options = {"limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 0}
+    originals = original_weights(task)
+    found = []
+    for adapted in (False, True):
+        model = AdaptedLM(task.model, task.backbone, {})
+        if adapted:
+            found.append(evaluate(model, tasks, **options))
+        else:
+            with base_model(task, originals):
+                found.append(evaluate(model, tasks, **options))
+    base, after = found
+    members = {member for group in base.get("group_subtasks", {}).values() for member in group}
+    wholes = {name: _first_metric(base, name) for name in base["results"] if name not in members}
+    return [
+        Score(name, metric.partition(",")[0], base["results"][name][metric], after["results"][name][metric])
+        for name, metric in wholes.items()
+    ]
+
+
+def _first_metric(results: dict[str, Any], task: str) -> str:
+    better = results["higher_is_better"].get(task, {})
+    for metric, value in results["results"][task].items():
+        name, filtered, _ = metric.partition(",")
+        if filtered and better.get(name) and isinstance(value, float) and 0 <= value <= 1:
+            return metric
+    raise InputError(f"tasks: {task} has no score from 0 to 1 of which more is better; leave it out")

@@ -1,0 +1,46 @@
+"""What is lost on tasks of lm-evaluation-harness."""
+
+import json
+from pathlib import Path
+
+import pytest
+from harness_tasks import checkpoint, data, quick, train  # noqa: F401 (fixtures)
+
+from lit_spectral import cli
+from lit_spectral.errors import InputError
+from lit_spectral.evaluation import command
+from lit_spectral.retention.suite import Score, retain
+
+TASKS = ["tiny_choice", "tiny_generation"]
+
+
+def test_scores_are_those_of_evaluate_before_and_after(checkpoint, data, decoder_folder, tmp_path, capsys):
+    path = checkpoint()
+    cli.main(["retain", "--checkpoint", path, "--tasks", *TASKS, "--include_path", str(data), "--leave_out", TASKS[1]])
+    report = json.loads((Path(path).parents[1] / "retention.json").read_text())
+    flags = ["--tasks", ",".join(TASKS), "--include_path", str(data), "--output_path", str(tmp_path / "r.json")]
+    for side, place in (("base", ["--backbone", decoder_folder()]), ("adapted", ["--checkpoint", path])):
+        expected = json.loads(command.run([*place, *flags]).read_text())["results"]
+        found = {score["task"]: score[side] for score in report["scores"]}
+        assert found == {"tiny_choice": expected["tiny_choice"]["acc,none"],
+                         "tiny_generation": expected["tiny_generation"]["exact_match,none"]}  # fmt: skip
+    lost = {score["task"]: 100 * (score["base"] - score["adapted"]) for score in report["scores"]}
+    assert report["retain"] == pytest.approx(lost["tiny_choice"])
+    assert "left out" in capsys.readouterr().out
+
+
+def test_retain_is_the_mean_in_points():
+    assert retain([Score("a", "acc", 0.5, 0.4), Score("b", "acc", 0.5, 0.6), Score("c", "acc", 0.9, 0.6)]) == (
+        pytest.approx(10)
+    )
+
+
+def test_a_score_of_which_less_is_better_is_refused(checkpoint, data, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["retain", "--checkpoint", checkpoint(), "--tasks", "tiny_text", "--include_path", str(data)])
+    assert "tiny_text has no score from 0 to 1 of which more is better" in capsys.readouterr().err
+
+
+def test_leaving_out_every_task_is_refused():
+    with pytest.raises(InputError, match="every task is left out"):
+        retain([])
