@@ -26,9 +26,11 @@ WARM_UP = 3  # batches that aren't timed: the first ones allocate
 class RunRecord(Callback):
     """Writes a JSON of a fit that came to its end; one that failed or was stopped leaves none.
 
-    Keys: `metrics` (of the last validation), `retention` (of `RetentionMonitor`, if there is one),
-    `largest_norm` (‖ΔW‖₂, of `SpectralMonitor`), `trainable_parameters`, `steps`, `seconds_per_step`
-    (without validation and reading of data) and `peak_memory` (bytes: the GPU's, or without one of the process).
+    Keys: `metrics` (of the last validation, which was at `validated_step`), `retention` (of
+    `RetentionMonitor`, if there is one), `largest_norm` (‖ΔW‖₂, of `SpectralMonitor`),
+    `trainable_parameters`, `steps`, `device`, `seconds_per_step` (forward, backward and what an
+    optimizer step does; no validation, reading of data or monitors) and `peak_memory` (bytes: the GPU's, or
+    on a CPU those of the process; validation and retention included).
 
     Args:
         file: where to write; in whole, or not at all.
@@ -43,6 +45,7 @@ class RunRecord(Callback):
         self._seconds: list[float] = []
         self._started = 0.0
         self._first_step = 0
+        self._validated_step = -1
         self._finished = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,22 +61,32 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
         self._first_step = trainer.global_step
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock."""
+        _wait(pl_module.device)
         self._started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop it."""
+        _wait(pl_module.device)
         self._seconds.append(time.perf_counter() - self._started)
-        if trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True  # which has Lightning validate, as it doesn't at max_steps within an epoch
+        if trainer.global_step == trainer.max_steps or (
+            trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        ):
+            # Has Lightning validate at the end, as it doesn't within an epoch, or between those of val_check_interval.
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember of which step the metrics are."""
+        if not trainer.sanity_checking:
+            self._validated_step = trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Only now it has come to its end."""
@@ -94,8 +107,10 @@ class RunRecord(Callback):
         found |= {
             "trainable_parameters": self._trainable,
             "steps": trainer.global_step,
+            "validated_step": self._validated_step,
+            "device": torch.cuda.get_device_name(pl_module.device) if pl_module.device.type == "cuda" else "cpu",
             "seconds_per_step": sum(timed) / max(len(timed), 1) * len(self._seconds) / steps,
-            "peak_memory": _peak_memory(),
+            "peak_memory": _peak_memory(pl_module.device),
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         draft = self.file.with_suffix(".part")
@@ -103,8 +118,13 @@ class RunRecord(Callback):
         os.replace(draft, self.file)
 
 
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else 1024 * resident

@@ -2,20 +2,20 @@
 
 import csv
 import json
-import subprocess
+import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import yaml
 from conftest import CONFIGS
 from lit_spectral.callbacks import RunRecord
+from rich.console import Console
 from scipy.stats import ttest_rel
 
 from lit_spectral import cli
 from lit_spectral.comparison import command
-from lit_spectral.comparison.results import Comparison, Run, paired_difference
+from lit_spectral.comparison.results import Comparison, Run, paired_difference, write_csv
 from lit_spectral.comparison.variants import alternatives, pairs_of, variants
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA
@@ -42,6 +42,17 @@ def test_a_flag_for_one_method_wins_over_that_for_all():
     assert lora.flags() == ["--model.optimizer.lr=1", "--model.method=LoRA"]
     assert [v.name for v in fclora] == ["FCLoRA ball=none", "FCLoRA ball=0.5"]
     assert fclora[1].flags() == ["--model.optimizer.lr=2", "--model.method=FCLoRA", "--model.method.ball=0.5"]
+
+
+def test_a_flag_that_appends_is_given_as_often_as_it_was():
+    flags = pairs_of(["--trainer.callbacks+=A", "--trainer.callbacks.x=1", "--trainer.callbacks+=B"])
+    (lora,) = variants(["LoRA"], flags)
+    assert lora.flags()[:3] == ["--trainer.callbacks+=A", "--trainer.callbacks.x=1", "--trainer.callbacks+=B"]
+
+
+def test_variants_of_one_method_are_compared_with_the_first():
+    found = variants(["FCLoRA"], pairs_of(["--model.method.sigma_bar", "q1,q2"]))
+    assert found[1].reference(found) == found[0]
 
 
 def test_each_is_compared_with_the_first_method_at_the_same_place_of_a_sweep():
@@ -72,6 +83,8 @@ def test_commas_inside_brackets_and_quotes_split_nothing(value, parts):
         (["LoRA"], ["--model.method.sigma_bar=q1"], "none of LoRA has a setting sigma_bar"),
         (["LoRA"], ["--model.backbone"], "expected --flag value, not --model.backbone"),
         (["LoRA"], ["x"], "expected --flag value, not x"),
+        (["LoRA"], ["--model.method", "FCLoRA"], "give --methods"),
+        (["LoRA"], ["--LoRA.seed_everything", "1"], "give --seeds"),
     ],
 )
 def test_what_can_not_be_compared_is_said(methods, flags, message):
@@ -87,17 +100,23 @@ def test_the_interval_is_that_of_a_paired_t_test():
 
 def record(accuracy, after, norm=1.0):
     retention = {"text/accuracy": after, "text/base_accuracy": 0.6, "text/loss": 2.0, "text/base_loss": 1.0}
-    costs = {"trainable_parameters": 10, "steps": 4, "seconds_per_step": 0.1, "peak_memory": 10**9}
+    costs = {"trainable_parameters": 10, "steps": 4, "validated_step": 4, "device": "cpu"}
+    costs |= {"seconds_per_step": 0.1, "peak_memory": 10**9}
     metrics = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "train/loss": 0.0}
     return {"metrics": metrics, "retention": retention, "largest_norm": norm, **costs}
 
 
+def made(**records):
+    """A comparison of LoRA and FCLoRA with these records, by method, one a seed."""
+    compared = variants(["LoRA", "FCLoRA"], [])
+    runs = [Run(v, seed, r, Path(), []) for v in compared for seed, r in enumerate(records.get(v.method, []))]
+    return Comparison(compared, runs, "val/accuracy", True)
+
+
 @pytest.fixture
 def comparison():
-    lora, fclora = variants(["LoRA", "FCLoRA"], [])
-    runs = [Run(lora, 0, record(0.8, 0.4), Path(), []), Run(lora, 1, record(0.7, 0.3), Path(), [])]
-    runs += [Run(fclora, 0, record(0.9, 0.5), Path(), []), Run(fclora, 1, record(0.7, 0.5), Path(), [])]
-    return Comparison([lora, fclora], [*runs, Run(fclora, 2, record(0.1, 0.5), Path(), [])], "val/accuracy", True)
+    fclora = [record(0.9, 0.5), record(0.7, 0.5), record(0.1, 0.5)]
+    return made(LoRA=[record(0.8, 0.4), record(0.7, 0.3)], FCLoRA=fclora)
 
 
 def test_differences_are_those_of_seeds_that_both_have(comparison):
@@ -110,10 +129,39 @@ def test_what_is_lost_is_a_share_of_what_the_first_lost(comparison):
 
 
 def test_a_measure_that_a_run_lacks_is_left_out(comparison):
-    lacking = [*comparison.runs[:-1], Run(comparison.variants[1], 2, record(0.1, 0.5, None), Path(), [])]
-    found = Comparison(comparison.variants, lacking, "val/accuracy", True)
+    found = made(LoRA=[record(0.8, 0.4)], FCLoRA=[record(0.9, 0.5, None)])
     assert "largest_norm" not in [m.name for m in found.measures]
     assert "largest_norm" in [m.name for m in comparison.measures]
+
+
+def test_a_run_that_diverged_is_shown(tmp_path):
+    found = made(LoRA=[record(0.8, 0.4), record(0.8, 0.4)], FCLoRA=[record(math.nan, 0.4), record(0.8, math.inf)])
+    rows = list(found.rows())
+    assert "nan" in rows[1][2]
+    write_csv(found, tmp_path)
+    assert "nan" in (tmp_path / "table.csv").read_text()
+
+
+def test_without_runs_of_its_reference_a_variant_is_compared_with_none():
+    found = made(FCLoRA=[record(0.9, 0.5)])
+    (fclora,) = found.variants
+    assert found.difference(fclora, found.task) is None
+    assert found.share_lost(fclora, found.retention[0]) is None
+
+
+def test_what_is_lost_is_measured_from_the_runs_own_backbone():
+    other = record(0.8, 0.4)
+    other["retention"]["text/base_accuracy"] = 0.8
+    found = made(LoRA=[record(0.8, 0.4)], FCLoRA=[other])
+    assert found.share_lost(found.variants[1], found.retention[0]) == pytest.approx(2)
+
+
+def test_names_in_brackets_are_shown():
+    compared = variants(["LoRA"], pairs_of(["--LoRA.target_modules", "[a],[b]"]))
+    runs = [Run(variant, 0, record(0.5, 0.5), Path(), []) for variant in compared]
+    console = Console(width=200, record=True)
+    console.print(Comparison(compared, runs, "val/accuracy", True).table())
+    assert "target_modules=[a]" in console.export_text()
 
 
 def test_a_record_is_of_the_last_step_though_it_lies_within_an_epoch(train, tmp_path):
@@ -151,18 +199,18 @@ def compare(backbone_folder, mrpc_folder, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("the cat sat on the mat\nthe dog ran over the hill\n" * 4)
     ran = []
 
-    def inside(command, check):
-        ran.append(command[3:])
+    def inside(command):
+        ran.append(command)
         try:
-            cli.run(command[3:])
+            cli.run(command)
         except RuntimeError:
-            return subprocess.CompletedProcess(command, 1)
-        return subprocess.CompletedProcess(command, 0)
+            return 1
+        return 0
 
     def run(*flags, methods=("LoRA", "FCLoRA"), seeds=("0",), process=False):
         with monkeypatch.context() as patch:
             if not process:
-                patch.setattr(command, "subprocess", SimpleNamespace(run=inside))
+                patch.setattr(command, "_call", inside)
             ran.clear()
             cli.main(["compare", "--config=tiny.yaml", "--methods", *methods, "--seeds", *seeds, *flags])
         return list(ran)
@@ -188,7 +236,9 @@ def test_runs_are_made_once_and_the_tables_tell_all(compare):
     for measure in ("val/accuracy", "val/loss", "retention/text/accuracy"):
         mean = sum(float(r[f"metrics/{measure}" if "val" in measure else measure]) for r in rows[0::2]) / 2
         assert float(lora[measure]) == pytest.approx(mean)
-    assert float(fclora["val/accuracy difference low"]) <= float(fclora["val/accuracy difference high"])
+    assert fclora["compared with"] == "LoRA"
+    differences = [float(b["metrics/val/loss"]) - float(a["metrics/val/loss"]) for a, b in (rows[0:2], rows[2:4])]
+    assert float(fclora["val/loss difference mean"]) == pytest.approx(sum(differences) / 2)
     assert float(lora["largest_norm"]) > 0
 
 
@@ -225,17 +275,43 @@ def test_a_run_that_lost_its_record_is_done_again(compare):
     assert (RUN / "record.json").exists()
 
 
-def test_a_folder_of_other_settings_is_refused(compare, capsys):
+def test_a_folder_of_other_settings_is_refused_by_what_differs(compare, capsys):
     compare(methods=["LoRA"])
     with pytest.raises(SystemExit):
         compare("--trainer.max_epochs=2", methods=["LoRA"])
-    assert "has a run of other settings" in capsys.readouterr().err
+    assert "has a run of other settings (--trainer.max_epochs=2)" in capsys.readouterr().err
 
 
-def test_a_mistake_in_a_flag_is_said_before_anything_runs(compare):
+def test_a_run_that_never_got_anywhere_may_be_corrected(compare):
+    with pytest.raises(SystemExit):
+        compare("--corpora", "txt.txt", methods=["LoRA"])
+    assert len(compare("--corpora", "text.txt", methods=["LoRA"])) == 1
+
+
+def test_a_mistake_in_a_flag_is_said_before_anything_runs(compare, capsys):
     with pytest.raises(SystemExit):
         compare("--FCLoRA.gamma=-1")
+    assert "gamma must not be negative" in capsys.readouterr().err
     assert not FOLDER.exists()
+
+
+def test_a_metric_that_is_not_logged_is_named_with_those_that_are(compare, capsys):
+    with pytest.raises(SystemExit):
+        compare("--metric", "val/acuracy", methods=["LoRA"])
+    assert "logged no val/acuracy; give --metric, one of" in capsys.readouterr().err
+
+
+def test_an_interrupted_comparison_shows_what_is_done(compare, monkeypatch):
+    def interrupt(planned, expected):
+        raise KeyboardInterrupt
+
+    compare(methods=["LoRA"])
+    (FOLDER / "index.html").unlink()
+    monkeypatch.setattr(command, "_fit", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        compare()
+    assert stopped.value.code == 130
+    assert (FOLDER / "index.html").exists()
 
 
 def test_a_run_that_fails_stops_no_other(compare, tmp_path, capsys):

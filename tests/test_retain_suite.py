@@ -7,7 +7,6 @@ import pytest
 from harness_tasks import checkpoint, data, quick, train  # noqa: F401 (fixtures)
 
 from lit_spectral import cli
-from lit_spectral.errors import InputError
 from lit_spectral.evaluation import command
 from lit_spectral.retention.suite import Score, retain
 
@@ -41,6 +40,10 @@ def test_a_score_of_which_less_is_better_is_refused(checkpoint, data, capsys):
     assert "tiny_text has no score from 0 to 1 of which more is better" in capsys.readouterr().err
 
 
-def test_leaving_out_every_task_is_refused():
-    with pytest.raises(InputError, match="every task is left out"):
-        retain([])
+@pytest.mark.parametrize(
+    ("left_out", "message"), [("tiny_choice", "names every task"), ("tiny_chioce", "is none of --tasks tiny_choice")]
+)
+def test_what_is_left_out_is_checked_before_anything_is_loaded(left_out, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["retain", "--checkpoint", "none.ckpt", "--tasks", "tiny_choice", "--leave_out", left_out])
+    assert message in capsys.readouterr().err

@@ -274,7 +274,7 @@ def test_a_head_leaves_random_numbers_and_encoder_alone(headless, text, monkeypa
     monkeypatch.setattr(head, "STEPS", 2)
     monkeypatch.setattr(head, "LINES", 23)  # not the other test's
     state = torch.get_rng_state()
-    model = head.fitted_head(headless, text)
+    model = head.fitted_head(headless, text, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
     kept = AutoModel.from_pretrained(headless).state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in model.bert.state_dict().items())

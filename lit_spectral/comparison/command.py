@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
+from rich.markup import escape
 
 from lit_spectral.comparison.page import write_page
 from lit_spectral.comparison.results import Comparison, Run, write_csv
@@ -29,12 +30,23 @@ __all__ = ["run"]
 RECORD, COMMAND = "record.json", "command.json"
 
 
-class Setting(NamedTuple):
-    """What a config says of how its runs are measured."""
+class Planned(NamedTuple):
+    """A run: which variant, where, and the flags of `fit` that it is."""
 
-    metric: str
-    higher_is_better: bool
-    seeded_data: bool
+    variant: Variant
+    seed: int
+    folder: Path
+    command: list[str]
+
+    @property
+    def record(self) -> Path:
+        """There once the run has come to its end."""
+        return self.folder / RECORD
+
+    @property
+    def last(self) -> Path:
+        """There once it has got anywhere."""
+        return self.folder / "checkpoints" / "last.ckpt"
 
 
 def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
@@ -50,39 +62,57 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     given, rest = _parse(args)
     console = Console()
     compared = variants(given.methods, pairs_of(rest))
-    configs = [f"--config={file}" for file in given.config]
-    setting = _check(build, configs, compared, given)
     folder = Path(given.output_folder or Path("runs") / "compare" / Path(given.config[-1]).stem)
-    places = [(variant, seed) for seed in given.seeds for variant in compared]
-    runs, failed = [], []
-    for number, (variant, seed) in enumerate(places, 1):
-        place = folder / _slug(variant.name) / f"seed_{seed}"
-        title = f"{number} of {len(places)}: {variant.name}, seed {seed}"
-        command = ["fit", *configs, *variant.flags(), *_places(place, seed, setting)]
-        command += _retention(given)
-        if _is_done(place, command, given.config):
+    cli = _check(build, compared, given)
+    metric, higher = _metric(cli, given.metric)
+    seeded, seeds = hasattr(cli.datamodule, "seed"), list(dict.fromkeys(given.seeds))
+    plan = [_planned(variant, seed, folder, seeded, given) for seed in seeds for variant in compared]
+    for planned in plan:
+        _claim(planned, given.config)
+    runs: list[Run] = []
+    failed, interrupted = [], False
+    for number, planned in enumerate(plan, 1):
+        title = escape(f"{number} of {len(plan)}: {planned.variant.name}, seed {planned.seed}")
+        if planned.record.exists():
             console.print(f"[dim]{title}: done before[/dim]")
         else:
             console.rule(title)
-            limits = [] if given.unmatched else _limits(folder, variant.reference(compared), given.seeds)
-            if _fit(command + _recording(place, limits), place):
+            try:
+                status = _fit(planned, [] if given.unmatched else _expected(planned, runs, compared))
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+            if status:
                 failed.append(title)
                 continue
-        runs.append(Run(variant, seed, json.loads((place / RECORD).read_text()), place, command))
+        record = json.loads(planned.record.read_text())
+        if metric not in record["metrics"]:
+            logged = ", ".join(record["metrics"])
+            raise InputError(f"compare: metric: {planned.folder} logged no {metric}; give --metric, one of {logged}")
+        runs.append(Run(planned.variant, planned.seed, record, planned.folder, planned.command))
     if not runs:
         raise InputError("compare: no run came to its end; what went wrong stands above")
-    comparison = Comparison(compared, runs, setting.metric, setting.higher_is_better)
-    console.rule("What was learned, and what was forgotten")
-    console.print(comparison.table())
+    page = _show(Comparison(compared, runs, metric, higher), folder, Path(given.config[-1]).stem, args, console)
     for title in failed:
         console.print(f"[red]failed: {title}[/red]; the same command tries it again")
+    if failed or interrupted:
+        sys.exit(130 if interrupted else 1)
+    return page
+
+
+def _show(comparison: Comparison, folder: Path, title: str, args: Sequence[str], console: Console) -> Path:
+    """Print the table, write CSV and page."""
+    console.rule("What was learned, and what was forgotten")
+    console.print(comparison.table())
+    for run in comparison.runs:
+        if run.record["validated_step"] != run.record["steps"]:
+            console.print(escape(f"{run.folder}: validated last at step {run.record['validated_step']} of "
+                                 f"{run.record['steps']}; its metrics are of then"))  # fmt: skip
     write_csv(comparison, folder)
     page = folder / "index.html"
-    page.write_text(write_page(comparison, f"{Path(given.config[-1]).stem}", _again(args)), encoding="utf-8")
-    console.print(f"table: {folder / 'table.csv'}, each run: {folder / 'runs.csv'}")
-    console.print(f"page: [bold]{page}[/bold]", soft_wrap=True)
-    if failed:
-        sys.exit(1)
+    page.write_text(write_page(comparison, title, f"lit-spectral compare {shlex.join(args)}"), encoding="utf-8")
+    console.print(escape(f"table: {folder / 'table.csv'}, each run: {folder / 'runs.csv'}"), soft_wrap=True)
+    console.print(f"page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
     return page
 
 
@@ -107,90 +137,96 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--metric", metavar="NAME", help="the task's (val/…; what the config's best checkpoint is by)")
     parser.add_argument("--unmatched", action="store_true", help="compare whatever their numbers of parameters")
     parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/compare/CONFIG)")
-    return parser.parse_known_args(args)
+    # --flag=value in two, or one with a space in its value is taken for another of --methods.
+    split = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    return parser.parse_known_args(split)
 
 
-def _check(build: Callable[[list[str]], Any], configs: list[str], compared: list[Variant], given: Any) -> Setting:
-    """Have every variant's flags read before anything runs, and see how the config measures."""
+def _check(build: Callable[[list[str]], Any], compared: Sequence[Variant], given: argparse.Namespace) -> Any:
+    """Have every variant's flags read before anything runs; returns the last one's LightningCLI."""
+    if given.corpora or given.sts or given.fit_head:
+        Retention(named_corpora(given.corpora), given.sts, given.limit or None, fit_head=given.fit_head)
     lightning = logging.getLogger("lightning.pytorch")
     level = lightning.level
     lightning.setLevel(logging.WARNING)  # each run tells of its own devices
     for variant in compared:
-        cli = build([*configs, *variant.flags()])
+        cli = build([*(f"--config={file}" for file in given.config), *variant.flags()])
     lightning.setLevel(level)
-    if given.corpora or given.sts:
-        Retention(given.corpora, given.sts, given.limit or None)
+    return cli
+
+
+def _metric(cli: Any, name: str | None) -> tuple[str, bool]:
+    """The task's metric, and whether more of it is better."""
     best = [c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
-    metric = given.metric or (best[0].monitor if best else "val/loss")
+    metric = name or (best[0].monitor if best else "val/loss")
     known = [c.mode == "max" for c in best if c.monitor == metric]
-    higher = known[0] if known else not metric.endswith(("loss", "perplexity"))
-    return Setting(metric, higher, hasattr(cli.datamodule, "seed"))
+    return metric, known[0] if known else not metric.endswith(("loss", "perplexity"))
 
 
-def _places(place: Path, seed: int, setting: Setting) -> list[str]:
+def _planned(variant: Variant, seed: int, folder: Path, seeded_data: bool, given: argparse.Namespace) -> Planned:
+    name = re.sub(r"[^\w=.,+-]+", "_", variant.name)
+    if name != variant.name.replace(" ", "_"):  # else two names may become one
+        name += f"_{hashlib.blake2b(variant.name.encode(), digest_size=3).hexdigest()}"
+    place = folder / name / f"seed_{seed}"
     logger = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": str(place.parent.parent), "name": place.parent.name, "version": place.name},
+        "init_args": {"save_dir": str(folder), "name": name, "version": place.name},
     }
-    seeds = [f"--seed_everything={seed}", *([f"--data.seed={seed}"] if setting.seeded_data else [])]
-    return [*seeds, f"--trainer.logger={json.dumps(logger)}"]
+    flags = variant.flags()
+    command = ["fit", *(f"--config={file}" for file in given.config), *flags, f"--seed_everything={seed}"]
+    command += [f"--data.seed={seed}"] if seeded_data else []
+    if not any(flag.startswith("--model.method.seed=") for flag in flags):
+        command.append(f"--model.method.seed={seed}")  # of random choices among singular vectors
+    command.append(f"--trainer.logger={json.dumps(logger)}")
+    if given.corpora or given.sts:
+        measured = {"limit": given.limit or "null", "sts": given.sts, "fit_head": given.fit_head}
+        measured["corpora"] = json.dumps(named_corpora(given.corpora)) if given.corpora else None
+        command.append("--trainer.callbacks+=lit_spectral.callbacks.RetentionMonitor")
+        command += [f"--trainer.callbacks.{key}={value}" for key, value in measured.items() if value]
+    return Planned(variant, seed, place, command)
 
 
-def _retention(given: Any) -> list[str]:
-    if not given.corpora and not given.sts:
-        return []
-    flags = {"limit": given.limit or "null", "sts": given.sts, "fit_head": given.fit_head}
-    flags["corpora"] = json.dumps(named_corpora(given.corpora)) if given.corpora else None
-    monitor = "--trainer.callbacks+=lit_spectral.callbacks.RetentionMonitor"
-    return [monitor, *(f"--trainer.callbacks.{name}={value}" for name, value in flags.items() if value)]
-
-
-def _recording(place: Path, limits: list[str]) -> list[str]:
-    return [
-        "--trainer.callbacks+=lit_spectral.callbacks.RunRecord",
-        f"--trainer.callbacks.file={place / RECORD}",
-        *limits,
-    ]
-
-
-def _limits(folder: Path, reference: Variant, seeds: Sequence[int]) -> list[str]:
-    """How many parameters are expected, once a run of the reference has told."""
-    for seed in seeds:
-        record = folder / _slug(reference.name) / f"seed_{seed}" / RECORD
-        if record.exists():
-            return [f"--trainer.callbacks.parameters={json.loads(record.read_text())['trainable_parameters']}"]
-    return []
-
-
-def _is_done(place: Path, command: list[str], configs: Sequence[str]) -> bool:
-    """Whether this run came to its end; writes down what it is, or refuses a folder where another was run."""
-    what = {"command": command, "configs": [hashlib.sha256(Path(c).read_bytes()).hexdigest() for c in configs]}
-    file = place / COMMAND
-    if file.exists():
-        if json.loads(file.read_text()) != what:
+def _claim(planned: Planned, configs: Sequence[str]) -> None:
+    """Write down what is run in a folder, or refuse one where something else was."""
+    digests = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in configs]
+    what, file = {"command": planned.command, "configs": digests}, planned.folder / COMMAND
+    if file.exists() and (planned.record.exists() or planned.last.exists()):
+        before = json.loads(file.read_text())
+        if before != what:
+            flags = sorted(set(before["command"]) ^ set(planned.command))
+            other = ", ".join(flags) or "what the config says"
             raise InputError(
-                f"compare: {place} has a run of other settings; give another --output_folder, or remove it"
+                f"compare: {planned.folder} has a run of other settings ({other}); remove it or give another "
+                "--output_folder"
             )
-    else:
-        place.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(what, indent=1), encoding="utf-8")
-    return (place / RECORD).exists()
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(what, indent=1), encoding="utf-8")
 
 
-def _fit(command: list[str], place: Path) -> int:
-    """Run it in a process of its own, from its last checkpoint if it has one; returns the exit status."""
-    last, program = place / "checkpoints" / "last.ckpt", [sys.executable, "-m", "lit_spectral"]
-    if last.exists():
-        status = subprocess.run([*program, *command, f"--ckpt_path={last}"], check=False).returncode
+def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]) -> list[str]:
+    """How many parameters it may have, once a run of its reference has told."""
+    reference = planned.variant.reference(compared)
+    numbers = [run.record["trainable_parameters"] for run in runs if run.variant == reference]
+    return [f"--trainer.callbacks.parameters={numbers[0]}"] if numbers else []
+
+
+def _fit(planned: Planned, expected: list[str]) -> int:
+    """Run it, from its last checkpoint if it has one; returns the exit status."""
+    recording = ["--trainer.callbacks+=lit_spectral.callbacks.RunRecord", f"--trainer.callbacks.file={planned.record}"]
+    command = [*planned.command, *recording, *expected]
+    if planned.last.exists():
+        status = _call([*command, f"--ckpt_path={planned.last}"])
         # Stopped between its last checkpoint and its record, it has nothing left to do, and is done again.
-        if status or (place / RECORD).exists():
+        if status or planned.record.exists():
             return status
-    return subprocess.run([*program, *command], check=False).returncode
+    return _call(command)
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w=.,+-]+", "_", name)
-
-
-def _again(args: Sequence[str]) -> str:
-    return f"lit-spectral compare {shlex.join(args)}"
+def _call(command: list[str]) -> int:
+    """`lit-spectral` in a process of its own. On Ctrl-C, which that gets too, it may take its time to save."""
+    with subprocess.Popen([sys.executable, "-m", "lit_spectral", *command]) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise

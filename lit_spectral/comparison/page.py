@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import shlex
 import statistics
 from collections.abc import Sequence
 from datetime import date
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lit_spectral.comparison.results import Comparison, Measure, Run
+from lit_spectral.comparison.results import Comparison, Measure, Run, deviation
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.evaluation.provenance import provenance
 
@@ -37,11 +38,11 @@ def write_page(comparison: Comparison, title: str, command: str) -> str:
     """The page's HTML: the table, task against retention, curves over training, and how to run it again."""
     colours = {variant: f"C{number % 10}" for number, variant in enumerate(comparison.variants)}
     seeds = sorted({run.seed for run in comparison.runs})
-    about = f"{date.today():%-d %B %Y} · {_machine()} · " + ", ".join(
+    about = f"{date.today():%-d %B %Y} · {_machine(comparison)} · " + ", ".join(
         f"{name} {number}" for name, number in provenance()["versions"].items() if name in {"lit-spectral", "torch"}
     )
     first = escape(comparison.variants[0].name)
-    commands = "\n".join(escape("lit-spectral " + " ".join(run.command)) for run in comparison.runs)
+    commands = "\n".join(escape(f"lit-spectral {shlex.join(run.command)}") for run in comparison.runs)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(title)}: {escape(", ".join(v.name for v in comparison.variants))}</title>
@@ -62,10 +63,10 @@ def write_page(comparison: Comparison, title: str, command: str) -> str:
 """
 
 
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+def _machine(comparison: Comparison) -> str:
+    processor = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    devices = sorted({run.record["device"] for run in comparison.runs})
+    return ", ".join(processor if device == "cpu" else device for device in devices)
 
 
 def _table(comparison: Comparison, colours: dict[Variant, str]) -> str:
@@ -88,14 +89,14 @@ def _trade_off(comparison: Comparison, colours: dict[Variant, str]) -> str:
     if across not in comparison.measures:
         return ""
     figure, axes = _figure(1, 8.5, 4.4)
-    lost = across.lost if across.before is not None else float
     for variant in comparison.variants:
         runs = comparison.of(variant)
-        points = [(lost(_value(across, run)), _value(comparison.task, run)) for run in runs]
+        points = [(_worse(across, run), _value(comparison.task, run)) for run in runs]
         (x, dx), (y, dy) = (_spread(values) for values in zip(*points, strict=True))
         axes[0].scatter(*zip(*points, strict=True), s=14, alpha=0.4, color=colours[variant], linewidths=0)
         axes[0].errorbar(x, y, dy, dx, fmt="o", ms=8, color=colours[variant], capsize=0, label=variant.name)
         axes[0].annotate(variant.name, (x, y), xytext=(7, 6), textcoords="offset points", fontsize=9)
+    axes[0].margins(0.12)  # room for the names
     what = f"loss of {across.title}" if across.before is not None else across.title
     axes[0].set(xlabel=f"{what} (less is better)", ylabel=_better(comparison.task))
     return f"<h2>What was learned, and what was forgotten</h2>{_svg(figure)}"
@@ -179,8 +180,13 @@ def _value(measure: Measure, run: Run) -> float:
     return value
 
 
+def _worse(measure: Measure, run: Run) -> float:
+    return measure.lost(run.record) if measure.before is not None else _value(measure, run)
+
+
 def _spread(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    spread = deviation(values)
+    return statistics.fmean(values), spread if spread == spread else 0.0
 
 
 def _better(measure: Measure) -> str:

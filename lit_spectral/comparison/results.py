@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 
 from lit_spectral.comparison.variants import Variant
 
-__all__ = ["Comparison", "Difference", "Measure", "Run", "paired_difference", "write_csv"]
+__all__ = ["Comparison", "Difference", "Measure", "Run", "deviation", "paired_difference", "write_csv"]
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,22 @@ class Run:
 
 
 class Measure(NamedTuple):
-    """A number that every run has; `before` is that of the backbone, where it has one."""
+    """A number that every run has; `before` is the backbone's, of what the backbone has too."""
 
     name: str
     title: str
     of: Callable[[dict[str, Any]], float | None]
     higher_is_better: bool | None = None
-    before: float | None = None
+    before: Callable[[dict[str, Any]], float] | None = None
     digits: int = 4
 
-    def lost(self, value: float) -> float:
-        """How much worse than before."""
+    def lost(self, record: dict[str, Any]) -> float:
+        """How much worse than the backbone."""
+        value = self.of(record)
         assert self.before is not None
-        return self.before - value if self.higher_is_better else value - self.before
+        assert value is not None
+        change = value - self.before(record)
+        return -change if self.higher_is_better else change
 
     def show(self, value: float) -> str:
         """With this measure's digits."""
@@ -63,17 +67,21 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
 
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     mean, count = statistics.fmean(differences), len(differences)
-    if count < 2:
-        return Difference(mean, math.nan, math.nan)
-    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+    half = float(t.ppf(0.975, count - 1)) * deviation(differences) / math.sqrt(count) if count > 1 else math.nan
     return Difference(mean, mean - half, mean + half)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; NaN of one value, or where one is not finite."""
+    usable = len(values) > 1 and all(math.isfinite(value) for value in values)
+    return statistics.stdev(values) if usable else math.nan
 
 
 class Comparison:
     """Runs of several variants, by the measures that all of them have.
 
     Args:
-        compared: the variants, the first of which is what the others are compared with.
+        compared: the variants, also of runs that failed; who is compared with whom is theirs to say.
         runs: those that came to their end.
         metric: the task's, as it was logged.
         higher_is_better: whether more of it is better.
@@ -81,6 +89,7 @@ class Comparison:
 
     def __init__(self, compared: Sequence[Variant], runs: Sequence[Run], metric: str, higher_is_better: bool) -> None:
         done = {run.variant for run in runs}
+        self.compared = list(compared)
         self.variants = [variant for variant in compared if variant in done]
         self.runs = list(runs)
         self.task = Measure(metric, metric.removeprefix("val/"), partial(_metric, metric), higher_is_better)
@@ -106,24 +115,30 @@ class Comparison:
 
     def difference(self, variant: Variant, measure: Measure) -> Difference | None:
         """From its reference, over the seeds that both have; None for the reference itself or without such seeds."""
-        reference = variant.reference(self.variants)
-        ours, theirs = self.values(variant, measure), self.values(reference, measure)
-        seeds = sorted(ours.keys() & theirs.keys())
-        if variant == reference or not seeds:
+        pairs = self._pairs(variant)
+        if variant == variant.reference(self.compared) or not pairs:
             return None
-        return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        values = [(measure.of(ours), measure.of(theirs)) for ours, theirs in pairs]
+        return paired_difference(*zip(*values, strict=True))  # type: ignore[arg-type]
 
     def share_lost(self, variant: Variant, measure: Measure) -> float | None:
         """What it lost of what the backbone had, over what its reference lost; None where that lost nothing."""
-        ours, theirs = self.values(variant, measure), self.values(variant.reference(self.variants), measure)
-        lost, reference = (measure.lost(statistics.fmean(v.values())) for v in (ours, theirs))
+        pairs = self._pairs(variant)
+        lost = sum(measure.lost(ours) for ours, _ in pairs)
+        reference = sum(measure.lost(theirs) for _, theirs in pairs)
         return lost / reference if reference > 0 else None
+
+    def _pairs(self, variant: Variant) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Records of this variant and of its reference, seed by seed."""
+        theirs = {run.seed: run.record for run in self.of(variant.reference(self.compared))}
+        return [(run.record, theirs[run.seed]) for run in self.of(variant) if run.seed in theirs]
 
     def headings(self) -> list[str]:
         """Of the columns of `rows`."""
         titles = []
         for m in self.measures:
-            titles.append(m.title if m.before is None else f"{m.title} ({m.show(m.before)} before)")
+            before = {m.before(run.record) for run in self.runs} if m.before is not None else set()
+            titles.append(f"{m.title} ({m.show(before.pop())} before)" if len(before) == 1 else m.title)
             if m in self.retention:
                 titles.append("lost, of the first's")
         return ["method", "runs", *titles]
@@ -142,7 +157,7 @@ class Comparison:
     def _cell(self, variant: Variant, m: Measure) -> str:
         values = list(self.values(variant, m).values())
         deviates = len(values) > 1 and m.name != "trainable_parameters"
-        text = m.show(statistics.fmean(values)) + (f" ± {m.show(statistics.stdev(values))}" if deviates else "")
+        text = m.show(statistics.fmean(values)) + (f" ± {m.show(deviation(values))}" if deviates else "")
         difference = self.difference(variant, m) if m.higher_is_better is not None else None
         if difference is None:
             return text
@@ -155,9 +170,10 @@ class Comparison:
         table = Table(caption="± standard deviation over seeds; below, the paired difference from the first method "
                       "and its 95 % interval (Student's t)", show_lines=True)  # fmt: skip
         for number, name in enumerate(names):
-            table.add_column("" if number == 0 else name, justify="right" if number else "left", overflow="fold")
+            heading = "" if number == 0 else escape(name)
+            table.add_column(heading, justify="right" if number else "left", overflow="fold")
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*(escape(cell) for cell in line))
         return table
 
 
@@ -177,13 +193,15 @@ def write_csv(comparison: Comparison, folder: Path) -> None:
 
 
 def _summary(comparison: Comparison, variant: Variant) -> dict[str, Any]:
-    row: dict[str, Any] = {"method": variant.name, "runs": len(comparison.of(variant))}
+    runs = comparison.of(variant)
+    row: dict[str, Any] = {"method": variant.name, "runs": len(runs)}
+    row["compared with"] = variant.reference(comparison.compared).name
     for m in comparison.measures:
         values = list(comparison.values(variant, m).values())
-        row[m.name] = statistics.fmean(values)
-        row[f"{m.name} deviation"] = statistics.stdev(values) if len(values) > 1 else ""
+        row |= {m.name: statistics.fmean(values), f"{m.name} deviation": deviation(values)}
         if m.before is not None:
-            row[f"{m.name} before"] = m.before
+            row[f"{m.name} before"] = statistics.fmean(m.before(run.record) for run in runs)
+            row[f"{m.name} share lost"] = comparison.share_lost(variant, m)
         difference = comparison.difference(variant, m) if m.higher_is_better is not None else None
         for part in Difference._fields if difference is not None else ():
             row[f"{m.name} difference {part}"] = getattr(difference, part)
@@ -201,6 +219,14 @@ def _metric(name: str, record: dict[str, Any]) -> float | None:
     return record["metrics"].get(name)
 
 
+def _kept(name: str, record: dict[str, Any]) -> Any:
+    return record.get("retention", {}).get(name)
+
+
+def _nothing(record: dict[str, Any]) -> float:
+    return 0.0
+
+
 def _retention(record: dict[str, Any]) -> list[Measure]:
     """For each text what says most of it: accuracy of masked tokens, or loss, or Spearman and drift of sentences."""
     found = record.get("retention", {})
@@ -209,8 +235,8 @@ def _retention(record: dict[str, Any]) -> list[Measure]:
         kinds = [k for k in ("accuracy", "loss", "spearman", "drift") if f"{text}/{k}" in found]
         for kind in kinds[:1] if "accuracy" in kinds else kinds:
             name = f"{text}/{kind}"
-            before = 0.0 if kind == "drift" else found[f"{text}/base_{kind}"]
-            of = partial(lambda name, record: record.get("retention", {}).get(name), name)
+            of = partial(_kept, name)
+            before = partial(_kept, f"{text}/base_{kind}") if kind != "drift" else _nothing
             measures.append(
                 Measure(f"retention/{name}", f"{text} {kind}", of, kind in {"accuracy", "spearman"}, before)
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from lit_spectral import methods
@@ -12,6 +12,14 @@ from lit_spectral.errors import InputError
 __all__ = ["Variant", "alternatives", "pairs_of", "variants"]
 
 _METHOD = "model.method."
+# What the comparison says itself, and by what.
+_NOT_HERE = {
+    "model.method": "--methods",
+    "seed_everything": "--seeds",
+    "data.seed": "--seeds",
+    "trainer.logger": "--output_folder",
+    "ckpt_path": "nothing: runs go on from where they broke off",
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class Variant:
     """A method with settings, under a name that tells it from the others."""
 
     method: str
-    # Those it shares with other methods, and those that are its own; (flag without dashes, value).
+    # (flag without dashes, value): those that other methods have too, and those that are its own.
     shared: tuple[tuple[str, str], ...]
     own: tuple[tuple[str, str], ...]
     swept: frozenset[str]
@@ -27,8 +35,8 @@ class Variant:
     @property
     def name(self) -> str:
         """The method's, and what sets this variant off from others of it, such as `FCLoRA ball=0.5 lr=1e-3`."""
-        told = [(flag, value) for flag, value in self.shared if flag in self.swept] + list(self.own)
-        return " ".join([self.method, *(f"{flag.rsplit('.', 1)[1]}={value}" for flag, value in told)])
+        told = [*self.cell.items(), *self.own]
+        return " ".join([self.method, *(f"{flag.rsplit('.', 1)[-1]}={value}" for flag, value in told)])
 
     @property
     def cell(self) -> dict[str, str]:
@@ -37,14 +45,18 @@ class Variant:
 
     def flags(self) -> list[str]:
         """For `fit`: the method before its settings."""
-        ordered = sorted([*self.shared, *self.own], key=lambda pair: pair[0].startswith(_METHOD))
-        rest = [f"--{flag}={value}" for flag, value in ordered if not flag.startswith(_METHOD)]
-        return [*rest, f"--model.method={self.method}", *(f"--{flag}={v}" for flag, v in ordered[len(rest) :])]
+        pairs = [*self.shared, *self.own]
+        rest = [f"--{flag}={value}" for flag, value in pairs if not flag.startswith(_METHOD)]
+        settings = [f"--{flag}={value}" for flag, value in pairs if flag.startswith(_METHOD)]
+        return [*rest, f"--model.method={self.method}", *settings]
 
     def reference(self, among: Sequence[Variant]) -> Variant:
-        """The first method's variant that it is compared with: at the same place of shared sweeps, or the first."""
-        candidates = [variant for variant in among if variant.method == among[0].method]
-        return next((c for c in candidates if all(self.cell.get(k, v) == v for k, v in c.cell.items())), among[0])
+        """What it is compared with: the first method at the same place of shared sweeps, or the first of all."""
+        first = [variant for variant in among if variant.method == among[0].method]
+        if len(first) == len(among):
+            return first[0]
+        here = (v for v in first if all(self.cell.get(flag, value) == value for flag, value in v.cell.items()))
+        return next(here, first[0])
 
 
 def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Variant]:
@@ -54,41 +66,50 @@ def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Var
         names: of methods, each once; the first is what the others are compared with.
         flags: as in `pairs_of`. `model.…` flags may give several values, split by commas outside of
             brackets and quotes. `model.method.X` goes to the methods that have a setting X, `NAME.X`
-            to that method alone, where X is a setting or itself a whole flag.
+            to that method alone, where X is a setting or itself a whole flag, and wins.
 
     Raises:
-        InputError: no such method, or no method with such a setting.
+        InputError: no such method, no method with such a setting, a flag that the comparison gives itself.
     """
     for name in names:
-        if name not in methods.__all__ or not hasattr(getattr(methods, name), "apply"):
+        if name not in _known():
             raise InputError(f"compare: there is no method {name}; there are {', '.join(_known())}")
     if len(set(names)) < len(names):
         raise InputError("compare: --methods names one twice; sweep its settings instead, as in --FCLoRA.ball none,0.5")
     settings = {name: {field.name for field in fields(getattr(methods, name))} for name in names}
-    found = []
-    for name in names:
-        given: dict[str, list[str]] = {}
-        own = set()
-        for flag, value in sorted(flags, key=lambda pair: pair[0].split(".")[0] in settings):  # its own win
-            head, _, rest = flag.partition(".")
-            if head in settings:
-                if head != name:
-                    continue
-                flag = f"{_METHOD}{rest}" if rest.split(".")[0] in settings[name] else rest
-                own.add(flag)
-            elif flag.startswith(_METHOD) and flag.removeprefix(_METHOD).split(".")[0] not in settings[name]:
-                continue
-            given[flag] = alternatives(value) if flag.startswith("model.") else [value]
-        swept = frozenset(flag for flag, values in given.items() if len(values) > 1)
-        for values in itertools.product(*given.values()):
-            chosen = list(zip(given, values, strict=True))
-            shared = tuple(pair for pair in chosen if pair[0] not in own)
-            found.append(Variant(name, shared, tuple(pair for pair in chosen if pair[0] in own), swept))
     for flag, _ in flags:
+        plain = flag.partition(".")[2] if flag.partition(".")[0] in settings else flag
+        if plain in _NOT_HERE:
+            raise InputError(f"compare: --{flag} is not for the runs; give {_NOT_HERE[plain]}")
         setting = flag.removeprefix(_METHOD).split(".")[0]
         if flag.startswith(_METHOD) and not any(setting in known for known in settings.values()):
             raise InputError(f"compare: none of {', '.join(names)} has a setting {setting}")
-    return found
+    return list(dict.fromkeys(variant for name in names for variant in _of(name, flags, settings)))
+
+
+def _of(name: str, flags: Sequence[tuple[str, str]], settings: dict[str, set[str]]) -> Iterator[Variant]:
+    """The variants of one method."""
+    fixed: list[tuple[str, str]] = []  # may be repeated, as trainer.callbacks+ is
+    given: dict[str, list[str]] = {}
+    own = set()
+    for flag, value in sorted(flags, key=lambda pair: pair[0].split(".")[0] in settings):  # its own come last, and win
+        head, _, rest = flag.partition(".")
+        if head in settings:
+            if head != name:
+                continue
+            flag = f"{_METHOD}{rest}" if rest.split(".")[0] in settings[name] else rest
+            own.add(flag)
+        elif flag.startswith(_METHOD) and flag.removeprefix(_METHOD).split(".")[0] not in settings[name]:
+            continue
+        if flag.startswith("model.") or flag in own:
+            given[flag] = alternatives(value)
+        else:
+            fixed.append((flag, value))
+    swept = frozenset(flag for flag, values in given.items() if len(values) > 1)
+    for values in itertools.product(*given.values()):
+        chosen = list(zip(given, values, strict=True))
+        shared = [*fixed, *(pair for pair in chosen if pair[0] not in own)]
+        yield Variant(name, tuple(shared), tuple(pair for pair in chosen if pair[0] in own), swept)
 
 
 def _known() -> list[str]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_spectral.checkpoint import load, log_folder
-from lit_spectral.errors import Parser
+from lit_spectral.errors import InputError, Parser
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.retention.retention import Retention
 from lit_spectral.retention.suite import Score, retain, suite_scores
@@ -41,7 +41,9 @@ def run(args: list[str]) -> Path:
     task = load(given.checkpoint, given.backbone).to(given.device)
     rounded = torch.autocast(torch.device(given.device).type, torch.bfloat16) if given.bf16 else nullcontext()
     limit = given.limit or None
-    report: dict[str, Any] = {}
+    settings = {name: value for name, value in vars(given).items() if name != "output_path"}
+    report: dict[str, Any] = {"settings": settings, "model": task._identity(), **provenance()}
+    file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
     if given.corpora or given.sts or not given.tasks:
         options = (limit, given.max_length, given.batch_size, given.fit_head)
         retention = Retention(named_corpora(given.corpora), given.sts, *options)
@@ -49,19 +51,20 @@ def run(args: list[str]) -> Path:
         with rounded:
             report["retention"] = retention.measure(task)
         Console().print(_table(report["retention"]))
+        _write(report, file)
     if given.tasks:
         with rounded:
             scores = suite_scores(task, given.tasks, limit, given.num_fewshot, given.include_path)
         kept = [score for score in scores if score.task not in given.leave_out]
-        report |= {"scores": [score._asdict() for score in scores], "retain": retain(kept)}
         Console().print(_scores_table(scores, kept))
-    file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
-    settings = {name: value for name, value in vars(given).items() if name != "output_path"}
-    report |= {"settings": settings, "model": task._identity(), **provenance()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
+        _write(report | {"scores": [score._asdict() for score in scores], "retain": retain(kept)}, file)
     print(f"retention: {file}")
     return file
+
+
+def _write(report: dict[str, Any], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
@@ -93,13 +96,29 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="in bfloat16 by autocast, as bf16-mixed trains")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--output_path", metavar="FILE", help="JSON (retention.json in the run's log folder)")
-    return parser.parse_args(args)
+    given = parser.parse_args(args)
+    if unknown := sorted(set(given.leave_out) - set(given.tasks)):
+        raise InputError(f"retain: --leave_out {unknown[0]} is none of --tasks {' '.join(given.tasks)}")
+    if given.tasks and not set(given.tasks) - set(given.leave_out):
+        raise InputError("retain: --leave_out names every task; give one that the model wasn't trained for")
+    return given
 
 
 def named_corpora(given: list[str]) -> dict[str, str]:
-    """From a name to a text, out of `NAME=TEXT`; a text without a name goes by its file's."""
-    pairs = [text.partition("=") for text in given]
-    return {(name if named else Path(name).stem): (path if named else name) for name, named, path in pairs}
+    """From a name to a text, out of `NAME=TEXT`; a text without a name goes by its file's.
+
+    Raises:
+        InputError: two texts of one name.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, named, path = text.partition("=")
+        if not named or Path(text).exists():
+            name, path = Path(text).stem, text
+        if name in found:
+            raise InputError(f"corpora: {found[name]} and {path} are both named {name}; give NAME={path}")
+        found[name] = path
+    return found
 
 
 def _table(measured: Mapping[str, float]) -> Table:

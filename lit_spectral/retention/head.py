@@ -78,7 +78,7 @@ class _HeadFit(pl.LightningModule):
         return torch.optim.AdamW(self.fitted, lr=LEARNING_RATE, weight_decay=0.0)
 
 
-def fitted_head(source: str, text: str) -> Any:
+def fitted_head(source: str, text: str, device: torch.device) -> Any:
     """The encoder's masked-language model, frozen, with a head that was fitted to its states once.
 
     What the encoder's files lack (a transformation and a bias; the output embeddings are its own)
@@ -87,6 +87,7 @@ def fitted_head(source: str, text: str) -> Any:
     Args:
         source: the encoder's folder.
         text: as in `MaskedText`.
+        device: on which to fit.
 
     Raises:
         InputError: an encoder of a kind that has no masked-language head; a text that can't be had.
@@ -108,18 +109,19 @@ def fitted_head(source: str, text: str) -> Any:
         if not file.exists():
             log.warning("retention: fitting a masked-language head on %s, once", text)
             options: dict[str, Any] = {"batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "tokenizer": source}
-            _fit(model, missing, MaskedText(text, limit=LINES, **options), file)
+            _fit(model, missing, MaskedText(text, limit=LINES, **options), file, device)
     with torch.no_grad():
         for name, value in load_file(file).items():
             parameters[name].copy_(value)
     return model.eval().requires_grad_(False)
 
 
-def _fit(model: Any, missing: list[str], data: Any, file: Path) -> None:
+def _fit(model: Any, missing: list[str], data: Any, file: Path, device: torch.device) -> None:
     """Fit what was missing, and keep it in `file`."""
     encoder = getattr(model, model.base_model_prefix)
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = pl.Trainer(max_steps=STEPS, devices=1, gradient_clip_val=1.0, limit_val_batches=0, **options)
+    options |= {"accelerator": device.type, "devices": 1 if device.type == "cpu" else [device.index or 0]}
+    trainer = pl.Trainer(max_steps=STEPS, gradient_clip_val=1.0, limit_val_batches=0, **options)
     trainer.fit(_HeadFit(model, missing), data)
     setattr(model, model.base_model_prefix, encoder)
     fitted = {name: p.detach().cpu() for name, p in model.named_parameters() if name in missing}

@@ -59,8 +59,8 @@ class Retention:
         fit_head: str | None = None,
     ) -> None:
         self.corpora = dict(corpora) if isinstance(corpora, Mapping) else {path: path for path in corpora}
-        if not self.corpora and sts is None:
-            raise InputError("retention: nothing to measure on; give corpora, sts or both")
+        if not self.corpora and (sts is None or fit_head is not None):
+            raise InputError("retention: nothing to measure on; give corpora, or without a head to fit sts")
         self.sts = sts
         self.limit = limit
         self.max_length = max_length
@@ -200,7 +200,7 @@ def _masked_head(task: Task, source: str, text: str | None) -> Any:
     except InputError:
         missing = ["the head"]
     if missing and text is not None:
-        return fitted_head(source, text)
+        return fitted_head(source, text, task.device)
     if missing:
         log.warning(
             "retention: %s has no masked-language head; its states' drift is measured instead, "
