@@ -187,7 +187,7 @@ def test_what_cant_be_measured_is_said(kind, architecture, method, options, mess
 
 
 def test_nothing_to_measure_on_is_an_error():
-    with pytest.raises(InputError, match="give corpora, sts or both"):
+    with pytest.raises(InputError, match="nothing to measure on; give corpora"):
         Retention()
 
 

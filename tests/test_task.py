@@ -149,9 +149,22 @@ def test_a_callback_of_the_user_replaces_the_default_of_its_kind(train):
 
 
 def test_sigma_learns_at_its_own_rate(train):
-    trainer = train(FCLoRA(rank=4, sigma_lr=30), lr=1e-3, max_steps=1)
+    trainer = train(FCLoRA(rank=4, sigma_lr=30, head_lr=1), lr=1e-3, max_steps=1)
     rates = {group["lr_ratio"]: group["initial_lr"] for group in trainer.optimizers[0].param_groups}
     assert rates == {1.0: 1e-3, 30.0: pytest.approx(3e-2)}
+
+
+def test_the_heads_output_layer_learns_at_its_own_rate(train):
+    trainer = train(LoRA(rank=4, head_lr=20), lr=1e-3, max_steps=1)
+    model = trainer.lightning_module.model
+    fast = [p for group in trainer.optimizers[0].param_groups if group["lr_ratio"] == 20 for p in group["params"]]
+    assert {id(p) for p in fast} == {id(p) for p in model.classifier.parameters()}
+
+
+@pytest.mark.parametrize("method", [LoRA, FCLoRA, FullFineTuning])
+def test_a_rate_of_the_head_that_is_not_above_0_is_refused(method):
+    with pytest.raises(InputError, match="head_lr must be finite and above 0, not 0"):
+        method(head_lr=0)
 
 
 def test_the_encoder_is_frozen_and_the_head_is_trained(train):

@@ -86,6 +86,8 @@ class Method:
         target_modules: which linear maps; a list of path endings, one regular expression for whole
             paths, or None for the architecture's default (see `lit_spectral.adapters.find_targets`).
         seed: of random choices among singular vectors; the same on every rank.
+        head_lr: learning rate of a new head's output layer over that of the rest. Where the head is
+            quick to scale logits up, the backbone need not change as much (docs/fclora_recipe.md).
     """
 
     # Settings that say what ΔW is made of beside what a checkpoint holds: a resumed run must have the same.
@@ -93,6 +95,10 @@ class Method:
 
     target_modules: list[str] | str | None = None
     seed: int = 0
+    head_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(head_lr=self.head_lr)
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Freeze `model`, put adapters on the targets in `encoder`, its pretrained part, and return the model.
@@ -155,6 +161,7 @@ class RankMethod(Method):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 1:
             raise InputError(f"rank must be at least 1, not {self.rank}")
         if not 0.0 <= self.dropout < 1.0:

@@ -46,6 +46,7 @@ class Peft(Method):
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._tuner: Any = None
         self._steps = 0  # that were not skipped
 

@@ -83,6 +83,7 @@ class Task(pl.LightningModule):
         # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
         self.strict_loading = False
         self._rng_state: Tensor | None = None
+        self._output_layer: nn.Linear | None = None
         self._penalised: list[Adapter] = []
         self._budgets: list[Adapter] = []
 
@@ -110,6 +111,8 @@ class Task(pl.LightningModule):
             for name, p in model.named_parameters()
             if name in missing or (self.trains_head and id(p) not in inside)
         }
+        outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in new]
+        self._output_layer = outside[-1] if outside else None
         self.backbone_digest = backbone_digest([p for p in encoder.parameters() if id(p) not in new])
         adapted = self.method.apply(model, encoder)
         for name, parameter in adapted.named_parameters():
@@ -158,6 +161,8 @@ class Task(pl.LightningModule):
             for adapter in adapters(self.model)
             for name, ratio in adapter.lr_ratios.items()
         }
+        if self._output_layer is not None:
+            ratio_of |= {id(parameter): self.method.head_lr for parameter in self._output_layer.parameters()}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
