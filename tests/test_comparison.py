@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import yaml
 from conftest import CONFIGS
+from filelock import FileLock
 from lit_spectral.callbacks import RunRecord
 from rich.console import Console
 from scipy.stats import ttest_rel
@@ -312,6 +313,13 @@ def test_an_interrupted_comparison_shows_what_is_done(compare, monkeypatch):
         compare()
     assert stopped.value.code == 130
     assert (FOLDER / "index.html").exists()
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(compare, capsys):
+    (FOLDER / "LoRA/seed_0").mkdir(parents=True)
+    with FileLock(FOLDER / "LoRA/seed_0/.lock"):
+        assert [command[2] for command in compare()] == ["--model.method=FCLoRA"]
+    assert "another process is at it" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_stops_no_other(compare, tmp_path, capsys):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.markup import escape
@@ -78,7 +79,11 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
         else:
             console.rule(title)
             try:
-                status = _fit(planned, [] if given.unmatched else _expected(planned, runs, compared))
+                with FileLock(planned.folder / ".lock", timeout=0):
+                    status = _fit(planned, [] if given.unmatched else _expected(planned, runs, compared))
+            except Timeout:
+                console.print("another process is at it; run the same command again when that is done")
+                continue
             except KeyboardInterrupt:
                 interrupted = True
                 break
