@@ -163,7 +163,7 @@ def _check(build: Callable[[list[str]], Any], compared: Sequence[Variant], given
 def _metric(cli: Any, name: str | None) -> tuple[str, bool]:
     """The task's metric, and whether more of it is better."""
     best = [c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
-    metric = name or (best[0].monitor if best else "val/loss")
+    metric: str = name or (str(best[0].monitor) if best else "val/loss")
     known = [c.mode == "max" for c in best if c.monitor == metric]
     return metric, known[0] if known else not metric.endswith(("loss", "perplexity"))
 

@@ -119,7 +119,7 @@ class Comparison:
         if variant == variant.reference(self.compared) or not pairs:
             return None
         values = [(measure.of(ours), measure.of(theirs)) for ours, theirs in pairs]
-        return paired_difference(*zip(*values, strict=True))  # type: ignore[arg-type]
+        return paired_difference(*zip(*values, strict=True))
 
     def share_lost(self, variant: Variant, measure: Measure) -> float | None:
         """What it lost of what the backbone had, over what its reference lost; None where that lost nothing."""
@@ -216,7 +216,8 @@ def _flat(run: Run) -> dict[str, Any]:
 
 
 def _metric(name: str, record: dict[str, Any]) -> float | None:
-    return record["metrics"].get(name)
+    found: float | None = record["metrics"].get(name)
+    return found
 
 
 def _kept(name: str, record: dict[str, Any]) -> Any:

@@ -73,7 +73,7 @@ def suite_scores(
 def _first_metric(results: dict[str, Any], task: str) -> str:
     better = results["higher_is_better"].get(task, {})
     for metric, value in results["results"][task].items():
-        name, filtered, _ = metric.partition(",")
+        name, filtered, _ = str(metric).partition(",")
         if filtered and better.get(name) and isinstance(value, float) and 0 <= value <= 1:
-            return metric
+            return str(metric)
     raise InputError(f"tasks: {task} has no score from 0 to 1 of which more is better; take it out of --tasks")
