@@ -100,9 +100,13 @@ def _first_rows(count: int | None, left: Tensor, right: Tensor) -> Tensor:
 class FactoredAdapter(Adapter):
     """An adapter whose ΔW is a product of thin factors; a subclass only says which."""
 
+    u_basis: Tensor
+    v_basis: Tensor
+
     def __init__(self, base_layer: nn.Module, dropout: float) -> None:
         super().__init__(base_layer)
         self.dropout = dropout
+        self._is_confined = False
 
     @abstractmethod
     def factors(self) -> Factors:
@@ -114,6 +118,30 @@ class FactoredAdapter(Adapter):
         None where ΔW is not free to take the contracted value, and `SpectralBall` asks for a `retreat`.
         """
         return self.factors()
+
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """What of ΔW can be confined: (out, r) and (in, r), both parameters."""
+        left, _, right, *_ = self.factors()
+        return left, right.mT
+
+    def confine(self, u: Tensor, v: Tensor, saved: bool = True) -> None:
+        """Keep the columns orthogonal to U (out, k) and V (in, k), themselves orthonormal (HiP-LoRA App. A.2).
+
+        `saved` keeps U and V with the adapter, as ΔW needs where it is made of them: an SVD's signs do
+        not reproduce across machines; its subspaces do.
+        """
+        device = self.weight.device
+        self.register_buffer("u_basis", u.to(device, torch.float32).contiguous(), persistent=saved)
+        self.register_buffer("v_basis", v.to(device, torch.float32).contiguous(), persistent=saved)
+        self._is_confined = True
+
+    @property
+    def confined(self) -> list[Confined]:
+        """The columns against U and V, where `confine` was called."""
+        if not self._is_confined:
+            return []
+        left, right = self.columns()
+        return [Confined(left.detach(), self.u_basis), Confined(right.detach(), self.v_basis)]
 
     def retreat(self, fraction: float) -> None:
         """Move ΔW towards 0, along the line from where it started, to `fraction` in [0, 1] of the way; here L alone."""
@@ -150,9 +178,6 @@ class FactoredAdapter(Adapter):
 class LowRankAdapter(FactoredAdapter):
     """ΔW = scale · L R with L (out, r) = 0 and R (r, in) Kaiming uniform (Hu et al., 2021)."""
 
-    u_basis: Tensor
-    v_basis: Tensor
-
     def __init__(self, base_layer: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base_layer, dropout)
         self.scale = scale
@@ -160,25 +185,11 @@ class LowRankAdapter(FactoredAdapter):
         self.left = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
         self.right = nn.Parameter(torch.empty(rank, self.in_features, device=device))
         nn.init.kaiming_uniform_(self.right, a=math.sqrt(5))
-        self._is_confined = False
 
     def factors(self) -> Factors:
         """(L, scale, R)."""
         return Factors(self.left, self.scale, self.right)
 
-    def confine(self, u: Tensor, v: Tensor) -> None:
-        """Keep UᵀL = 0 and R V = 0, for U (out, k) and V (in, k) with orthonormal columns (HiP-LoRA App. A.2).
-
-        U and V are saved with the adapter, since an SVD does not reproduce across machines.
-        """
-        device = self.weight.device
-        self.register_buffer("u_basis", u.to(device, torch.float32).contiguous())
-        self.register_buffer("v_basis", v.to(device, torch.float32).contiguous())
-        self._is_confined = True
-
-    @property
-    def confined(self) -> list[Confined]:
-        """L against U, Rᵀ against V, where `confine` was called."""
-        if not self._is_confined:
-            return []
-        return [Confined(self.left.detach(), self.u_basis), Confined(self.right.detach().mT, self.v_basis)]
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """(L, Rᵀ)."""
+        return self.left, self.right.mT

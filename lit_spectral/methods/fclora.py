@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_spectral.adapters import SVDAdapter
 from lit_spectral.adapters.svd import SigmaMode
 from lit_spectral.errors import InputError
+from lit_spectral.linalg import SingularTriplets
 from lit_spectral.methods.base import Bound, LowRankMethod, Site, resolve_bound
 
 __all__ = ["FCLoRA", "HiLoRA"]
@@ -22,7 +23,8 @@ class FCLoRA(LowRankMethod):
 
     The papers' text leaves the rate of σ and the weight of the penalty beside Adam open. Taken
     literally (`sigma_lr=1, orthogonality="gradient"`) the rows that start at singular vectors learn
-    next to nothing in a few epochs; the defaults here are ours, chosen in docs/fclora_recipe.md.
+    next to nothing in a few epochs; the defaults here are ours, chosen in docs/fclora_recipe.md. So is
+    `principal_rank`, which the papers don't have (0 is theirs).
 
     Args:
         sigma_bar: σ̄: a number, q1 … q4 (quartiles of each weight's own singular values, counted
@@ -37,6 +39,9 @@ class FCLoRA(LowRankMethod):
             wherever that gradient is small, as at the start. `decoupled` steps on R beside the
             optimizer, as AdamW decays weights. `gram-schmidt` makes both exactly orthonormal after
             every step, by QR (Table 18); no penalty then.
+        principal_rank: how many of W₀'s principal directions U and V keep out of, on both sides, after every
+            step, as HiP-LoRA's residual does; at most a quarter of the matrix's smaller side. What the
+            model was pretrained for lies there, and is forgotten less. 0 for none.
         sigma: `bounded`; `free`: σ starts at 1 without bound (ablation LoRA_SVD); `fixed`: σ stays
             at 1 (ablation LoRA_UVᵀ). The last two need `start: zero`.
     """
@@ -46,10 +51,14 @@ class FCLoRA(LowRankMethod):
     start: Literal["singular", "zero"] = "singular"
     sigma_lr: float = 50.0
     orthogonality: Literal["decoupled", "gradient", "gram-schmidt"] = "decoupled"
+    principal_rank: int = 32
     sigma: SigmaMode = "bounded"
+    head_lr: float = 5.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.principal_rank < 0:
+            raise InputError(f"principal_rank must not be negative, not {self.principal_rank}")
         if self.gamma < 0 or self.sigma_lr <= 0:
             raise InputError(f"gamma must not be negative and sigma_lr above 0, not {self.gamma} and {self.sigma_lr}")
         if self.sigma != "bounded" and self.start == "singular":
@@ -62,17 +71,31 @@ class FCLoRA(LowRankMethod):
         sigma_bar = resolve_bound(self.sigma_bar, site)
         u, sigma, v = self._start(site, sigma_bar)
         adapter = SVDAdapter(site.layer, u, v, sigma, sigma_bar, self.sigma, self.gamma, self.dropout)
+        if (count := self._kept_out_of(site)) > 0:
+            top = site.triplets("top", count)
+            adapter.confine(top.u, top.v, saved=False)
         adapter.decoupled_penalty = self.orthogonality == "decoupled"
         if self.orthogonality == "gram-schmidt":
             adapter.retracted, adapter.penalty_weight = True, 0.0
         adapter.lr_ratios = {"sigma": self.sigma_lr}
         return adapter
 
+    def _kept_out_of(self, site: Site) -> int:
+        """How many principal directions there are to keep out of, beside the rank."""
+        smaller = min(site.weight.shape)
+        return min(self.principal_rank, smaller // 4, smaller - self.rank)
+
     def _start(self, site: Site, sigma_bar: float) -> tuple[Tensor, Tensor, Tensor]:
         """U, σ and V, such that ΔW = 0."""
+        count = self._kept_out_of(site)
         if self.start == "singular":
-            u, _, v = site.triplets("random", self.rank, self.seed)
-            return u, torch.zeros(self.rank), v
+            drawn = site.triplets("random", self.rank + count, self.seed)
+            if count:
+                # The first drawn that are not principal; of so many at least `rank` aren't.
+                principal = drawn.sigma > site.triplets("top", count).sigma[-1] * (1 - 1e-4)
+                kept = principal.int().argsort(stable=True)[: self.rank]
+                drawn = SingularTriplets(drawn.u[:, kept], drawn.sigma[kept], drawn.v[:, kept])
+            return drawn.u, torch.zeros(self.rank), drawn.v
         out_features, in_features = site.weight.shape
         v = torch.randn(in_features, self.rank) / in_features**0.5
         sigma = torch.full((self.rank,), sigma_bar if self.sigma == "bounded" else 1.0)

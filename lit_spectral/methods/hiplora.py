@@ -59,8 +59,9 @@ class HiPLoRA(ProjLoRA):
 
     budget: float = 1e-2
     sensitivity: float = 1.0
-    delta_lr: float = 10.0
+    delta_lr: float = 1.0
     project: bool = True
+    head_lr: float = 5.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
