@@ -198,6 +198,38 @@ def test_the_residual_channel_keeps_out_of_the_principal_directions(train, metho
     assert max(found) <= 1e-5
 
 
+def test_fclora_keeps_out_of_the_principal_directions_and_starts_with_others(backbone_folder, train):
+    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4, principal_rank=6), num_labels=2)
+    task.configure_model()
+    found = []
+
+    def look(task):
+        for adapter in adapters(task.model):
+            u, _, vt = torch.linalg.svd(adapter.weight.detach().double(), full_matrices=False)
+            sides = ((u[:, :6], adapter.u.detach().double()), (vt[:6].T, adapter.v.detach().double()))
+            found.extend(float((basis.T @ side).norm(dim=0).max()) for basis, side in sides)
+
+    look(task)
+    assert max(found) < 1e-4  # pairs of the SVD itself, none of them principal
+    assert all(adapter.u.detach().norm(dim=0).min() > 0.99 for adapter in adapters(task.model))
+    found.clear()
+    train(FCLoRA(rank=4, principal_rank=6, sigma_lr=100), Watch(look), HeldBackbone(enabled=False))
+    assert max(found) < 1e-4
+
+
+def test_fclora_as_in_its_papers_does_not_keep_out_of_them(backbone_folder):
+    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4, principal_rank=0), num_labels=2)
+    task.configure_model()
+    assert not any(adapter.confined for adapter in adapters(task.model))
+
+
+def test_the_directions_fclora_keeps_out_of_are_not_saved(backbone_folder):
+    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4), num_labels=2)
+    task.configure_model()
+    assert all(adapter.confined[0].basis.shape[1] == 8 for adapter in adapters(task.model))  # a quarter of 32
+    assert not [name for name in trained_state(task.model) if "basis" in name]
+
+
 def test_without_projection_the_residual_channel_enters_the_principal_directions(train):
     """Else the test above could not fail."""
     task = train(HiPLoRA(rank=4, principal_rank=6, project=False)).lightning_module

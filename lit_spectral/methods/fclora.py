@@ -53,7 +53,7 @@ class FCLoRA(LowRankMethod):
     orthogonality: Literal["decoupled", "gradient", "gram-schmidt"] = "decoupled"
     principal_rank: int = 32
     sigma: SigmaMode = "bounded"
-    head_lr: float = 5.0
+    head_lr: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
