@@ -79,6 +79,14 @@ def test_a_config_instantiates_with_the_settings_it_names(name, monkeypatch, tmp
     assert cli.datamodule.batch_size == settings["data"]["init_args"]["batch_size"]
 
 
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_a_config_of_the_results_instantiates(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    file = CONFIGS.parent / "docs" / "results" / f"{name}.yaml"
+    cli = SpectralCLI([f"--config={file}", "--trainer.accelerator=cpu"], run=False)
+    assert type(cli.model.method).__name__ == "LoRA"
+
+
 @pytest.mark.parametrize(
     ("name", "method", "lr", "batch", "maps"),
     [  # read off the papers again
