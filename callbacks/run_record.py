@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ from lit_spectral.errors import InputError
 
 __all__ = ["RunRecord"]
 
+TOLERANCE = 0.05  # between numbers of parameters that count as the same
 WARM_UP = 3  # batches that aren't timed: the first ones allocate
 
 
@@ -34,14 +35,12 @@ class RunRecord(Callback):
 
     Args:
         file: where to write; in whole, or not at all.
-        parameters: how many trainable parameters are expected; None for any number.
-        tolerance: by which fraction of that the number may differ.
+        parameters: how many trainable parameters are expected, to 5 %; None for any number.
     """
 
-    def __init__(self, file: str, parameters: int | None = None, tolerance: float = 0.05) -> None:
+    def __init__(self, file: str, parameters: int | None = None) -> None:
         self.file = Path(file)
         self.parameters = parameters
-        self.tolerance = tolerance
         self._seconds: list[float] = []
         self._started = 0.0
         self._first_step = 0
@@ -52,10 +51,10 @@ class RunRecord(Callback):
         """Raise InputError when the number of parameters is not the expected one."""
         self._trainable = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         expected = self.parameters
-        if expected is not None and abs(self._trainable - expected) > self.tolerance * expected:
+        if expected is not None and abs(self._trainable - expected) > TOLERANCE * expected:
             raise InputError(
                 f"{self._trainable} trainable parameters, where {expected} are compared with: more than "
-                f"{self.tolerance:.0%} off; give another rank, or --unmatched"
+                f"{TOLERANCE:.0%} off; give another rank, or --unmatched"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -123,8 +122,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_memory(device: torch.device) -> int:
+def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return math.nan
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else 1024 * resident

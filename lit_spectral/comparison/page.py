@@ -38,7 +38,8 @@ def write_page(comparison: Comparison, title: str, command: str) -> str:
     """The page's HTML: the table, task against retention, curves over training, and how to run it again."""
     colours = {variant: f"C{number % 10}" for number, variant in enumerate(comparison.variants)}
     seeds = sorted({run.seed for run in comparison.runs})
-    about = f"{date.today():%-d %B %Y} · {_machine(comparison)} · " + ", ".join(
+    today = date.today()
+    about = f"{today.day} {today:%B %Y} · {_machine(comparison)} · " + ", ".join(
         f"{name} {number}" for name, number in provenance()["versions"].items() if name in {"lit-spectral", "torch"}
     )
     first = escape(comparison.variants[0].name)

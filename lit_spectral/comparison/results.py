@@ -137,8 +137,8 @@ class Comparison:
         """Of the columns of `rows`."""
         titles = []
         for m in self.measures:
-            before = {m.before(run.record) for run in self.runs} if m.before is not None else set()
-            titles.append(f"{m.title} ({m.show(before.pop())} before)" if len(before) == 1 else m.title)
+            before = {m.show(m.before(run.record)) for run in self.runs} if m.before is not None else set()
+            titles.append(f"{m.title} ({before.pop()} before)" if len(before) == 1 else m.title)
             if m in self.retention:
                 titles.append("lost, of the first's")
         return ["method", "runs", *titles]

@@ -87,7 +87,7 @@ class Method:
             paths, or None for the architecture's default (see `lit_spectral.adapters.find_targets`).
         seed: of random choices among singular vectors; the same on every rank.
         head_lr: learning rate of a new head's output layer over that of the rest. Where the head is
-            quick to scale logits up, the backbone need not change as much (docs/fclora_recipe.md).
+            quick to scale logits up, the backbone need not change as much (docs/results).
     """
 
     # Settings that say what ΔW is made of beside what a checkpoint holds: a resumed run must have the same.

@@ -45,8 +45,8 @@ def run(args: list[str]) -> Path:
     report: dict[str, Any] = {"settings": settings, "model": task._identity(), **provenance()}
     file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
     if given.corpora or given.sts or not given.tasks:
-        options = (limit, given.max_length, given.batch_size, given.fit_head)
-        retention = Retention(named_corpora(given.corpora), given.sts, *options)
+        how = (limit, given.max_length, given.batch_size, given.fit_head)
+        retention = Retention(named_corpora(given.corpora), given.sts, *how)
         retention.prepare(task)
         with rounded:
             report["retention"] = retention.measure(task)
@@ -54,7 +54,8 @@ def run(args: list[str]) -> Path:
         _write(report, file)
     if given.tasks:
         with rounded:
-            scores = suite_scores(task, given.tasks, limit, given.num_fewshot, given.include_path)
+            suite = (limit, given.num_fewshot, given.include_path, given.batch_size)
+            scores = suite_scores(task, given.tasks, *suite)
         kept = [score for score in scores if score.task not in given.leave_out]
         Console().print(_scores_table(scores, kept))
         _write(report | {"scores": [score._asdict() for score in scores], "retain": retain(kept)}, file)
@@ -92,7 +93,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=256,
                         help="windows, lines or rows of each; 0 for all (%(default)s)")  # fmt: skip
     parser.add_argument("--max_length", type=int, default=256, help="tokens of a window or line (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=8, help="windows or lines at a time (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=8, help="windows, lines or rows at a time (%(default)s)")
     parser.add_argument("--bf16", action="store_true", help="in bfloat16 by autocast, as bf16-mixed trains")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--output_path", metavar="FILE", help="JSON (retention.json in the run's log folder)")

@@ -39,6 +39,7 @@ def suite_scores(
     limit: int | None = None,
     num_fewshot: int | None = None,
     include_path: str | None = None,
+    batch_size: int = 1,
 ) -> list[Score]:
     """The first metric that each harness task or group names, of the backbone and of the adapted model.
 
@@ -48,6 +49,7 @@ def suite_scores(
         limit: rows of each task; None for all.
         num_fewshot: examples in a prompt; None for the task's own number.
         include_path: as in `Tasks`.
+        batch_size: rows at a time.
 
     Raises:
         InputError: not a decoder; as in `Tasks`; a task without a score of which more is better.
@@ -58,7 +60,7 @@ def suite_scores(
     from lit_spectral.evaluation.model import AdaptedLM
 
     options = {"limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 0}
-    model = AdaptedLM(task.model, task.backbone, {})
+    model = AdaptedLM(task.model, task.backbone, {}, batch_size=batch_size)
     with base_model(task, original_weights(task)):
         base = evaluate(model, tasks, **options)
     members = {member for group in base.get("group_subtasks", {}).values() for member in group}
