@@ -34,6 +34,7 @@ from lit_spectral.tasks import CausalLM, MaskedLM, SequenceClassification
 
 OURS = {
     "LoRA": LoRA(rank=4, dropout=0.1),
+    "LoRA that ignores inputs": LoRA(rank=4, input_rank=2),
     "RsLoRA": RsLoRA(rank=4),
     "LoRAPlus": LoRAPlus(rank=4),
     "PiSSA": PiSSA(rank=4),

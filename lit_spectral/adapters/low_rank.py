@@ -102,11 +102,13 @@ class FactoredAdapter(Adapter):
 
     u_basis: Tensor
     v_basis: Tensor
+    input_basis: Tensor | None
 
     def __init__(self, base_layer: nn.Module, dropout: float) -> None:
         super().__init__(base_layer)
         self.dropout = dropout
         self._is_confined = False
+        self.register_buffer("input_basis", None, persistent=False)
 
     @abstractmethod
     def factors(self) -> Factors:
@@ -135,13 +137,26 @@ class FactoredAdapter(Adapter):
         self.register_buffer("v_basis", v.to(device, torch.float32).contiguous(), persistent=saved)
         self._is_confined = True
 
+    def ignore_inputs(self, directions: Tensor) -> None:
+        """Keep ΔW at 0 on these directions of its inputs, (in, k), orthonormal, beside what it is confined to.
+
+        They are not saved: ΔW isn't made of them. Raises ValueError where ΔW is no product with a right
+        factor of its own.
+        """
+        basis = directions.to(self.weight.device)
+        if self._is_confined:
+            # Orthogonal to V, so that one retraction leaves the other's work alone.
+            basis = torch.linalg.qr(basis - self.v_basis @ (self.v_basis.mT @ basis)).Q
+        self.input_basis = basis
+
     @property
     def confined(self) -> list[Confined]:
-        """The columns against U and V, where `confine` was called."""
-        if not self._is_confined:
+        """The columns against U and V, where `confine` was called, and against `ignore_inputs`' directions."""
+        if not self._is_confined and self.input_basis is None:
             return []
-        left, right = self.columns()
-        return [Confined(left.detach(), self.u_basis), Confined(right.detach(), self.v_basis)]
+        left, right = (columns.detach() for columns in self.columns())
+        bases = [Confined(left, self.u_basis), Confined(right, self.v_basis)] if self._is_confined else []
+        return bases if self.input_basis is None else [*bases, Confined(right, self.input_basis)]
 
     def retreat(self, fraction: float) -> None:
         """Move ΔW towards 0, along the line from where it started, to `fraction` in [0, 1] of the way; here L alone."""

@@ -13,6 +13,7 @@ from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
 from lit_spectral.adapters.linear import linear_shape, weight_matrix
 from lit_spectral.errors import InputError
+from lit_spectral.input_directions import is_causal, leading_input_directions
 from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.svd_cache import SVDCache
 
@@ -34,13 +35,15 @@ Bound = float | str | dict[str, float]
 
 
 class Spectra:
-    """Spectra of all the targets' weights: computed together, when the first of them is asked for."""
+    """Spectra of all the targets' weights and inputs: computed together, when the first of them is asked for."""
 
-    def __init__(self, targets: dict[str, nn.Module]) -> None:
+    def __init__(self, encoder: nn.Module, targets: dict[str, nn.Module]) -> None:
+        self._encoder, self._targets = encoder, targets
         self.weights = {name: weight_matrix(layer) for name, layer in targets.items()}
         self._cache = SVDCache()
         self._values: dict[str, Tensor] = {}
         self._triplets: dict[tuple[Part, int, int], dict[str, SingularTriplets]] = {}
+        self._inputs: dict[int, dict[str, Tensor]] = {}
 
     def values(self, name: str) -> Tensor:
         """All singular values of one weight, as `SVDCache.singular_values`."""
@@ -54,6 +57,12 @@ class Spectra:
         if key not in self._triplets:
             self._triplets[key] = self._cache.singular_triplets(self.weights, part, rank, seed)
         return self._triplets[key][name]
+
+    def input_directions(self, name: str, count: int) -> Tensor:
+        """Of one map's inputs, as `leading_input_directions`."""
+        if count not in self._inputs:
+            self._inputs[count] = leading_input_directions(self._encoder, self._targets, count)
+        return self._inputs[count][name]
 
 
 class Site(NamedTuple):
@@ -76,6 +85,10 @@ class Site(NamedTuple):
     def triplets(self, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
         """Part of the SVD of W₀."""
         return self.spectra.triplets(self.name, part, rank, seed)
+
+    def input_directions(self, count: int) -> Tensor:
+        """Orthonormal basis (in, count) of what the unchanged map is mostly fed."""
+        return self.spectra.input_directions(self.name, count)
 
 
 @dataclass
@@ -108,7 +121,7 @@ class Method:
         """
         model.requires_grad_(False)
         targets = find_targets(encoder, self.target_modules)
-        spectra = Spectra(targets)
+        spectra = Spectra(encoder, targets)
         sites = [Site(name, layer, encoder, spectra) for name, layer in targets.items()]
         for site in sites:
             _named(self.check, site)
@@ -193,13 +206,35 @@ class LowRankMethod(RankMethod):
     Args:
         ball: exact bound on ‖ΔW‖₂, held after every step; None or "none" for none. A number, q1 … q4
             (quartiles of each weight's own singular values, counted upwards) or {quantile: 0.6} of them.
+        input_rank: how many of the directions that a map's inputs share on any text ΔW is to ignore, held after
+            every step; 0 for none, None for 1 where attention is causal and 0 elsewhere. Not in the papers:
+            a decoder's states lie for the most part in one direction, and what ΔW answers to it, it
+            answers to every text (docs/results).
     """
 
     ball: Bound | None = None
+    input_rank: int | None = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input_rank is not None and self.input_rank < 0:
+            raise InputError(f"input_rank must not be negative, not {self.input_rank}")
+
+    def check(self, site: Site) -> None:
+        """ValueError if rank and input_rank together are above what a matrix of this shape can have."""
+        super().check(site)
+        if count := self._ignored(site):
+            check_fits("rank + input_rank =", self.rank + count, site)
+
+    def _ignored(self, site: Site) -> int:
+        """How many directions of its inputs a map's ΔW ignores."""
+        return int(is_causal(site.encoder)) if self.input_rank is None else self.input_rank
 
     def build_adapter(self, site: Site) -> Adapter:
-        """The adapter for one linear map, with its ball."""
+        """The adapter for one linear map, with its ball and the inputs that it ignores."""
         adapter = self.build(site)
+        if count := self._ignored(site):
+            adapter.ignore_inputs(site.input_directions(count))
         if str(self.ball).lower() != "none":  # a parser's null may arrive as the word
             assert self.ball is not None
             adapter.hold_in_ball(resolve_bound(self.ball, site))

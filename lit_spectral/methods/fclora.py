@@ -52,6 +52,7 @@ class FCLoRA(LowRankMethod):
     sigma_lr: float = 50.0
     orthogonality: Literal["decoupled", "gradient", "gram-schmidt"] = "decoupled"
     principal_rank: int = 32
+    input_rank: int | None = None
     sigma: SigmaMode = "bounded"
     head_lr: float = 10.0
 

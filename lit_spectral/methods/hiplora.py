@@ -32,6 +32,7 @@ class ProjLoRA(ScaledMethod):
 
     def check(self, site: Site) -> None:
         """ValueError if rank and principal_rank together leave no room in a matrix of this shape."""
+        super().check(site)
         check_fits("rank + principal_rank =", self.rank + self.principal_rank, site)
 
     def build(self, site: Site) -> LowRankAdapter:
@@ -61,6 +62,7 @@ class HiPLoRA(ProjLoRA):
     sensitivity: float = 1.0
     delta_lr: float = 1.0
     project: bool = True
+    input_rank: int | None = None
     head_lr: float = 5.0
 
     def __post_init__(self) -> None:

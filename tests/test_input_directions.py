@@ -1,0 +1,143 @@
+"""The directions that a map's inputs share, and changes that ignore them."""
+
+import pytest
+import torch
+import transformers
+from conftest import ARCHITECTURES, Watch
+from lit_spectral.callbacks import HeldBackbone
+
+from lit_spectral.adapters import adapters, find_targets, trained_state
+from lit_spectral.errors import InputError
+from lit_spectral.input_directions import is_causal, leading_input_directions
+from lit_spectral.methods import SORSA, FCLoRA, HiPLoRA, LoRA, PiSSA
+from lit_spectral.tasks import SequenceClassification
+
+
+def directions(encoder, count=2, targets=None):
+    return leading_input_directions(encoder, find_targets(encoder, targets), count)
+
+
+def llama():
+    torch.manual_seed(0)
+    return ARCHITECTURES["llama"]().base_model
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_read(architecture):
+    encoder = ARCHITECTURES[architecture]().base_model
+    for name, basis in directions(encoder).items():
+        assert basis.shape == (find_targets(encoder, None)[name].weight.shape[architecture != "gpt2"], 2)
+        assert torch.allclose(basis.mT @ basis, torch.eye(2), atol=1e-5)
+
+
+def test_a_planted_direction_is_found():
+    """Every embedding with one large part in common, which no normalisation takes away."""
+    encoder, common = llama(), torch.nn.functional.normalize(torch.randn(32), dim=0)
+    with torch.no_grad():
+        encoder.embed_tokens.weight.add_(common)
+    found = directions(encoder, count=1)["layers.0.self_attn.q_proj"][:, 0]
+    assert abs(float(found @ common)) > 0.99
+
+
+def test_they_are_the_singular_vectors_of_what_a_map_is_given():
+    encoder, seen = llama(), []
+    encoder.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    found = directions(encoder, 3)["layers.1.mlp.down_proj"].double()
+    rows = seen[0].detach().double().reshape(-1, 48)
+    expected = torch.linalg.svd(rows, full_matrices=False).Vh[:3].mT
+    assert torch.linalg.svdvals(found.mT @ expected).min() > 1 - 1e-6
+
+
+def test_looking_leaves_nothing_behind():
+    encoder = llama().train()
+    before = torch.random.get_rng_state()
+    first, second = directions(encoder), directions(encoder)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert encoder.training
+    assert not any(module._forward_pre_hooks for module in encoder.modules())
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_what_can_not_be_looked_at_says_so():
+    with pytest.raises(InputError, match=r"no token embeddings .*set input_rank: 0"):
+        leading_input_directions(torch.nn.Linear(4, 4), {}, 1)
+    encoder = llama()
+    encoder.idle = torch.nn.Linear(32, 32)
+    with pytest.raises(InputError, match=r"^idle is given no input.*target_modules"):
+        directions(encoder, targets=["idle", "q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("llama", True), ("gpt2", True), ("bert", False), ("deberta", False), ("mpnet", False)]
+)
+def test_decoders_are_told_from_encoders(model, expected):
+    assert is_causal(ARCHITECTURES[model]()) == expected
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        LoRA(rank=4, input_rank=2),
+        FCLoRA(rank=4, input_rank=2, sigma_lr=100),
+        HiPLoRA(rank=4, principal_rank=6, input_rank=2),
+    ],
+    ids=["LoRA", "FCLoRA", "HiPLoRA"],
+)
+def test_a_change_ignores_them_at_every_step(method, backbone_folder, train):
+    encoder = transformers.AutoModel.from_pretrained(backbone_folder("bert"))
+    given = directions(encoder)
+    answers = []
+
+    def look(task):
+        for name, module in task.model.base_model.named_modules():
+            if name in given:
+                right = module.columns()[1].detach().double().mT
+                answers.append(float((right @ given[name].double()).norm() / right.norm()))
+
+    train(method, Watch(look), HeldBackbone(enabled=False))
+    assert len(answers) >= 12 * 4
+    assert max(answers) < 1e-5
+
+
+def test_hiplora_keeps_both_constraints(backbone_folder):
+    task = SequenceClassification(
+        backbone_folder("bert"), HiPLoRA(rank=4, principal_rank=6, input_rank=2), num_labels=2
+    )
+    task.configure_model()
+    for adapter in adapters(task.model):
+        assert float((adapter.v_basis.mT @ adapter.input_basis).norm()) < 1e-5
+
+
+@pytest.mark.parametrize("method", [FCLoRA, HiPLoRA])
+@pytest.mark.parametrize(("model", "count"), [("llama", 1), ("bert", 0)])
+def test_only_decoders_have_some_to_ignore_by_default(method, model, count):
+    whole = ARCHITECTURES[model]()
+    method(rank=4, principal_rank=6).apply(whole, whole.base_model)
+    counts = {0 if a.input_basis is None else a.input_basis.shape[1] for a in adapters(whole)}
+    assert counts == {count}
+
+
+def test_they_are_not_saved(backbone_folder):
+    task = SequenceClassification(backbone_folder("bert"), LoRA(rank=4, input_rank=2), num_labels=2)
+    task.configure_model()
+    assert not [name for name in trained_state(task.model) if "basis" in name]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (PiSSA, "input_rank is for methods that start at"),
+        (SORSA, "input_rank is for methods that start at"),
+        (lambda **kw: LoRA(**kw | {"rank": 32}), r"rank \+ input_rank = 33 is above"),
+    ],
+    ids=["PiSSA", "SORSA", "no room"],
+)
+def test_where_it_does_not_go_it_says_so(method, message):
+    whole = ARCHITECTURES["llama"]()
+    with pytest.raises(InputError, match=rf"^layers.0.self_attn.q_proj: {message}"):
+        method(rank=4, input_rank=1).apply(whole, whole.base_model)
+
+
+def test_a_negative_rank_is_refused():
+    with pytest.raises(InputError, match="input_rank must not be negative"):
+        LoRA(input_rank=-1)
