@@ -23,8 +23,8 @@ class FCLoRA(LowRankMethod):
 
     The papers' text leaves the rate of σ and the weight of the penalty beside Adam open. Taken
     literally (`sigma_lr=1, orthogonality="gradient"`) the rows that start at singular vectors learn
-    next to nothing in a few epochs; the defaults here are ours, chosen in docs/fclora_recipe.md. So is
-    `principal_rank`, which the papers don't have (0 is theirs).
+    next to nothing in a few epochs; the defaults here are ours, chosen in docs/fclora_recipe.md. So are
+    `principal_rank` and `input_rank`, which the papers don't have (0 is theirs).
 
     Args:
         sigma_bar: σ̄: a number, q1 … q4 (quartiles of each weight's own singular values, counted
@@ -54,7 +54,7 @@ class FCLoRA(LowRankMethod):
     principal_rank: int = 32
     input_rank: int | None = None
     sigma: SigmaMode = "bounded"
-    head_lr: float = 10.0
+    head_lr: float = 5.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,6 +56,7 @@ class HiPLoRA(ProjLoRA):
         delta_lr: learning rate of δ over that of L and R. An encoder forgot by gains that learned ten
             times as fast (docs/results).
         project: whether L R keeps out of the principal directions; False for the ablation.
+        input_rank: as of every low-rank method, but for L R alone: the gains answer to all inputs.
     """
 
     budget: float = 1e-2
