@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 
@@ -29,11 +30,12 @@ def leading_input_directions(encoder: nn.Module, targets: Mapping[str, nn.Module
     """Orthonormal bases (in, count), float32, of what a model's linear maps are mostly fed.
 
     The leading right singular vectors of the inputs X (tokens, in) that each map of `targets` gets while
-    the model reads random tokens, the same at every call. A transformer's states have a large part that
-    is the same on any text; random tokens show it without data.
+    the model reads random tokens, the same at every call; of a map that is used several times, of all it
+    gets. A transformer's states have a large part that is the same on any text; random tokens show it
+    without data. A map that is given nothing is left out.
 
     Raises:
-        InputError: a model that has no token embeddings; a map that is given no input.
+        InputError: a model that has no token embeddings.
     """
     embeddings = getattr(encoder, "get_input_embeddings", lambda: None)()
     if embeddings is None:
@@ -44,26 +46,27 @@ def leading_input_directions(encoder: nn.Module, targets: Mapping[str, nn.Module
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (SEQUENCES, min(LENGTH, longest // 2))  # half: some architectures' positions don't start at 0
     tokens = torch.randint(embeddings.weight.shape[0], shape, generator=generator, device="cpu")
-    found: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = defaultdict(list)
     seen: list[Tensor] = []
 
     def look(name: str, x: Tensor) -> None:
         # Queries, keys and values are given the same tensor, one after the other.
         if not seen or seen[0] is not x:
-            rows = x.detach().reshape(-1, x.shape[-1])
-            seen[:] = [x, partial_svd(rows, "top", count).triplets.v.float()]
-        found[name] = seen[1]
+            top = partial_svd(x.detach().reshape(-1, x.shape[-1]), "top", count).triplets
+            seen[:] = [x, (top.v * top.sigma).mT]
+        found[name].append(seen[1])
         progress.advance(bar)
 
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(transient=True))
         bar = progress.add_task("what inputs have in common", total=len(targets))
-        stack.callback(encoder.train, encoder.training)
+        for module in encoder.modules():
+            stack.callback(setattr, module, "training", module.training)
         encoder.eval()
         for name, layer in targets.items():
             hook = layer.register_forward_pre_hook(lambda _, args, name=name: look(name, args[0]))
             stack.callback(hook.remove)
-        encoder(input_ids=tokens.to(embeddings.weight.device))
-    if idle := sorted(targets.keys() - found.keys()):
-        raise InputError(f"{idle[0]} is given no input when the model reads a text; leave it out of target_modules")
-    return found
+        tokens = tokens.to(embeddings.weight.device)
+        encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    # Each call's leading directions at their size, (count, in), stand for all that it was given.
+    return {name: partial_svd(torch.cat(calls), "top", count).triplets.v.float() for name, calls in found.items()}

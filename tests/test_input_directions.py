@@ -9,7 +9,7 @@ from lit_spectral.callbacks import HeldBackbone
 from lit_spectral.adapters import adapters, find_targets, trained_state
 from lit_spectral.errors import InputError
 from lit_spectral.input_directions import is_causal, leading_input_directions
-from lit_spectral.methods import SORSA, FCLoRA, HiPLoRA, LoRA, PiSSA
+from lit_spectral.methods import SORSA, FCLoRA, HiPLoRA, LoRA, PiSSA, ProjLoRA
 from lit_spectral.tasks import SequenceClassification
 
 
@@ -48,12 +48,26 @@ def test_they_are_the_singular_vectors_of_what_a_map_is_given():
     assert torch.linalg.svdvals(found.mT @ expected).min() > 1 - 1e-6
 
 
+@pytest.mark.parametrize(("architecture", "ending"), [("albert", "query"), ("deberta", "query_proj")])
+def test_a_map_that_is_used_several_times_is_taken_as_a_whole(architecture, ending):
+    torch.manual_seed(0)
+    encoder, seen = ARCHITECTURES[architecture]().base_model, []
+    name = next(name for name in find_targets(encoder, None) if name.endswith(ending))
+    encoder.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().reshape(-1, 32)))
+    found = directions(encoder, 1)[name].double()
+    assert len(seen) > 1
+    expected = torch.linalg.svd(torch.cat(seen).double(), full_matrices=False).Vh[:1].mT
+    assert abs(float(found.mT @ expected)) > 0.99
+
+
 def test_looking_leaves_nothing_behind():
     encoder = llama().train()
+    encoder.layers[0].eval()
     before = torch.random.get_rng_state()
     first, second = directions(encoder), directions(encoder)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert encoder.training
+    assert not encoder.layers[0].training
     assert not any(module._forward_pre_hooks for module in encoder.modules())
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -63,8 +77,8 @@ def test_what_can_not_be_looked_at_says_so():
         leading_input_directions(torch.nn.Linear(4, 4), {}, 1)
     encoder = llama()
     encoder.idle = torch.nn.Linear(32, 32)
-    with pytest.raises(InputError, match=r"^idle is given no input.*target_modules"):
-        directions(encoder, targets=["idle", "q_proj"])
+    with pytest.raises(InputError, match=r"^idle: the model reads text without this map; leave it out of target_mod"):
+        LoRA(rank=2, input_rank=1, target_modules=["idle", "q_proj"]).apply(encoder, encoder)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +93,12 @@ def test_decoders_are_told_from_encoders(model, expected):
     [
         LoRA(rank=4, input_rank=2),
         FCLoRA(rank=4, input_rank=2, sigma_lr=100),
+        FCLoRA(rank=4, input_rank=2, sigma_lr=100, orthogonality="gram-schmidt"),
         HiPLoRA(rank=4, principal_rank=6, input_rank=2),
+        HiPLoRA(rank=4, principal_rank=6, input_rank=2, project=False),
+        LoRA(rank=4, input_rank=2, ball=0.03),
     ],
-    ids=["LoRA", "FCLoRA", "HiPLoRA"],
+    ids=["LoRA", "FCLoRA", "by Gram-Schmidt", "HiPLoRA", "without projection", "in a ball"],
 )
 def test_a_change_ignores_them_at_every_step(method, backbone_folder, train):
     encoder = transformers.AutoModel.from_pretrained(backbone_folder("bert"))
@@ -108,7 +125,19 @@ def test_hiplora_keeps_both_constraints(backbone_folder):
         assert float((adapter.v_basis.mT @ adapter.input_basis).norm()) < 1e-5
 
 
-@pytest.mark.parametrize("method", [FCLoRA, HiPLoRA])
+def test_directions_that_are_principal_are_held_already():
+    whole = ARCHITECTURES["llama"]()
+    HiPLoRA(rank=4, principal_rank=6, input_rank=0).apply(whole, whole.base_model)
+    adapter = adapters(whole)[0]
+    other = torch.linalg.svd(adapter.v_basis).U[:, 6:7]
+    adapter.ignore_inputs(adapter.v_basis[:, :1] + 1e-6 * other)
+    assert adapter.input_basis is None
+    adapter.ignore_inputs(torch.cat([adapter.v_basis[:, :1], other], dim=1))
+    assert adapter.input_basis.shape == (32, 1)
+    assert abs(float(adapter.input_basis.mT @ other)) > 1 - 1e-5
+
+
+@pytest.mark.parametrize("method", [FCLoRA, HiPLoRA, ProjLoRA])
 @pytest.mark.parametrize(("model", "count"), [("llama", 1), ("bert", 0)])
 def test_only_decoders_have_some_to_ignore_by_default(method, model, count):
     whole = ARCHITECTURES[model]()
@@ -126,11 +155,15 @@ def test_they_are_not_saved(backbone_folder):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (PiSSA, "input_rank is for methods that start at"),
-        (SORSA, "input_rank is for methods that start at"),
+        (PiSSA, "input_rank is not for methods that start at a part of W₀; set input_rank: 0"),
+        (SORSA, "input_rank is not for methods that start at a part of W₀; set input_rank: 0"),
+        (
+            lambda **kw: HiPLoRA(**kw | {"rank": 16, "principal_rank": 16}),
+            r"rank \+ principal_rank \+ input_rank = 33 is",
+        ),
         (lambda **kw: LoRA(**kw | {"rank": 32}), r"rank \+ input_rank = 33 is above"),
     ],
-    ids=["PiSSA", "SORSA", "no room"],
+    ids=["PiSSA", "SORSA", "no room beside principal directions", "no room"],
 )
 def test_where_it_does_not_go_it_says_so(method, message):
     whole = ARCHITECTURES["llama"]()

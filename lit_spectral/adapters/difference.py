@@ -41,7 +41,7 @@ class StartedAdapter(FactoredAdapter):
 
     def ignore_inputs(self, directions: Tensor) -> None:
         """ValueError: R, in which the start lies, answers to all inputs, and only the difference is trained."""
-        raise ValueError("input_rank is for methods that start at ΔW = 0 in its factors, not at a part of W₀; set 0")
+        raise ValueError("input_rank is not for methods that start at a part of W₀; set input_rank: 0")
 
     def free_factors(self) -> None:
         """None: the nearest ΔW in the ball is no difference of the form L R − L⁰R⁰."""

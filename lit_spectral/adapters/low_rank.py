@@ -145,9 +145,13 @@ class FactoredAdapter(Adapter):
         """
         basis = directions.to(self.weight.device)
         if self._is_confined:
-            # Orthogonal to V, so that one retraction leaves the other's work alone.
-            basis = torch.linalg.qr(basis - self.v_basis @ (self.v_basis.mT @ basis)).Q
-        self.input_basis = basis
+            # Orthogonal to V, so that one retraction leaves the other's work alone; what lies in V is held already.
+            outside, v = basis.double(), self.v_basis.double()
+            for _ in range(2):
+                outside = outside - v @ (v.mT @ outside)
+            left, sizes, _ = torch.linalg.svd(outside, full_matrices=False)
+            basis = left[:, sizes > 1e-3].float()
+        self.input_basis = basis if basis.shape[1] else None
 
     @property
     def confined(self) -> list[Confined]:

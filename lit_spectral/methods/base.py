@@ -59,9 +59,11 @@ class Spectra:
         return self._triplets[key][name]
 
     def input_directions(self, name: str, count: int) -> Tensor:
-        """Of one map's inputs, as `leading_input_directions`."""
+        """Of one map's inputs, as `leading_input_directions`; ValueError where it is given none."""
         if count not in self._inputs:
             self._inputs[count] = leading_input_directions(self._encoder, self._targets, count)
+        if name not in self._inputs[count]:
+            raise ValueError("the model reads text without this map; leave it out of target_modules")
         return self._inputs[count][name]
 
 
@@ -207,9 +209,8 @@ class LowRankMethod(RankMethod):
         ball: exact bound on ‖ΔW‖₂, held after every step; None or "none" for none. A number, q1 … q4
             (quartiles of each weight's own singular values, counted upwards) or {quantile: 0.6} of them.
         input_rank: how many of the directions that a map's inputs share on any text ΔW is to ignore, held after
-            every step; 0 for none, None for 1 where attention is causal and 0 elsewhere. Not in the papers:
-            a decoder's states lie for the most part in one direction, and what ΔW answers to it, it
-            answers to every text (docs/results).
+            every step; 0 for none, None for 1 where the model says that its attention is causal and 0 elsewhere.
+            Not in the papers: what ΔW answers to such a direction, it answers to every text (docs/results).
     """
 
     ball: Bound | None = None
@@ -223,17 +224,17 @@ class LowRankMethod(RankMethod):
     def check(self, site: Site) -> None:
         """ValueError if rank and input_rank together are above what a matrix of this shape can have."""
         super().check(site)
-        if count := self._ignored(site):
+        if count := self.ignored(site):
             check_fits("rank + input_rank =", self.rank + count, site)
 
-    def _ignored(self, site: Site) -> int:
+    def ignored(self, site: Site) -> int:
         """How many directions of its inputs a map's ΔW ignores."""
         return int(is_causal(site.encoder)) if self.input_rank is None else self.input_rank
 
     def build_adapter(self, site: Site) -> Adapter:
         """The adapter for one linear map, with its ball and the inputs that it ignores."""
         adapter = self.build(site)
-        if count := self._ignored(site):
+        if count := self.ignored(site):
             adapter.ignore_inputs(site.input_directions(count))
         if str(self.ball).lower() != "none":  # a parser's null may arrive as the word
             assert self.ball is not None

@@ -84,7 +84,7 @@ class FCLoRA(LowRankMethod):
     def _kept_out_of(self, site: Site) -> int:
         """How many principal directions there are to keep out of, beside the rank."""
         smaller = min(site.weight.shape)
-        return min(self.principal_rank, smaller // 4, smaller - self.rank)
+        return min(self.principal_rank, smaller // 4, smaller - self.rank - self.ignored(site))
 
     def _start(self, site: Site, sigma_bar: float) -> tuple[Tensor, Tensor, Tensor]:
         """U, σ and V, such that ΔW = 0."""

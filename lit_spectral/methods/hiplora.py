@@ -24,6 +24,7 @@ class ProjLoRA(ScaledMethod):
 
     rank: int = 16
     principal_rank: int = 32
+    input_rank: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,9 +32,10 @@ class ProjLoRA(ScaledMethod):
             raise InputError(f"principal_rank must be at least 1, not {self.principal_rank}")
 
     def check(self, site: Site) -> None:
-        """ValueError if rank and principal_rank together leave no room in a matrix of this shape."""
-        super().check(site)
+        """ValueError if rank, principal_rank and input_rank together leave no room in a matrix of this shape."""
         check_fits("rank + principal_rank =", self.rank + self.principal_rank, site)
+        if count := self.ignored(site):
+            check_fits("rank + principal_rank + input_rank =", self.rank + self.principal_rank + count, site)
 
     def build(self, site: Site) -> LowRankAdapter:
         """The adapter for one linear map."""
@@ -63,8 +65,7 @@ class HiPLoRA(ProjLoRA):
     sensitivity: float = 1.0
     delta_lr: float = 1.0
     project: bool = True
-    input_rank: int | None = None
-    head_lr: float = 5.0
+    head_lr: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
