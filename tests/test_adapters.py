@@ -42,7 +42,7 @@ ADDITIVE = {
     "RandomSVDLoRA": RandomSVDLoRA(rank=4),
     "PiSSA in a ball": PiSSA(rank=4, ball="q1"),
     "SORSA": SORSA(rank=4),
-    "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, orthogonality="gram-schmidt"),
+    "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, orthogonality="gram-schmidt", principal_rank=6),
     "HiRA": HiRA(rank=4),
     "HiRA uniform": HiRA(rank=4, reference="uniform"),
     "HiRA truncated": HiRA(rank=4, reference="truncated", reference_rank=3),

@@ -14,7 +14,7 @@ from lit_spectral.methods import FCLoRA, FullFineTuning, HiPLoRA, LoRA, Peft
 
 METHODS = {
     "LoRA": LoRA(rank=4),
-    "FCLoRA": FCLoRA(rank=4),
+    "FCLoRA": FCLoRA(rank=4, principal_rank=6),
     "HiPLoRA": HiPLoRA(rank=4, principal_rank=6),
     "FullFineTuning": FullFineTuning(),
     "DoRA": Peft(config={"peft_type": "LORA", "r": 4, "use_dora": True}),

@@ -42,7 +42,7 @@ OURS = {
     "RandomSVDLoRA": RandomSVDLoRA(rank=4),
     "SORSA": SORSA(rank=4),
     "FCLoRA": FCLoRA(rank=4),
-    "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, orthogonality="gram-schmidt"),
+    "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, orthogonality="gram-schmidt", principal_rank=6),
     "HiLoRA": HiLoRA(rank=4),
     "HiRA": HiRA(rank=4),
     "HiRA with dropout": HiRA(rank=4, dropout=0.1),
@@ -219,13 +219,13 @@ def test_fclora_keeps_out_of_the_principal_directions_and_starts_with_others(bac
 
 
 def test_fclora_as_in_its_papers_does_not_keep_out_of_them(backbone_folder):
-    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4, principal_rank=0), num_labels=2)
+    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4), num_labels=2)
     task.configure_model()
     assert not any(adapter.confined for adapter in adapters(task.model))
 
 
 def test_the_directions_fclora_keeps_out_of_are_not_saved(backbone_folder):
-    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4), num_labels=2)
+    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4, principal_rank=32), num_labels=2)
     task.configure_model()
     assert all(adapter.confined[0].basis.shape[1] == 8 for adapter in adapters(task.model))  # a quarter of 32
     assert not [name for name in trained_state(task.model) if "basis" in name]

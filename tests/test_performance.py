@@ -16,7 +16,7 @@ from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA, PiSSA
 
 METHODS = {
     "LoRA": LoRA(rank=4),
-    "FCLoRA": FCLoRA(rank=4),
+    "FCLoRA": FCLoRA(rank=4, principal_rank=6),
     "HiPLoRA": HiPLoRA(rank=4, principal_rank=6),
     "PiSSA": PiSSA(rank=4),
     "HiRA": HiRA(rank=4),

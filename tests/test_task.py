@@ -148,10 +148,12 @@ def test_a_callback_of_the_user_replaces_the_default_of_its_kind(train):
     assert [step for step, _ in scalars(trainer)["spectral_norm/max"]] == [4, 8, 12, 16]
 
 
-def test_sigma_learns_at_its_own_rate(train):
-    trainer = train(FCLoRA(rank=4, sigma_lr=30, head_lr=1), lr=1e-3, max_steps=1)
-    rates = {group["lr_ratio"]: group["initial_lr"] for group in trainer.optimizers[0].param_groups}
-    assert rates == {1.0: 1e-3, 30.0: pytest.approx(3e-2)}
+def test_sigma_and_the_vectors_learn_at_their_own_rates(train):
+    trainer = train(FCLoRA(rank=4, sigma_lr=30, factor_lr=3, head_lr=1), lr=1e-3, max_steps=1)
+    rates = {id(p): group["initial_lr"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    adapter = adapters(trainer.lightning_module.model)[0]
+    found = [rates[id(parameter)] for parameter in (adapter.u, adapter.v, adapter.sigma)]
+    assert found == pytest.approx([3e-3, 3e-3, 3e-2])
 
 
 def test_the_heads_output_layer_learns_at_its_own_rate(train):

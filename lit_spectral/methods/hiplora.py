@@ -49,7 +49,7 @@ class ProjLoRA(ScaledMethod):
 class HiPLoRA(ProjLoRA):
     """ΔW = U_k diag(δ) V_kᵀ + s·L R: budgeted gains on the principal directions, LoRA in their complement.
 
-    The paper's values of λ, of the weights' exponent and of the rates are lost with its equations;
+    The paper's values of λ, of the weights' exponent, of s and of the rates are lost with its equations;
     the defaults are ours (docs/methods.md).
 
     Args:
@@ -59,19 +59,25 @@ class HiPLoRA(ProjLoRA):
             times as fast (docs/results).
         project: whether L R keeps out of the principal directions; False for the ablation.
         input_rank: as of every low-rank method, but for L R alone: the gains answer to all inputs.
+        alpha: α; None for 1.5 times the rank, so that s is 1.5.
     """
 
     budget: float = 1e-2
     sensitivity: float = 1.0
     delta_lr: float = 1.0
     project: bool = True
-    head_lr: float = 4.0
+    head_lr: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(delta_lr=self.delta_lr)
         if self.budget < 0:
             raise InputError(f"budget must not be negative, not {self.budget}")
+
+    @property
+    def scale(self) -> float:
+        """S = α/r."""
+        return 1.5 if self.alpha is None else super().scale
 
     def build(self, site: Site) -> TwoChannelAdapter:
         """The adapter for one linear map."""
