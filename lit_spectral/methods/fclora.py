@@ -11,7 +11,6 @@ from torch import Tensor
 from lit_spectral.adapters import SVDAdapter
 from lit_spectral.adapters.svd import SigmaMode
 from lit_spectral.errors import InputError
-from lit_spectral.input_directions import is_causal
 from lit_spectral.linalg import SingularTriplets
 from lit_spectral.methods.base import Bound, LowRankMethod, Site, check_positive, resolve_bound
 
@@ -35,7 +34,7 @@ class FCLoRA(LowRankMethod):
             V Gaussian with variance 1/in, σ = σ̄.
         sigma_lr: learning rate of σ over the task's. Adam moves σ by at most the
             learning rate a step, too little to reach σ̄ in a few epochs.
-        factor_lr: learning rate of U and V over the task's; None for 2, and 1 where attention is causal (docs/results).
+        factor_lr: learning rate of U and V over the task's.
         orthogonality: what keeps U and V orthonormal. `gradient` adds γ∂R to the gradient, as written
             in the papers. Adam then divides it by the gradient's own size, so that it drowns the task
             wherever that gradient is small, as at the start. `decoupled` steps on R beside the
@@ -52,7 +51,7 @@ class FCLoRA(LowRankMethod):
     gamma: float = 0.01
     start: Literal["singular", "zero"] = "singular"
     sigma_lr: float = 50.0
-    factor_lr: float | None = None
+    factor_lr: float = 2.0
     orthogonality: Literal["decoupled", "gradient", "gram-schmidt"] = "decoupled"
     principal_rank: int = 0
     input_rank: int | None = None
@@ -82,8 +81,7 @@ class FCLoRA(LowRankMethod):
         adapter.decoupled_penalty = self.orthogonality == "decoupled"
         if self.orthogonality == "gram-schmidt":
             adapter.retracted, adapter.penalty_weight = True, 0.0
-        factor_lr = self.factor_lr or (1.0 if is_causal(site.encoder) else 2.0)
-        adapter.lr_ratios = {"sigma": self.sigma_lr, "u": factor_lr, "v": factor_lr}
+        adapter.lr_ratios = {"sigma": self.sigma_lr, "u": self.factor_lr, "v": self.factor_lr}
         return adapter
 
     def _kept_out_of(self, site: Site) -> int:
