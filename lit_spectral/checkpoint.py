@@ -13,7 +13,7 @@ from lit_spectral import methods, tasks
 from lit_spectral.errors import InputError
 from lit_spectral.tasks import Task
 
-__all__ = ["load", "log_folder"]
+__all__ = ["load", "log_folder", "usable_device"]
 
 
 def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Task:
@@ -42,6 +42,20 @@ def log_folder(checkpoint: str | os.PathLike[str]) -> Path:
     """The log folder of the run that wrote a checkpoint, where TensorBoard finds what is put there."""
     folder = Path(checkpoint).parent
     return folder.parent if folder.name == "checkpoints" else folder
+
+
+def usable_device(name: str | None = None) -> torch.device:
+    """The device of that name; without one the first GPU, or the CPU.
+
+    Raises:
+        InputError: no such device, or none that can be used.
+    """
+    try:
+        device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: {name} can't be used: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def _read(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:

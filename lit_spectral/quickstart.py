@@ -22,6 +22,5 @@ def run(config: str, build: Callable[[list[str]], Any]) -> Path:
     """
     folder = Path("runs", "quickstart", time.strftime("%Y%m%d-%H%M%S"))
     given = {"config": config, "seeds": "42", "corpora": PYTHON_DOCS, "limit": "1000", "output_folder": str(folder)}
-    page = command.run([part for flag, value in given.items() for part in (f"--{flag}", value)], build)
-    print(f"all curves: tensorboard --logdir {folder}")
-    return page
+    print(f"curves while it runs: tensorboard --logdir {folder}")
+    return command.run([part for flag, value in given.items() for part in (f"--{flag}", value)], build)

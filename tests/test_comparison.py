@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from lit_spectral import cli
-from lit_spectral.comparison import command
+from lit_spectral.comparison import command, page
 from lit_spectral.comparison.results import Comparison, Run, paired_difference, write_csv
 from lit_spectral.comparison.variants import alternatives, pairs_of, variants
 from lit_spectral.errors import InputError
@@ -86,6 +86,7 @@ def test_commas_inside_brackets_and_quotes_split_nothing(value, parts):
         (["LoRA"], ["x"], "expected --flag value, not x"),
         (["LoRA"], ["--model.method", "FCLoRA"], "give --methods"),
         (["LoRA"], ["--LoRA.seed_everything", "1"], "give --seeds"),
+        (["LoRA"], ["--seed", "1"], "give --seeds"),
     ],
 )
 def test_what_can_not_be_compared_is_said(methods, flags, message):
@@ -129,10 +130,37 @@ def test_what_is_lost_is_a_share_of_what_the_first_lost(comparison):
     assert comparison.share_lost(comparison.variants[1], kept) == pytest.approx(0.1 / 0.25)
 
 
-def test_a_measure_that_a_run_lacks_is_left_out(comparison):
+def test_what_a_method_lacks_is_left_open_and_shown_of_the_others(tmp_path):
     found = made(LoRA=[record(0.8, 0.4)], FCLoRA=[record(0.9, 0.5, None)])
-    assert "largest_norm" not in [m.name for m in found.measures]
-    assert "largest_norm" in [m.name for m in comparison.measures]
+    column = found.headings().index("largest ‖ΔW‖₂")
+    assert [row[column] for row in found.rows()] == ["1.00", "–"]
+    write_csv(found, tmp_path)
+    with open(tmp_path / "table.csv") as file:
+        assert [row["largest_norm"] for row in csv.DictReader(file)] == ["1.0", ""]
+
+
+def test_a_decoder_is_compared_by_its_forgetting_loss_too():
+    """LoRA's loss on the text falls, so that only the forgetting loss says what it lost."""
+    runs = [record(0.8, 0.4), record(0.8, 0.4)]
+    for run, forgetting in zip(runs, (2.4, 2.1), strict=True):
+        run["retention"] = {"text/loss": 0.9, "text/base_loss": 1.0}
+        run["retention"] |= {"text/forgetting_loss": forgetting, "text/base_entropy": 2.0}
+    found = made(LoRA=runs[:1], FCLoRA=runs[1:])
+    assert [found.share_lost(found.variants[1], m) for m in found.retention] == [None, pytest.approx(0.25)]
+
+
+def test_where_references_differ_each_is_named():
+    compared = variants(["LoRA", "FCLoRA"], pairs_of(["--model.optimizer.lr", "1,2"]))
+    runs = [Run(variant, 0, record(0.5, 0.5), Path(), []) for variant in compared]
+    rows = list(Comparison(compared, runs, "val/accuracy", True).rows())
+    assert [row[0] for row in rows] == ["LoRA lr=1", "LoRA lr=2", "FCLoRA lr=1\nfrom LoRA lr=1",
+                                        "FCLoRA lr=2\nfrom LoRA lr=2"]  # fmt: skip
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    points = [(0.1, 0.7), (0.2, 0.9), (0.3, 0.8), (0.1, 0.6)]
+    assert page._front(points, True) == [(0.1, 0.7), (0.2, 0.9)]
+    assert page._front(points, False) == [(0.1, 0.6)]
 
 
 def test_a_run_that_diverged_is_shown(tmp_path):
@@ -243,12 +271,45 @@ def test_runs_are_made_once_and_the_tables_tell_all(compare):
     assert float(lora["largest_norm"]) > 0
 
 
-def test_the_page_needs_nothing_else(compare):
-    compare()
-    page = (FOLDER / "index.html").read_text()
-    assert "<td>" in page
-    assert page.count("<svg") >= 3
-    assert not [part for part in ('src="', "<link", "@import", 'href="http', "url(http") if part in page]
+def test_the_page_needs_nothing_else_and_shows_what_was_lost(compare):
+    compare("--corpora", "text.txt")
+    html = (FOLDER / "index.html").read_text()
+    assert "<td>" in html
+    assert "loss of text accuracy (less is better)" in html
+    assert not [part for part in ('src="', "<link", "@import", 'href="http', "url(http") if part in html]
+
+
+def test_a_pattern_is_shown_as_it_is(compare):
+    pattern = r".*(query$|\w+\.value$)"  # between dollars matplotlib reads mathematics, in which this is an error
+    compare("--LoRA.target_modules", pattern, methods=["LoRA"])
+    pictures = (FOLDER / "index.html").read_text().partition("<svg")[2].partition("How to run it again")[0]
+    assert pattern in pictures
+
+
+def test_one_method_is_swept_over_sizes(compare):
+    assert len(compare("--model.method.rank", "2,8", methods=["FCLoRA"])) == 2
+
+
+def test_a_config_that_keeps_no_checkpoint_is_resumed_too(compare, tmp_path):
+    content = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    del content["trainer"]["callbacks"]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    compare("--metric", "val/loss", methods=["LoRA"])
+    assert (RUN / "checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--seeds", "-1"], "--seeds are 0 or more"), (["--output_folder", "tiny.yaml"], "tiny.yaml is a file")],
+)
+def test_bad_flags_of_its_own_are_one_line(flags, message, compare, capsys):
+    with pytest.raises(SystemExit):
+        compare(*flags)
+    assert message in capsys.readouterr().err
+
+
+def test_flags_of_several_values_may_be_repeated(compare):
+    assert len(compare("--seeds", "1", methods=["LoRA"])) == 2
 
 
 RUN = FOLDER / "LoRA/seed_0"

@@ -8,7 +8,7 @@ from harness_tasks import checkpoint, data, quick, train  # noqa: F401 (fixtures
 
 from lit_spectral import cli
 from lit_spectral.evaluation import command
-from lit_spectral.retention.suite import Score, retain
+from lit_spectral.retention.suite import Score, is_one_of, retain
 
 TASKS = ["tiny_choice", "tiny_generation"]
 
@@ -38,6 +38,24 @@ def test_a_score_of_which_less_is_better_is_refused(checkpoint, data, capsys):
     with pytest.raises(SystemExit):
         cli.main(["retain", "--checkpoint", checkpoint(), "--tasks", "tiny_text", "--include_path", str(data)])
     assert "tiny_text has no score from 0 to 1 of which more is better" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "one_of_them"),
+    [
+        ("boolq", ["commonsense_zero_shot"], True),  # a benchmark of this package
+        ("hendrycks_math", ["math"], True),
+        ("mmlu_anatomy", ["mmlu_*"], True),
+        ("gsm8k", ["math", "mmlu_*"], False),
+    ],
+)
+def test_a_task_goes_by_all_the_names_that_tasks_takes(task, names, one_of_them):
+    assert is_one_of(task, names) == one_of_them
+
+
+def test_a_task_in_a_file_goes_by_its_own_name(tmp_path):
+    (tmp_path / "file.yaml").write_text("output_type: x\ntask: tiny\n")
+    assert is_one_of("tiny", [str(tmp_path / "file.yaml")])
 
 
 @pytest.mark.parametrize(

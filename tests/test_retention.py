@@ -3,19 +3,21 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import WORDS, scalars
 from lit_spectral.callbacks import RetentionMonitor
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from lit_spectral import cli
 from lit_spectral.adapters import adapters, fold
 from lit_spectral.errors import InputError
 from lit_spectral.methods import BitFit, FCLoRA, FullFineTuning, HiPLoRA, HiRA, LoRA, MoRA, Peft, PiSSA
 from lit_spectral.retention import Retention, head, token_scores
+from lit_spectral.retention.base_model import base_model
 from lit_spectral.tasks import CausalLM, MaskedLM, SequenceClassification
 
 METHODS = {
@@ -28,6 +30,7 @@ METHODS = {
     "FullFineTuning": FullFineTuning(),
     "BitFit": BitFit(),
     "peft's LoRA": Peft(config={"peft_type": "LORA", "r": 2}),
+    "peft's copies": Peft(config={"peft_type": "LORA", "r": 2, "modules_to_save": ["LayerNorm"]}),
 }
 
 
@@ -132,16 +135,26 @@ def test_a_planted_change_shows_with_its_sign(decoder_folder, text):
 
 
 def test_an_encoder_without_a_head_drifts(backbone_folder, text, tmp_path, caplog):
-    import transformers
-
     folder = tmp_path / "headless"
-    transformers.AutoModel.from_pretrained(backbone_folder("bert")).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(backbone_folder("bert")).save_pretrained(folder)
+    AutoModel.from_pretrained(backbone_folder("bert")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(backbone_folder("bert")).save_pretrained(folder)
     task = build(SequenceClassification, str(folder), LoRA(rank=2))
     assert measured(task, text) == {"words/drift": pytest.approx(0, abs=1e-6)}
     assert "has no masked-language head" in caplog.text
     disturb(task)
-    assert 1e-4 < measured(task, text)["words/drift"] < 2
+    # By hand, line by line, with nothing masked.
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    cosines = []
+    for line in Path(text).read_text().splitlines():
+        inputs = tokenizer(line, truncation=True, max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            after = task.eval().encoder(**inputs).last_hidden_state[0].mean(0)
+            with base_model(task, {}):
+                before = task.encoder(**inputs).last_hidden_state[0].mean(0)
+        cosines.append(torch.cosine_similarity(before, after, dim=0))
+    expected = 1 - float(torch.stack(cosines).mean())
+    assert measured(task, text)["words/drift"] == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-3
 
 
 def test_sentence_pairs_give_drift_and_correlation(backbone_folder, tmp_path):
@@ -157,7 +170,7 @@ def test_sentence_pairs_give_drift_and_correlation(backbone_folder, tmp_path):
     assert found["sts/drift"] == pytest.approx(0, abs=1e-6)
     assert found["sts/spearman"] == found["sts/base_spearman"]
     # By hand, pair by pair without padding.
-    tokenizer = __import__("transformers").AutoTokenizer.from_pretrained(backbone_folder("bert"))
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folder("bert"))
     cosines = []
     for a, b in zip(WORDS[:5], WORDS[5:10], strict=True):
         with torch.no_grad():
@@ -186,9 +199,33 @@ def test_what_cant_be_measured_is_said(kind, architecture, method, options, mess
         measured(build(kind, backbone_folder(architecture), method), text, **options)
 
 
-def test_nothing_to_measure_on_is_an_error():
-    with pytest.raises(InputError, match="nothing to measure on; give corpora"):
-        Retention()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing to measure on; give corpora"),
+        ({"corpora": {"sts": "a.txt"}, "sts": "b"}, "sts is what the sentence pairs go by"),
+        ({"corpora": {"a": "a.txt"}, "batch_size": -1}, "batch_size is at least 1, not -1"),
+    ],
+)
+def test_what_to_measure_on_is_checked_first(options, message):
+    with pytest.raises(InputError, match=message):
+        Retention(**options)
+
+
+def test_a_text_too_short_to_be_masked_is_an_error(backbone_folder, tmp_path):
+    (tmp_path / "short.txt").write_text("the\nthe\n")
+    with pytest.raises(InputError, match="no token was masked"):
+        measured(build(MaskedLM, backbone_folder("bert"), LoRA(rank=2)), str(tmp_path / "short.txt"))
+
+
+@pytest.mark.parametrize(
+    "row", ['{"sentence1": "a", "sentence2": "b", "label": null}', '{"sentence1": null, "sentence2": "b", "label": 1}']
+)
+def test_a_sentence_pair_that_is_none_is_named(row, backbone_folder, tmp_path):
+    (tmp_path / "validation.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "label": 1}\n' + row + "\n")
+    retention = Retention(sts=str(tmp_path))
+    with pytest.raises(InputError, match="row 2 of split validation"):
+        retention.prepare(build(SequenceClassification, backbone_folder("bert"), LoRA(rank=2)))
 
 
 def test_a_folded_model_has_no_base(backbone_folder, text):
@@ -238,7 +275,13 @@ def test_a_checkpoint_is_measured_through_the_command_line(train, text, tmp_path
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [([], "required: --checkpoint"), (["--checkpoint", "x.ckpt"], "there is no file"), (["--x"], "required")],
+    [
+        ([], "required: --checkpoint"),
+        (["--checkpoint", "x.ckpt"], "there is no file"),
+        (["--checkpoint", "x.ckpt", "--x"], "unrecognized arguments: --x"),
+        (["--checkpoint", "x.ckpt", "--device", "cuda:99"], "device: cuda:99 can't be used"),
+        (["--checkpoint", "x.ckpt", "--output_path", "."], "is a folder; give a file"),
+    ],
 )
 def test_mistakes_on_the_command_line_are_one_line(flags, message, capsys):
     with pytest.raises(SystemExit):

@@ -29,6 +29,15 @@ from lit_spectral.retention.command import named_corpora
 __all__ = ["run"]
 
 RECORD, COMMAND = "record.json", "command.json"
+# What a broken run goes on from, for a config that doesn't keep it. Without a metric `mode` says nothing, except that
+# Lightning tells this from a config's own ModelCheckpoint by it.
+_SAVE_LAST = [
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.filename=last",
+    "--trainer.callbacks.mode=max",
+    "--trainer.callbacks.save_on_exception=true",
+    "--trainer.callbacks.enable_version_counter=false",
+]
 
 
 class Planned(NamedTuple):
@@ -67,7 +76,8 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     cli = _check(build, compared, given)
     metric, higher = _metric(cli, given.metric)
     seeded, seeds = hasattr(cli.datamodule, "seed"), list(dict.fromkeys(given.seeds))
-    plan = [_planned(variant, seed, folder, seeded, given) for seed in seeds for variant in compared]
+    extra = [] if _saves_last(cli) else _SAVE_LAST
+    plan = [_planned(variant, seed, folder, seeded, extra, given) for seed in seeds for variant in compared]
     for planned in plan:
         _claim(planned, given.config)
     runs: list[Run] = []
@@ -131,10 +141,10 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, action="append", metavar="FILE", help="of fit; may be repeated")
-    parser.add_argument("--methods", nargs="+", default=["LoRA", "FCLoRA"], metavar="NAME",
-                        help="the first is what the others are compared with (%(default)s)")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="(%(default)s)")
-    parser.add_argument("--corpora", nargs="+", default=[], metavar="[NAME=]TEXT",
+    parser.add_argument("--methods", nargs="+", action="extend", metavar="NAME",
+                        help="the first is what the others are compared with (LoRA FCLoRA)")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="(0 1 2)")
+    parser.add_argument("--corpora", nargs="+", action="extend", default=[], metavar="[NAME=]TEXT",
                         help="texts on which to measure what is forgotten, as in retain")  # fmt: skip
     parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
     parser.add_argument("--fit_head", metavar="TEXT", help="to fit a masked-language head on, as in retain")
@@ -144,7 +154,14 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/compare/CONFIG)")
     # --flag=value in two, or one with a space in its value is taken for another of --methods.
     split = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
-    return parser.parse_known_args(split)
+    given, rest = parser.parse_known_args(split)
+    given.methods = given.methods or ["LoRA", "FCLoRA"]
+    given.seeds = [0, 1, 2] if given.seeds is None else given.seeds
+    if min(given.seeds) < 0:
+        raise InputError(f"compare: --seeds are 0 or more, not {min(given.seeds)}")
+    if given.output_folder and Path(given.output_folder).is_file():
+        raise InputError(f"compare: --output_folder {given.output_folder} is a file; give a folder")
+    return given, rest
 
 
 def _check(build: Callable[[list[str]], Any], compared: Sequence[Variant], given: argparse.Namespace) -> Any:
@@ -160,6 +177,12 @@ def _check(build: Callable[[list[str]], Any], compared: Sequence[Variant], given
     return cli
 
 
+def _saves_last(cli: Any) -> bool:
+    """Whether runs of the config leave `last.ckpt`, or shall leave nothing."""
+    kept = [c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint)]
+    return not kept or any(c.filename == "last" or c.save_last for c in kept)
+
+
 def _metric(cli: Any, name: str | None) -> tuple[str, bool]:
     """The task's metric, and whether more of it is better."""
     best = [c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
@@ -168,8 +191,10 @@ def _metric(cli: Any, name: str | None) -> tuple[str, bool]:
     return metric, known[0] if known else not metric.endswith(("loss", "perplexity"))
 
 
-def _planned(variant: Variant, seed: int, folder: Path, seeded_data: bool, given: argparse.Namespace) -> Planned:
-    name = re.sub(r"[^\w=.,+-]+", "_", variant.name)
+def _planned(
+    variant: Variant, seed: int, folder: Path, seeded_data: bool, extra: list[str], given: argparse.Namespace
+) -> Planned:
+    name = re.sub(r"[^\w=.,+-]+", "_", variant.name)[:100]  # file systems take some 255 bytes
     if name != variant.name.replace(" ", "_"):  # else two names may become one
         name += f"_{hashlib.blake2b(variant.name.encode(), digest_size=3).hexdigest()}"
     place = folder / name / f"seed_{seed}"
@@ -182,7 +207,7 @@ def _planned(variant: Variant, seed: int, folder: Path, seeded_data: bool, given
     command += [f"--data.seed={seed}"] if seeded_data else []
     if not any(flag.startswith("--model.method.seed=") for flag in flags):
         command.append(f"--model.method.seed={seed}")  # of random choices among singular vectors
-    command.append(f"--trainer.logger={json.dumps(logger)}")
+    command += [f"--trainer.logger={json.dumps(logger)}", *extra]
     if given.corpora or given.sts:
         measured = {"limit": given.limit or "null", "sts": given.sts, "fit_head": given.fit_head}
         measured["corpora"] = json.dumps(named_corpora(given.corpora)) if given.corpora else None
@@ -209,8 +234,10 @@ def _claim(planned: Planned, configs: Sequence[str]) -> None:
 
 
 def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]) -> list[str]:
-    """How many parameters it may have, once a run of its reference has told."""
+    """How many parameters it may have, once a run of another method has told; one method may be swept over sizes."""
     reference = planned.variant.reference(compared)
+    if reference.method == planned.variant.method:
+        return []
     numbers = [run.record["trainable_parameters"] for run in runs if run.variant == reference]
     return [f"--trainer.callbacks.parameters={numbers[0]}"] if numbers else []
 
@@ -224,6 +251,8 @@ def _fit(planned: Planned, expected: list[str]) -> int:
         # Stopped between its last checkpoint and its record, it has nothing left to do, and is done again.
         if status or planned.record.exists():
             return status
+    for events in planned.folder.glob("events.out.tfevents.*"):
+        events.unlink()  # of a run that is not gone on with
     return _call(command)
 
 

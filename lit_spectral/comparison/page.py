@@ -42,7 +42,7 @@ def write_page(comparison: Comparison, title: str, command: str) -> str:
     about = f"{today.day} {today:%B %Y} · {_machine(comparison)} · " + ", ".join(
         f"{name} {number}" for name, number in provenance()["versions"].items() if name in {"lit-spectral", "torch"}
     )
-    first = escape(comparison.variants[0].name)
+    reference = escape(comparison.compared_with())
     commands = "\n".join(escape(f"lit-spectral {shlex.join(run.command)}") for run in comparison.runs)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -51,7 +51,7 @@ def write_page(comparison: Comparison, title: str, command: str) -> str:
 <h1>{escape(title)}</h1>
 <p class="note">{len(comparison.runs)} runs, seeds {", ".join(map(str, seeds))} · {escape(about)}</p>
 {_table(comparison, colours)}
-<p class="note">Mean ± standard deviation over seeds. Below: paired difference from {first} and its 95 % interval
+<p class="note">Mean ± standard deviation over seeds. Below: paired difference from {reference} and its 95 % interval
 (Student's t). Task and retention are those of the model at the end of training.</p>
 {_trade_off(comparison, colours)}
 <h2>Over training</h2>
@@ -76,31 +76,56 @@ def _table(comparison: Comparison, colours: dict[Variant, str]) -> str:
     head = "".join(f"<th>{escape(heading)}</th>" for heading in comparison.headings())
     body = []
     for variant, cells in zip(comparison.variants, comparison.rows(), strict=True):
-        shown = [f'<i style="background:{to_hex(colours[variant])}"></i>{escape(cells[0])}']
-        for cell in cells[1:]:
+        shown = []
+        for cell in cells:
             value, _, beneath = cell.partition("\n")
             shown.append(escape(value) + (f"<small>{escape(beneath)}</small>" if beneath else ""))
+        shown[0] = f'<i style="background:{to_hex(colours[variant])}"></i>{shown[0]}'
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _trade_off(comparison: Comparison, colours: dict[Variant, str]) -> str:
     """What was learned against what was forgotten, or against ‖ΔW‖₂ where nobody looked at retention."""
-    across = comparison.retention[0] if comparison.retention else comparison.norm
-    if across not in comparison.measures:
-        return ""
-    figure, axes = _figure(1, 8.5, 4.4)
+    across = [m for m in comparison.retention or [comparison.norm] if m in comparison.measures]
+    drawn = []
+    for start in range(0, len(across), 2):
+        pair = across[start : start + 2]
+        figure, axes = _figure(len(pair), 8.5 if len(pair) == 1 else 12.0, 4.4)
+        for ax, measure in zip(axes, pair, strict=True):
+            _fronts(ax, comparison, measure, colours)
+        drawn.append(_svg(figure))
+    note = '<p class="note">Dashed: the means that no other beats in both.</p>'
+    return f"<h2>What was learned, and what was forgotten</h2>{note}{''.join(drawn)}" if drawn else ""
+
+
+def _fronts(ax: Any, comparison: Comparison, across: Measure, colours: dict[Variant, str]) -> None:
+    """Each run, each variant's mean with its deviation, and through the best of them the Pareto front."""
+    means = []
     for variant in comparison.variants:
-        runs = comparison.of(variant)
-        points = [(_worse(across, run), _value(comparison.task, run)) for run in runs]
+        found = [(_worse(across, run), comparison.task.of(run.record)) for run in comparison.of(variant)]
+        points = [(x, y) for x, y in found if x is not None and y is not None]
+        if not points:
+            continue
         (x, dx), (y, dy) = (_spread(values) for values in zip(*points, strict=True))
-        axes[0].scatter(*zip(*points, strict=True), s=14, alpha=0.4, color=colours[variant], linewidths=0)
-        axes[0].errorbar(x, y, dy, dx, fmt="o", ms=8, color=colours[variant], capsize=0, label=variant.name)
-        axes[0].annotate(variant.name, (x, y), xytext=(7, 6), textcoords="offset points", fontsize=9)
-    axes[0].margins(0.12)  # room for the names
+        means.append((x, y))
+        ax.scatter(*zip(*points, strict=True), s=14, alpha=0.4, color=colours[variant], linewidths=0)
+        ax.errorbar(x, y, dy, dx, fmt="o", ms=8, color=colours[variant], capsize=0)
+        ax.annotate(_text(variant.name), (x, y), xytext=(7, 6), textcoords="offset points", fontsize=9)
+    front = _front(means, bool(comparison.task.higher_is_better))
+    ax.plot(*zip(*front, strict=True), ls="--", lw=1, color="0.6", zorder=0)
+    ax.margins(0.12)  # room for the names
     what = f"loss of {across.title}" if across.before is not None else across.title
-    axes[0].set(xlabel=f"{what} (less is better)", ylabel=_better(comparison.task))
-    return f"<h2>What was learned, and what was forgotten</h2>{_svg(figure)}"
+    ax.set(xlabel=_text(f"{what} (less is better)"), ylabel=_text(_better(comparison.task)))
+
+
+def _front(points: Sequence[tuple[float, float]], more_is_better: bool) -> list[tuple[float, float]]:
+    """Of (less is better, task's) those that none beats in both, by the first."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1] if more_is_better else point[1])):
+        if not front or (y > front[-1][1] if more_is_better else y < front[-1][1]):
+            front.append((x, y))
+    return front
 
 
 def _curves(comparison: Comparison, colours: dict[Variant, str]) -> str:
@@ -115,8 +140,8 @@ def _curves(comparison: Comparison, colours: dict[Variant, str]) -> str:
         for ax, tag in zip(axes, pair, strict=False):
             for variant in comparison.variants:
                 lines = [scalars[run.folder][tag] for run in comparison.of(variant) if tag in scalars[run.folder]]
-                _band(ax, lines, colours[variant], variant.name, smooth=tag == "train/loss")
-            ax.set(title=tag, xlabel="optimizer step")
+                _band(ax, lines, colours[variant], _text(variant.name), smooth=tag == "train/loss")
+            ax.set(title=_text(tag), xlabel="optimizer step")
         axes[0].legend(fontsize=8, frameon=False)
         for ax in axes[len(pair) :]:
             ax.set_visible(False)
@@ -175,14 +200,13 @@ def _svg(figure: Any) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _value(measure: Measure, run: Run) -> float:
-    value = measure.of(run.record)
-    assert value is not None  # of every run, or it is none of the comparison's measures
-    return value
+def _text(text: str) -> str:
+    """What matplotlib shows as it is; between two dollars it would read mathematics."""
+    return text.replace("$", r"\$")
 
 
-def _worse(measure: Measure, run: Run) -> float:
-    return measure.lost(run.record) if measure.before is not None else _value(measure, run)
+def _worse(measure: Measure, run: Run) -> float | None:
+    return measure.lost(run.record) if measure.before is not None else measure.of(run.record)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:

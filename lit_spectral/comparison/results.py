@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -31,7 +32,7 @@ class Run:
 
 
 class Measure(NamedTuple):
-    """A number that every run has; `before` is the backbone's, of what the backbone has too."""
+    """A number that runs have, None where one lacks it; `before` is the backbone's, of what the backbone has too."""
 
     name: str
     title: str
@@ -40,11 +41,12 @@ class Measure(NamedTuple):
     before: Callable[[dict[str, Any]], float] | None = None
     digits: int = 4
 
-    def lost(self, record: dict[str, Any]) -> float:
+    def lost(self, record: dict[str, Any]) -> float | None:
         """How much worse than the backbone."""
         value = self.of(record)
+        if value is None:
+            return None
         assert self.before is not None
-        assert value is not None
         change = value - self.before(record)
         return -change if self.higher_is_better else change
 
@@ -54,7 +56,7 @@ class Measure(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean of paired differences and the 95 % interval of that mean; NaN from a single pair."""
+    """Mean of paired differences and the 95 % interval of that mean; NaN from one pair, or where one isn't finite."""
 
     mean: float
     low: float
@@ -66,6 +68,8 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     from scipy.stats import t
 
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    if not all(map(math.isfinite, differences)):
+        return Difference(math.nan, math.nan, math.nan)
     mean, count = statistics.fmean(differences), len(differences)
     half = float(t.ppf(0.975, count - 1)) * deviation(differences) / math.sqrt(count) if count > 1 else math.nan
     return Difference(mean, mean - half, mean + half)
@@ -78,7 +82,7 @@ def deviation(values: Sequence[float]) -> float:
 
 
 class Comparison:
-    """Runs of several variants, by the measures that all of them have.
+    """Runs of several variants, by the measures that any of them has.
 
     Args:
         compared: the variants, also of runs that failed; who is compared with whom is theirs to say.
@@ -91,10 +95,13 @@ class Comparison:
         done = {run.variant for run in runs}
         self.compared = list(compared)
         self.variants = [variant for variant in compared if variant in done]
+        others = [variant.reference(compared) for variant in self.variants]
+        found = dict.fromkeys(o for v, o in zip(self.variants, others, strict=True) if o != v)
+        self.references = list(found) or [self.compared[0]]
         self.runs = list(runs)
         self.task = Measure(metric, metric.removeprefix("val/"), partial(_metric, metric), higher_is_better)
         loss = Measure("val/loss", "validation loss", partial(_metric, "val/loss"), False)
-        self.retention = _retention(runs[0].record)
+        self.retention = _retention([run.record for run in runs])
         self.norm = Measure("largest_norm", "largest ‖ΔW‖₂", lambda record: record.get("largest_norm"), digits=2)
         costs = [
             Measure("trainable_parameters", "parameters", lambda record: record["trainable_parameters"], digits=0),
@@ -102,7 +109,7 @@ class Comparison:
             Measure("peak_memory", "memory, GB", lambda record: record["peak_memory"] / 1e9, digits=2),
         ]
         all_ = [self.task, *([loss] if metric != loss.name else []), *self.retention, self.norm, *costs]
-        self.measures = [m for m in all_ if all(m.of(run.record) is not None for run in runs)]
+        self.measures = [m for m in all_ if any(m.of(run.record) is not None for run in runs)]
 
     def of(self, variant: Variant) -> list[Run]:
         """The runs of one variant."""
@@ -115,38 +122,44 @@ class Comparison:
 
     def difference(self, variant: Variant, measure: Measure) -> Difference | None:
         """From its reference, over the seeds that both have; None for the reference itself or without such seeds."""
-        pairs = self._pairs(variant)
+        pairs = self._pairs(variant, measure.of)
         if variant == variant.reference(self.compared) or not pairs:
             return None
-        values = [(measure.of(ours), measure.of(theirs)) for ours, theirs in pairs]
-        return paired_difference(*zip(*values, strict=True))
+        return paired_difference(*zip(*pairs, strict=True))
 
     def share_lost(self, variant: Variant, measure: Measure) -> float | None:
         """What it lost of what the backbone had, over what its reference lost; None where that lost nothing."""
-        pairs = self._pairs(variant)
-        lost = sum(measure.lost(ours) for ours, _ in pairs)
-        reference = sum(measure.lost(theirs) for _, theirs in pairs)
+        pairs = self._pairs(variant, measure.lost)
+        lost, reference = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
         return lost / reference if reference > 0 else None
 
-    def _pairs(self, variant: Variant) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Records of this variant and of its reference, seed by seed."""
-        theirs = {run.seed: run.record for run in self.of(variant.reference(self.compared))}
-        return [(run.record, theirs[run.seed]) for run in self.of(variant) if run.seed in theirs]
+    def _pairs(self, variant: Variant, of: Callable[[dict[str, Any]], float | None]) -> list[tuple[float, float]]:
+        """A number of this variant and of its reference, of each seed for which both have it."""
+        theirs = {run.seed: of(run.record) for run in self.of(variant.reference(self.compared))}
+        found = [(of(run.record), theirs.get(run.seed)) for run in self.of(variant)]
+        return [(ours, other) for ours, other in found if ours is not None and other is not None]
 
     def headings(self) -> list[str]:
         """Of the columns of `rows`."""
         titles = []
+        whose = self.references[0].name if len(self.references) == 1 else "the reference"
         for m in self.measures:
-            before = {m.show(m.before(run.record)) for run in self.runs} if m.before is not None else set()
+            having = [run.record for run in self.runs if m.of(run.record) is not None]
+            before = {m.show(m.before(record)) for record in having} if m.before is not None else set()
             titles.append(f"{m.title} ({before.pop()} before)" if len(before) == 1 else m.title)
             if m in self.retention:
-                titles.append("lost, of the first's")
+                titles.append(f"lost, of {whose}'s")
         return ["method", "runs", *titles]
 
     def rows(self) -> Iterable[list[str]]:
-        """Of each variant, mean ± deviation and, on a line of its own, the paired difference and its interval."""
+        """Of each variant, mean ± deviation and, on a line of its own, the paired difference and its interval.
+
+        Where not all are compared with the same, the name has a line of its own for what with.
+        """
         for variant in self.variants:
-            cells = [variant.name, str(len(self.of(variant)))]
+            reference = variant.reference(self.compared)
+            named = len(self.references) > 1 and reference != variant
+            cells = [variant.name + (f"\nfrom {reference.name}" if named else ""), str(len(self.of(variant)))]
             for m in self.measures:
                 cells.append(self._cell(variant, m))
                 if m in self.retention:
@@ -156,6 +169,8 @@ class Comparison:
 
     def _cell(self, variant: Variant, m: Measure) -> str:
         values = list(self.values(variant, m).values())
+        if not values:
+            return "–"
         deviates = len(values) > 1 and m.name != "trainable_parameters"
         text = m.show(statistics.fmean(values)) + (f" ± {m.show(deviation(values))}" if deviates else "")
         difference = self.difference(variant, m) if m.higher_is_better is not None else None
@@ -164,11 +179,23 @@ class Comparison:
         mean, low, high = (f"{value:+.{m.digits}f}" for value in difference)
         return f"{text}\n{mean}" + (f" [{low}, {high}]" if difference.low == difference.low else "")
 
-    def table(self) -> Table:
-        """For the terminal: a column a variant, since many measures are wider than a screen."""
-        names, *lines = zip(self.headings(), *self.rows(), strict=True)
-        table = Table(caption="± standard deviation over seeds; below, the paired difference from the first method "
-                      "and its 95 % interval (Student's t)", show_lines=True)  # fmt: skip
+    def table(self) -> Group:
+        """For the terminal: a column a variant, since many measures are wider than a screen, and four at a time."""
+        rows = list(self.rows())
+        tables = [self._columns(rows[start : start + 4]) for start in range(0, len(rows), 4)]
+        tables[-1].caption = (
+            f"± standard deviation over seeds; below, the paired difference from {self.compared_with()} "
+            "and its 95 % interval (Student's t)"
+        )
+        return Group(*tables)
+
+    def compared_with(self) -> str:
+        """What differences are from, in words."""
+        return self.references[0].name if len(self.references) == 1 else "what stands under the name"
+
+    def _columns(self, rows: Sequence[list[str]]) -> Table:
+        names, *lines = zip(self.headings(), *rows, strict=True)
+        table = Table(show_lines=True)
         for number, name in enumerate(names):
             heading = "" if number == 0 else escape(name)
             table.add_column(heading, justify="right" if number else "left", overflow="fold")
@@ -198,9 +225,12 @@ def _summary(comparison: Comparison, variant: Variant) -> dict[str, Any]:
     row["compared with"] = variant.reference(comparison.compared).name
     for m in comparison.measures:
         values = list(comparison.values(variant, m).values())
+        if not values:
+            continue
         row |= {m.name: statistics.fmean(values), f"{m.name} deviation": deviation(values)}
         if m.before is not None:
-            row[f"{m.name} before"] = statistics.fmean(m.before(run.record) for run in runs)
+            having = [run.record for run in runs if m.of(run.record) is not None]
+            row[f"{m.name} before"] = statistics.fmean(map(m.before, having))
             row[f"{m.name} share lost"] = comparison.share_lost(variant, m)
         difference = comparison.difference(variant, m) if m.higher_is_better is not None else None
         for part in Difference._fields if difference is not None else ():
@@ -228,17 +258,20 @@ def _nothing(record: dict[str, Any]) -> float:
     return 0.0
 
 
-def _retention(record: dict[str, Any]) -> list[Measure]:
-    """For each text what says most of it: accuracy of masked tokens, or loss, or Spearman and drift of sentences."""
-    found = record.get("retention", {})
+# From what a text is measured by to what it is of the backbone; a drift starts at 0.
+_BEFORE = {"accuracy": "base_accuracy", "loss": "base_loss", "forgetting_loss": "base_entropy",
+           "spearman": "base_spearman", "drift": None}  # fmt: skip
+
+
+def _retention(records: Sequence[dict[str, Any]]) -> list[Measure]:
+    """For each text what says most of it: accuracy of masked tokens, or losses, or Spearman and drift of sentences."""
+    found = dict.fromkeys(name for record in records for name in record.get("retention", {}))
     measures = []
     for text in dict.fromkeys(name.rpartition("/")[0] for name in found):
-        kinds = [k for k in ("accuracy", "loss", "spearman", "drift") if f"{text}/{k}" in found]
+        kinds = [kind for kind in _BEFORE if f"{text}/{kind}" in found]
         for kind in kinds[:1] if "accuracy" in kinds else kinds:
-            name = f"{text}/{kind}"
-            of = partial(_kept, name)
-            before = partial(_kept, f"{text}/base_{kind}") if kind != "drift" else _nothing
-            measures.append(
-                Measure(f"retention/{name}", f"{text} {kind}", of, kind in {"accuracy", "spearman"}, before)
-            )
+            of, original = partial(_kept, f"{text}/{kind}"), _BEFORE[kind]
+            before = partial(_kept, f"{text}/{original}") if original else _nothing
+            title = f"{text} {kind.replace('_', ' ')}"
+            measures.append(Measure(f"retention/{text}/{kind}", title, of, kind in {"accuracy", "spearman"}, before))
     return measures

@@ -79,8 +79,9 @@ def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Var
     settings = {name: {field.name for field in fields(getattr(methods, name))} for name in names}
     for flag, _ in flags:
         plain = flag.partition(".")[2] if flag.partition(".")[0] in settings else flag
-        if plain in _NOT_HERE:
-            raise InputError(f"compare: --{flag} is not for the runs; give {_NOT_HERE[plain]}")
+        # LightningCLI takes the beginning of a name for the whole, such as --seed.
+        for ours in (name for name in _NOT_HERE if name == plain or ("." not in name and name.startswith(plain))):
+            raise InputError(f"compare: --{flag} is not for the runs; give {_NOT_HERE[ours]}")
         setting = flag.removeprefix(_METHOD).split(".")[0]
         if flag.startswith(_METHOD) and not any(setting in known for known in settings.values()):
             raise InputError(f"compare: none of {', '.join(names)} has a setting {setting}")

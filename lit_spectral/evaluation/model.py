@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_spectral import backbones
 from lit_spectral.adapters import fold as fold_changes
-from lit_spectral.checkpoint import load
+from lit_spectral.checkpoint import load, usable_device
 from lit_spectral.errors import InputError
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.tasks import CausalLM, Task
@@ -108,18 +108,9 @@ class CheckpointLM(AdaptedLM):
             raise InputError("give --checkpoint FILE, or --backbone FOLDER for a backbone as it came")
         if fold:
             fold_changes(task.model)
-        super().__init__(task.model.to(_device(device)), task.backbone, about, **options)
+        super().__init__(task.model.to(usable_device(device)), task.backbone, about, **options)
 
 
 def identity(task: Task) -> dict[str, Any]:
     """What a checkpoint says of a task: its class, method and settings, backbone and the backbone's digest."""
     return task._identity()
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device: {name} can't be used: {str(error).splitlines()[0]}") from None
-    return device

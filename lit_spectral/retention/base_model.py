@@ -32,14 +32,18 @@ def original_weights(task: Task) -> dict[str, Tensor]:
     model = inner_model(task)
     wrappers = [module for module in model.modules() if _adds(module)]
     added = {id(p) for w in wrappers for name, p in w.named_parameters() if not name.startswith("base_layer.")}
-    # A head that was pretrained too is the backbone's.
-    pretrained = getattr(model, model.base_model_prefix) if task.trains_head else model
-    own = {id(p) for p in pretrained.parameters()} - added
+    own = {id(p) for p in _pretrained(task).parameters()} - added
     trained = {_plain(name) for name, p in model.named_parameters() if p.requires_grad and id(p) in own}
     if not trained:
         return {}
     fresh, missing = task.load_model(backbones.fetch(task.backbone))
     return {name: p.detach() for name, p in fresh.named_parameters() if name in trained and name not in missing}
+
+
+def _pretrained(task: Task) -> Any:
+    """The encoder, with its head where that was pretrained too."""
+    model = inner_model(task)
+    return getattr(model, model.base_model_prefix) if task.trains_head else model
 
 
 @contextmanager
@@ -56,7 +60,8 @@ def base_model(task: Task, originals: dict[str, Tensor]) -> Iterator[None]:
     with ExitStack() as stack:
         if isinstance(task.model, PeftModel):
             stack.enter_context(task.model.disable_adapter())
-        for module in model.modules():
+        # A head stays as it is, also one that peft has copied.
+        for module in _pretrained(task).modules():
             if isinstance(module, Adapter):
                 if module.folded:
                     raise InputError("retention: the changes are in the weights; unfold the model first")
@@ -70,10 +75,11 @@ def base_model(task: Task, originals: dict[str, Tensor]) -> Iterator[None]:
 
 
 def _adds(module: nn.Module) -> bool:
-    """Whether the module adds parameters to a layer that it wraps: an adapter of ours or of peft."""
+    """Whether the module adds parameters to a layer that it wraps: an adapter of ours or of peft, or peft's copy."""
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    return isinstance(module, (Adapter, BaseTunerLayer))
+    return isinstance(module, (Adapter, BaseTunerLayer, AuxiliaryTrainingWrapper))
 
 
 def _plain(name: str) -> str:

@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_spectral.checkpoint import load, log_folder
+from lit_spectral.checkpoint import load, log_folder, usable_device
 from lit_spectral.errors import InputError, Parser
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.retention.retention import Retention
-from lit_spectral.retention.suite import Score, retain, suite_scores
+from lit_spectral.retention.suite import Score, harness_names, is_one_of, retain, suite_scores
 
 __all__ = ["named_corpora", "run"]
 
@@ -38,10 +38,11 @@ def run(args: list[str]) -> Path:
         InputError: a flag that there isn't; as in `lit_spectral.checkpoint.load` and `Retention`.
     """
     given = _parse(args)
-    task = load(given.checkpoint, given.backbone).to(given.device)
-    rounded = torch.autocast(torch.device(given.device).type, torch.bfloat16) if given.bf16 else nullcontext()
+    device = usable_device(given.device)
+    task = load(given.checkpoint, given.backbone).to(device)
+    rounded = torch.autocast(device.type, torch.bfloat16) if given.bf16 else nullcontext()
     limit = given.limit or None
-    settings = {name: value for name, value in vars(given).items() if name != "output_path"}
+    settings = {name: value for name, value in vars(given).items() if name != "output_path"} | {"device": str(device)}
     report: dict[str, Any] = {"settings": settings, "model": task._identity(), **provenance()}
     file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
     if given.corpora or given.sts or not given.tasks:
@@ -56,7 +57,7 @@ def run(args: list[str]) -> Path:
         with rounded:
             suite = (limit, given.num_fewshot, given.include_path, given.batch_size)
             scores = suite_scores(task, given.tasks, *suite)
-        kept = [score for score in scores if score.task not in given.leave_out]
+        kept = [score for score in scores if not is_one_of(score.task, given.leave_out)]
         Console().print(_scores_table(scores, kept))
         _write(report | {"scores": [score._asdict() for score in scores], "retain": retain(kept)}, file)
     print(f"retention: {file}")
@@ -78,15 +79,15 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a .ckpt that fit wrote")
     parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
     parser.add_argument(
-        "--corpora", nargs="+", default=[], metavar="[NAME=]TEXT",
+        "--corpora", nargs="+", action="extend", default=[], metavar="[NAME=]TEXT",
         help="text files, folders, or bookcorpus, openwebtext, pg19, wikitext-2, wikitext-103",
     )  # fmt: skip
     parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
     parser.add_argument("--fit_head", metavar="TEXT", help="for an encoder without a masked-language head: fit one on "
                         "this text, once")  # fmt: skip
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME",
+    parser.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="NAME",
                         help="of lm-evaluation-harness, as in evaluate: what a decoder lost on them")  # fmt: skip
-    parser.add_argument("--leave_out", nargs="+", default=[], metavar="NAME",
+    parser.add_argument("--leave_out", nargs="+", action="extend", default=[], metavar="NAME",
                         help="tasks that it was trained for, not part of the mean")  # fmt: skip
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="examples in a task's prompt (the task's own)")
     parser.add_argument("--include_path", metavar="FOLDER", help="more tasks, as YAML")
@@ -95,13 +96,18 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, default=256, help="tokens of a window or line (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="windows, lines or rows at a time (%(default)s)")
     parser.add_argument("--bf16", action="store_true", help="in bfloat16 by autocast, as bf16-mixed trains")
-    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="(the first GPU, or the CPU)")
     parser.add_argument("--output_path", metavar="FILE", help="JSON (retention.json in the run's log folder)")
     given = parser.parse_args(args)
-    if unknown := sorted(set(given.leave_out) - set(given.tasks)):
-        raise InputError(f"retain: --leave_out {unknown[0]} is none of --tasks {' '.join(given.tasks)}")
-    if given.tasks and not set(given.tasks) - set(given.leave_out):
+    asked = harness_names(given.tasks)
+    for left_out in given.leave_out:
+        # A pattern among --tasks may stand for what is left out.
+        if not any(is_one_of(name, [left_out]) or is_one_of(left_out, [name]) for name in asked):
+            raise InputError(f"retain: --leave_out {left_out} is none of --tasks {' '.join(given.tasks)}")
+    if given.tasks and all(is_one_of(name, given.leave_out) for name in asked):
         raise InputError("retain: --leave_out names every task; give one that the model wasn't trained for")
+    if given.output_path and Path(given.output_path).is_dir():
+        raise InputError(f"retain: --output_path {given.output_path} is a folder; give a file")
     return given
 
 

@@ -53,6 +53,8 @@ def masked_logits(model: Any, encoder: nn.Module, inputs: dict[str, Tensor], sco
     if not isinstance(given, _Given):
         given = _Given()
         setattr(model, model.base_model_prefix, given)
+        # Some heads read the output embeddings there. Not as a part of it: the encoder holds them.
+        vars(given)["embeddings"] = getattr(encoder, "embeddings", None)
     given.states = encoder(**inputs).last_hidden_state[scored][None]
     logits: Tensor = model(input_ids=inputs["input_ids"]).logits[0]
     return logits

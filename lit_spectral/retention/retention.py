@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lit_spectral import backbones
 from lit_spectral.datamodules import MaskedText, TextWindows
 from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 from lit_spectral.retention.base_model import base_model, inner_model, original_weights
 from lit_spectral.retention.head import fitted_head, masked_logits
@@ -24,6 +25,15 @@ from lit_spectral.tasks import CausalLM, MaskedLM, Task
 __all__ = ["Retention"]
 
 log = logging.getLogger(__name__)
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+
+
+class _Lines(MaskedText):
+    """The same lines with nothing masked."""
+
+    def collate(self, rows: list[dict[str, Any]]) -> Any:
+        """Ids and attention mask."""
+        return TextDataModule.collate(self, [{name: row[name] for name in _INPUTS if name in row} for row in rows])
 
 
 class Retention:
@@ -46,7 +56,7 @@ class Retention:
             (`fitted_head`); None to measure the drift of its states instead.
 
     Raises:
-        InputError: neither corpora nor sts.
+        InputError: neither corpora nor sts; a corpus named sts beside sts; a size below 1.
     """
 
     def __init__(
@@ -61,6 +71,11 @@ class Retention:
         self.corpora = dict(corpora) if isinstance(corpora, Mapping) else {path: path for path in corpora}
         if not self.corpora and (sts is None or fit_head is not None):
             raise InputError("retention: nothing to measure on; give corpora, or without a head to fit sts")
+        if sts is not None and "sts" in self.corpora:
+            raise InputError("retention: sts is what the sentence pairs go by; give the text another name, NAME=TEXT")
+        for name, size in (("limit", limit), ("max_length", max_length), ("batch_size", batch_size)):
+            if size is not None and size < 1:
+                raise InputError(f"retention: {name} is at least 1, not {size}")
         self.sts = sts
         self.limit = limit
         self.max_length = max_length
@@ -91,11 +106,13 @@ class Retention:
         for name, path in self.corpora.items():
             options: dict[str, Any] = {"limit": self.limit, "max_length": self.max_length, "tokenizer": source}
             options["batch_size"] = self.batch_size
-            self._texts[name] = _batches(
-                TextWindows(path, **options)
-                if decoder
-                else MaskedText(path, validation_fraction=1, eval_batch_size=self.batch_size, **options)
-            )
+            if decoder:
+                self._texts[name] = _batches(TextWindows(path, **options))
+                continue
+            kind = _Lines if self._head is None else MaskedText
+            self._texts[name] = _batches(kind(path, validation_fraction=1, eval_batch_size=self.batch_size, **options))
+            if self._head is not None and all((batch["labels"] == -100).all() for batch in self._texts[name]):
+                raise InputError(f"retention: of {path} no token was masked; give a longer text")
         if self.sts is not None:
             self._sentences, self._gold = _sentence_pairs(self.sts, source, self.max_length, self.batch_size)
 
@@ -139,7 +156,7 @@ class Retention:
         sums = TokenScores(*(totals / totals[-1]).tolist())
         figures = {field: getattr(sums, field) for field in ("loss", "forgetting_loss", "base_loss", "base_entropy")}
         if isinstance(task, CausalLM):
-            return figures | {"perplexity": math.exp(sums.loss), "base_perplexity": math.exp(sums.base_loss)}
+            return figures | {"perplexity": _exp(sums.loss), "base_perplexity": _exp(sums.base_loss)}
         return figures | {"accuracy": sums.correct, "base_accuracy": sums.base_correct}
 
     def _logits(self, task: Task, inputs: dict[str, Tensor], scored: Tensor) -> Tensor:
@@ -153,7 +170,7 @@ class Retention:
         return logits[:, -scored.shape[1] :][scored]  # a learned prompt has positions of its own in front
 
     def _drift(self, task: Task, texts: list[dict[str, Tensor]], name: str) -> dict[str, float]:
-        states, base = self._states(task, [_unmasked(batch) for batch in texts], name)
+        states, base = self._states(task, texts, name)
         return {"drift": float(1 - F.cosine_similarity(states, base).mean())}
 
     def _sts(self, task: Task) -> dict[str, float]:
@@ -210,10 +227,9 @@ def _masked_head(task: Task, source: str, text: str | None) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _unmasked(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    inputs = dict(batch)
-    labels = inputs.pop("labels")
-    return inputs | {"input_ids": torch.where(labels == -100, inputs["input_ids"], labels)}
+def _exp(loss: Any) -> float:
+    """Infinite where it is too large for a float: a model that has come apart is measured too."""
+    return math.exp(loss) if loss < 709 else math.inf
 
 
 def _batches(data: Any) -> list[dict[str, Tensor]]:
@@ -225,6 +241,11 @@ def _sentence_pairs(sts: str, source: str, max_length: int, batch_size: int) -> 
     """Batches of sentences, those of a pair next to each other, and the gold scores."""
     rows = read_split(sts, "validation", "stsb")
     check_columns(rows, ["sentence1", "sentence2", "label"], f"split validation of {sts}")
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row["label"], (int, float)) and all(isinstance(row[f"sentence{i}"], str) for i in (1, 2))):
+            raise InputError(
+                f"retention: row {number} of split validation of {sts} lacks a sentence or a number as label"
+            )
     tokenizer = backbones.load_tokenizer(source)
     sentences = [text for pair in zip(rows["sentence1"], rows["sentence2"], strict=True) for text in pair]
     longest = min(max_length, int(tokenizer.model_max_length))

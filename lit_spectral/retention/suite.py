@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_spectral.errors import InputError
+from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, evaluate
 from lit_spectral.retention.base_model import base_model, original_weights
 from lit_spectral.tasks import CausalLM, Task
 
-__all__ = ["Score", "retain", "suite_scores"]
+__all__ = ["Score", "harness_names", "is_one_of", "retain", "suite_scores"]
+
+_IN_YAML = re.compile(r"^(?:task|group):[ \t]*[\"']?([\w.-]+)", re.MULTILINE)
 
 
 class Score(NamedTuple):
@@ -26,6 +32,23 @@ class Score(NamedTuple):
     def lost(self) -> float:
         """Base − adapted."""
         return self.base - self.adapted
+
+
+def harness_names(names: Iterable[str]) -> list[str]:
+    """What the harness calls them: of this package's benchmarks the tasks, of a YAML the task in it."""
+    found: list[str] = []
+    for name in names:
+        inside = (
+            _IN_YAML.search(Path(name).read_text()) if Path(name).suffix == ".yaml" and Path(name).is_file() else None
+        )
+        benchmark = BENCHMARKS[name].tasks if name in BENCHMARKS else (name,)
+        found += [inside[1]] if inside else benchmark
+    return found
+
+
+def is_one_of(task: str, names: Iterable[str]) -> bool:
+    """Whether a task of the harness is among names and patterns as in `Tasks`."""
+    return any(fnmatch(task, name) for name in harness_names(names))
 
 
 def retain(scores: Sequence[Score]) -> float:
