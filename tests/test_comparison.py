@@ -391,3 +391,11 @@ def test_a_run_that_fails_stops_no_other(compare, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "failed: 2 of 2: FCLoRA rank=2, seed 0" in out
     assert (FOLDER / "index.html").exists()
+
+
+def test_quickstart_ends_with_the_path_of_a_page(compare, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_call", lambda flags: 0 if cli.run(flags) else 1)
+    cli.main(["quickstart", "tiny.yaml"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert Path(last.removeprefix("page: ")).name == "index.html"
+    assert Path(last.removeprefix("page: ")).exists()
