@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import WORDS, scalars
 from lit_spectral.callbacks import RetentionMonitor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, DebertaV2Config, DebertaV2ForMaskedLM
 
 from lit_spectral import cli
 from lit_spectral.adapters import adapters, fold
@@ -321,3 +321,15 @@ def test_a_head_leaves_random_numbers_and_encoder_alone(headless, text, monkeypa
     assert torch.equal(torch.get_rng_state(), state)
     kept = AutoModel.from_pretrained(headless).state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in model.bert.state_dict().items())
+
+
+def test_a_head_may_read_the_encoders_embeddings():
+    """DeBERTa's does, where it is the one that was pretrained (legacy: false)."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=50, legacy=False, **sizes)).eval()
+    inputs = {"input_ids": torch.arange(5, 17).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    scored = torch.tensor([[True, False] * 3, [False, True] * 3])
+    with torch.no_grad():
+        expected = model(**inputs).logits[scored]
+        found = head.masked_logits(model, model.deberta, inputs, scored)
+    torch.testing.assert_close(found, expected)
