@@ -72,6 +72,8 @@ class MaskedText(TextDataModule):
 
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Masked ids, and `labels` that are -100 except where a token is to be restored."""
+        if self.tokenizer.mask_token_id is None:
+            raise InputError("data: the tokenizer has no mask token; MaskedText is for encoders of masked words")
         numbers = [row.pop("row") for row in rows]
         batch = super().collate(rows)
         special = batch.pop("special_tokens_mask").bool()

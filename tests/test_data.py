@@ -171,3 +171,12 @@ def test_text_that_can_not_be_used_is_refused(tmp_path, content, message):
     (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         MaskedText(str(tmp_path / "text.txt"))._lines()
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path, backbone_folder):
+    (tmp_path / "text.txt").write_text("the cat sat\nthe dog ran\n")
+    data = MaskedText(str(tmp_path / "text.txt"), validation_fraction=1, tokenizer=backbone_folder("bert"))
+    data.tokenizer.mask_token = None
+    data.setup("validate")
+    with pytest.raises(InputError, match="no mask token"):
+        next(iter(data.val_dataloader()[0]))
