@@ -146,13 +146,6 @@ def test_only_decoders_have_some_to_ignore_by_default(method, model, count):
     assert counts == {count}
 
 
-@pytest.mark.parametrize(("model", "ratio"), [("llama", 1), ("bert", 2)])
-def test_fcloras_vectors_learn_faster_on_encoders_by_default(model, ratio):
-    whole = ARCHITECTURES[model]()
-    FCLoRA(rank=4).apply(whole, whole.base_model)
-    assert {(a.lr_ratios["u"], a.lr_ratios["v"]) for a in adapters(whole)} == {(ratio, ratio)}
-
-
 def test_they_are_not_saved(backbone_folder):
     task = SequenceClassification(backbone_folder("bert"), LoRA(rank=4, input_rank=2), num_labels=2)
     task.configure_model()
