@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import ExitStack
 
 import torch
 from rich.progress import Progress
@@ -12,17 +11,13 @@ from torch import Tensor, nn
 
 from lit_spectral.errors import InputError
 from lit_spectral.partial_svd import partial_svd
+from lit_spectral.reading import read, watched
 
-__all__ = ["is_causal", "leading_input_directions"]
+__all__ = ["leading_input_directions"]
 
 # Random text that is looked at. Other draws, and four times as much, show nearly the same (docs/results).
 SEQUENCES = 8
 LENGTH = 128
-
-
-def is_causal(encoder: nn.Module) -> bool:
-    """Whether a transformers model's attention sees earlier tokens only, as it says itself."""
-    return any(getattr(module, "is_causal", False) for module in encoder.modules())
 
 
 @torch.no_grad()
@@ -37,15 +32,6 @@ def leading_input_directions(encoder: nn.Module, targets: Mapping[str, nn.Module
     Raises:
         InputError: a model that has no token embeddings.
     """
-    embeddings = getattr(encoder, "get_input_embeddings", lambda: None)()
-    if embeddings is None:
-        raise InputError(
-            f"{type(encoder).__name__} has no token embeddings to find what its maps are fed; set input_rank: 0"
-        )
-    longest = getattr(encoder.config, "max_position_embeddings", LENGTH)
-    generator = torch.Generator("cpu").manual_seed(0)
-    shape = (SEQUENCES, min(LENGTH, longest // 2))  # half: some architectures' positions don't start at 0
-    tokens = torch.randint(embeddings.weight.shape[0], shape, generator=generator, device="cpu")
     found: dict[str, list[Tensor]] = defaultdict(list)
     seen: list[Tensor] = []
 
@@ -57,16 +43,11 @@ def leading_input_directions(encoder: nn.Module, targets: Mapping[str, nn.Module
         found[name].append(seen[1])
         progress.advance(bar)
 
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(transient=True))
+    with Progress(transient=True) as progress, watched(targets, look):
         bar = progress.add_task("what inputs have in common", total=len(targets))
-        for module in encoder.modules():
-            stack.callback(setattr, module, "training", module.training)
-        encoder.eval()
-        for name, layer in targets.items():
-            hook = layer.register_forward_pre_hook(lambda _, args, name=name: look(name, args[0]))
-            stack.callback(hook.remove)
-        tokens = tokens.to(embeddings.weight.device)
-        encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        try:
+            read(encoder, (SEQUENCES, LENGTH))
+        except InputError as error:
+            raise InputError(f"{error}; set input_rank: 0") from None
     # Each call's leading directions at their size, (count, in), stand for all that it was given.
     return {name: partial_svd(torch.cat(calls), "top", count).triplets.v.float() for name, calls in found.items()}

@@ -8,8 +8,9 @@ from lit_spectral.callbacks import HeldBackbone
 
 from lit_spectral.adapters import adapters, find_targets, trained_state
 from lit_spectral.errors import InputError
-from lit_spectral.input_directions import is_causal, leading_input_directions
+from lit_spectral.input_directions import leading_input_directions
 from lit_spectral.methods import SORSA, FCLoRA, HiPLoRA, LoRA, PiSSA, ProjLoRA
+from lit_spectral.reading import Reading
 from lit_spectral.tasks import SequenceClassification
 
 
@@ -41,8 +42,9 @@ def test_a_planted_direction_is_found():
 
 def test_they_are_the_singular_vectors_of_what_a_map_is_given():
     encoder, seen = llama(), []
+    targets = find_targets(encoder, None)
     encoder.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    found = directions(encoder, 3)["layers.1.mlp.down_proj"].double()
+    found = leading_input_directions(encoder, targets, 3)["layers.1.mlp.down_proj"].double()
     rows = seen[0].detach().double().reshape(-1, 48)
     expected = torch.linalg.svd(rows, full_matrices=False).Vh[:3].mT
     assert torch.linalg.svdvals(found.mT @ expected).min() > 1 - 1e-6
@@ -52,9 +54,10 @@ def test_they_are_the_singular_vectors_of_what_a_map_is_given():
 def test_a_map_that_is_used_several_times_is_taken_as_a_whole(architecture, ending):
     torch.manual_seed(0)
     encoder, seen = ARCHITECTURES[architecture]().base_model, []
-    name = next(name for name in find_targets(encoder, None) if name.endswith(ending))
+    targets = find_targets(encoder, None)
+    name = next(name for name in targets if name.endswith(ending))
     encoder.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().reshape(-1, 32)))
-    found = directions(encoder, 1)[name].double()
+    found = leading_input_directions(encoder, targets, 1)[name].double()
     assert len(seen) > 1
     expected = torch.linalg.svd(torch.cat(seen).double(), full_matrices=False).Vh[:1].mT
     assert abs(float(found.mT @ expected)) > 0.99
@@ -85,7 +88,7 @@ def test_what_can_not_be_looked_at_says_so():
     ("model", "expected"), [("llama", True), ("gpt2", True), ("bert", False), ("deberta", False), ("mpnet", False)]
 )
 def test_decoders_are_told_from_encoders(model, expected):
-    assert is_causal(ARCHITECTURES[model]()) == expected
+    assert Reading(ARCHITECTURES[model]()).causal == expected
 
 
 @pytest.mark.parametrize(

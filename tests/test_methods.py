@@ -358,7 +358,7 @@ def test_adalora_ends_at_its_budget(train):
         (lambda: HiRA(rank=4, reference="neighbours", target_modules=["pooler.dense"]), "numbered layers"),
         (lambda: FCLoRA(rank=4, start="zero", orthogonality="gram-schmidt"), "start: singular"),
         (lambda: HiPLoRA(rank=8), r"rank \+ principal_rank = 40 is above"),
-        (lambda: MoRA(rank=16), "makes M .* above the .* matrix itself"),
+        (lambda: MoRA(rank=32), "makes M .* above the .* matrix itself"),
     ],
 )
 def test_a_setting_that_can_not_work_is_one_line(backbone_folder, build, message):

@@ -4,7 +4,6 @@ from lit_spectral.adapters.attachment import (
     adapters,
     attach,
     detach,
-    find_targets,
     fold,
     named_changes,
     packed,
@@ -18,6 +17,7 @@ from lit_spectral.adapters.hadamard import HadamardAdapter, HadamardLowRankAdapt
 from lit_spectral.adapters.low_rank import FactoredAdapter, LowRankAdapter
 from lit_spectral.adapters.square import SquareAdapter
 from lit_spectral.adapters.svd import SVDAdapter
+from lit_spectral.adapters.targets import find_targets
 from lit_spectral.adapters.two_channel import TwoChannelAdapter
 
 __all__ = [

@@ -1,10 +1,6 @@
-"""Putting adapters on a model, taking them off, and finding the linear maps to put them on."""
+"""Putting adapters on a model and taking them off, folding them into its weights, and what to save of them."""
 
 from __future__ import annotations
-
-import re
-from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,60 +14,12 @@ __all__ = [
     "adapters",
     "attach",
     "detach",
-    "find_targets",
     "fold",
     "named_changes",
     "packed",
     "trained_state",
     "unfold",
 ]
-
-# The papers adapt q, k, v, up and down of the Llama family (HiRA §4, MiLoRA Table 8, FCLoRA Table 14).
-DECODER_TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-DECODERS = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3"}
-
-
-def find_targets(model: nn.Module, target_modules: Sequence[str] | str | None) -> dict[str, nn.Module]:
-    """The linear maps to adapt, by their path in the model, in the model's order.
-
-    Args:
-        model: a Hugging Face model, or any module.
-        target_modules: as in peft, a list of path endings (`query` matches `….self.query`) or one
-            regular expression for the whole path. None takes q, k, v, up and down of Llama-like
-            decoders, and else every linear map inside the repeated blocks (for BERT-like encoders
-            the six of a block), which leaves out embeddings, poolers and heads.
-
-    Raises:
-        InputError: nothing matches, a match is not a linear map, or its weight is tied to another's.
-    """
-    modules = dict(model.named_modules())
-    if target_modules is None:
-        found = _default_targets(model, modules)
-    elif isinstance(target_modules, str):
-        found = {name: m for name, m in modules.items() if re.fullmatch(target_modules, name)}
-    else:
-        endings = tuple(target_modules)
-        found = {n: m for n, m in modules.items() if any(n == e or n.endswith("." + e) for e in endings)}
-        for ending in endings:
-            if not any(n == ending or n.endswith("." + ending) for n in found):
-                raise InputError(_nothing_matches(ending, modules))
-    if not found:
-        raise InputError(_nothing_matches(target_modules, modules))
-    adapted = [name for name, module in modules.items() if isinstance(module, Adapter) or is_peft_layer(module)]
-    for name in found:
-        owner = next((path for path in adapted if name == path or name.startswith(f"{path}.")), None)
-        if owner is not None:
-            raise InputError(f"{owner} has an adapter already; detach it first")
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for name, module in found.items():
-        if not is_linear(module):
-            raise InputError(
-                f"target_modules matches {name}, a {type(module).__name__}, which is not a linear map; "
-                f"linear maps here end in {_linear_endings(modules)}"
-            )
-        if owners[id(module.weight)] > 1:
-            raise InputError(f"the weight of {name} is tied to another module's; leave it out of target_modules")
-    return found
 
 
 def attach(model: nn.Module, built: dict[str, Adapter]) -> None:
@@ -161,21 +109,3 @@ def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-
-
-def _default_targets(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    config = getattr(model, "config", None)
-    if getattr(config, "model_type", None) in DECODERS:
-        return find_targets(model, DECODER_TARGETS)
-    blocks = [f"{name}." for name, module in modules.items() if isinstance(module, nn.ModuleList)]
-    return {n: m for n, m in modules.items() if is_linear(m) and n.startswith(tuple(blocks) or "\0")}
-
-
-def _linear_endings(modules: dict[str, nn.Module]) -> str:
-    endings = Counter(name.rsplit(".", 1)[-1] for name, module in modules.items() if is_linear(module))
-    return ", ".join(f"{ending} ({count})" for ending, count in endings.items()) or "(none)"
-
-
-def _nothing_matches(target: Sequence[str] | str | None, modules: dict[str, nn.Module]) -> str:
-    wanted = "the default" if target is None else repr(target)
-    return f"target_modules: {wanted} matches nothing in this model; its linear maps end in {_linear_endings(modules)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
 from lit_spectral.adapters.linear import linear_shape, weight_matrix
+from lit_spectral.adapters.targets import left_out
 from lit_spectral.errors import InputError
-from lit_spectral.input_directions import is_causal, leading_input_directions
+from lit_spectral.input_directions import leading_input_directions
 from lit_spectral.linalg import Part, SingularTriplets
+from lit_spectral.reading import Reading
 from lit_spectral.svd_cache import SVDCache
 
 __all__ = [
@@ -29,6 +32,8 @@ __all__ = [
     "check_positive",
     "resolve_bound",
 ]
+
+log = logging.getLogger(__name__)
 
 # A bound on singular values: a number, a quartile of W₀'s ("q1" … "q4"), or {"quantile": 0.6} of them.
 Bound = float | str | dict[str, float]
@@ -59,11 +64,9 @@ class Spectra:
         return self._triplets[key][name]
 
     def input_directions(self, name: str, count: int) -> Tensor:
-        """Of one map's inputs, as `leading_input_directions`; ValueError where it is given none."""
+        """Of one map's inputs, as `leading_input_directions`."""
         if count not in self._inputs:
             self._inputs[count] = leading_input_directions(self._encoder, self._targets, count)
-        if name not in self._inputs[count]:
-            raise ValueError("the model reads text without this map; leave it out of target_modules")
         return self._inputs[count][name]
 
 
@@ -74,6 +77,7 @@ class Site(NamedTuple):
     layer: nn.Module
     encoder: nn.Module
     spectra: Spectra
+    reading: Reading
 
     @property
     def weight(self) -> Tensor:
@@ -122,13 +126,30 @@ class Method:
             InputError: no target, or one that can't take this method; the model is as it was then.
         """
         model.requires_grad_(False)
-        targets = find_targets(encoder, self.target_modules)
-        spectra = Spectra(encoder, targets)
-        sites = [Site(name, layer, encoder, spectra) for name, layer in targets.items()]
-        for site in sites:
-            _named(self.check, site)
-        attach(encoder, {site.name: _named(self.build_adapter, site) for site in sites})
+        attach(encoder, {site.name: _named(self.build_adapter, site) for site in self._sites(encoder)})
         return model
+
+    def _sites(self, encoder: nn.Module) -> list[Site]:
+        """The maps to adapt; of the default ones, those that the method fits into."""
+        reading = Reading(encoder)
+        targets = find_targets(encoder, self.target_modules, reading)
+        misfits = {name: misfit for name, misfit in self._misfits(_sites(encoder, targets, reading)).items() if misfit}
+        if misfits and (self.target_modules is not None or len(misfits) == len(targets)):
+            raise next(iter(misfits.values()))
+        fitting = {name: layer for name, layer in targets.items() if name not in misfits}
+        if self.target_modules is None and (rest := left_out(encoder, fitting, misfits, reading)):
+            log.info("left out by default: %s", rest)
+        return _sites(encoder, fitting, reading)
+
+    def _misfits(self, sites: list[Site]) -> dict[str, InputError | None]:
+        def misfit(site: Site) -> InputError | None:
+            try:
+                _named(self.check, site)
+            except InputError as error:
+                return error
+            return None
+
+        return {site.name: misfit(site) for site in sites}
 
     def check(self, site: Site) -> None:
         """ValueError if the method can't adapt this map; asked of all maps before anything is computed."""
@@ -154,6 +175,11 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
+
+
+def _sites(encoder: nn.Module, targets: dict[str, nn.Module], reading: Reading) -> list[Site]:
+    spectra = Spectra(encoder, targets)
+    return [Site(name, layer, encoder, spectra, reading) for name, layer in targets.items()]
 
 
 def _named(step: Any, site: Site) -> Any:
@@ -209,7 +235,7 @@ class LowRankMethod(RankMethod):
         ball: exact bound on ‖ΔW‖₂, held after every step; None or "none" for none. A number, q1 … q4
             (quartiles of each weight's own singular values, counted upwards) or {quantile: 0.6} of them.
         input_rank: how many of the directions that a map's inputs share on any text ΔW is to ignore, held after
-            every step; 0 for none, None for 1 where the model says that its attention is causal and 0 elsewhere.
+            every step; 0 for none, None for 1 where no state depends on later tokens, as in decoders, and 0 elsewhere.
             Not in the papers: what ΔW answers to such a direction, it answers to every text (docs/results).
     """
 
@@ -229,7 +255,7 @@ class LowRankMethod(RankMethod):
 
     def ignored(self, site: Site) -> int:
         """How many directions of its inputs a map's ΔW ignores."""
-        return int(is_causal(site.encoder)) if self.input_rank is None else self.input_rank
+        return int(site.reading.causal) if self.input_rank is None else self.input_rank
 
     def build_adapter(self, site: Site) -> Adapter:
         """The adapter for one linear map, with its ball and the inputs that it ignores."""
