@@ -99,10 +99,6 @@ class SQuAD(TextDataModule):
         self._places[name] = windows.select_columns(places)
         return windows.remove_columns(places).add_column("window", list(range(len(windows))))
 
-    def collate(self, rows: list[dict[str, Any]]) -> Any:
-        """Windows padded on the right to the longest of them, as tensors."""
-        return self.tokenizer.pad(rows, padding_side="right", return_tensors="pt")
-
     def question_of(self, name: str) -> Tensor:
         """The row of each window's question in an evaluation set, (windows,)."""
         return torch.tensor(self._places[name]["row"][:])

@@ -19,6 +19,9 @@ __all__ = ["TextDataModule"]
 class TextDataModule(pl.LightningDataModule):
     """Rows of token ids, batched by length and padded to the longest of a batch.
 
+    Attributes:
+        padding_side: where; the task finds out what its backbone can bear, whatever side the tokenizer says.
+
     Args:
         batch_size: rows of a training batch, on each process.
         eval_batch_size: rows of an evaluation batch; None for four times `batch_size`.
@@ -47,6 +50,7 @@ class TextDataModule(pl.LightningDataModule):
         self.tokenizer_name = tokenizer
         self.num_workers = num_workers
         self.seed = seed
+        self.padding_side = "right"
         self.splits: dict[str, Any] = {}
 
     @property
@@ -99,7 +103,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Rows padded to the longest of them, as tensors."""
-        return self.tokenizer.pad(rows, return_tensors="pt")
+        return self.tokenizer.pad(rows, padding_side=self.padding_side, return_tensors="pt")
 
     @property
     def _longest(self) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lit_spectral.errors import InputError
 
-__all__ = ["BUILT_IN", "fetch", "load_model", "load_tokenizer"]
+__all__ = ["BUILT_IN", "fetch", "load_model", "load_tokenizer", "tell_padding"]
 
 BUILT_IN = "tiny"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -84,7 +84,17 @@ def load_tokenizer(source: str) -> Any:
     if tokenizer.pad_token is None:
         # Decoders come without one. Padding is masked, so that any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise InputError(
+            f"backbone: the tokenizer of {source} has no token to pad with (pad, eos or unk); give it a pad token"
+        )
     return tokenizer
+
+
+def tell_padding(model: Any, tokenizer: Any) -> None:
+    """Have a model's config name the token that rows are padded with, by which some heads find a row's last token."""
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def _unavailable(source: str, error: Exception) -> InputError:

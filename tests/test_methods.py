@@ -293,7 +293,7 @@ def test_the_budget_is_that_of_its_definition(train, sensitivity):
     for adapter in adapters(task.model):
         sigma = torch.linalg.svdvals(adapter.weight.detach().double())[:6] ** sensitivity
         expected += 0.3 * float((sigma / sigma.sum() * adapter.delta.detach().double() ** 2).sum())
-    task.log = lambda name, value: logged.update({name: float(value)})
+    task.log = lambda name, value, **options: logged.update({name: float(value)})
     logged = {}
     task.on_before_optimizer_step(trainer.optimizers[0])
     assert logged["train/budget_penalty"] == pytest.approx(expected, rel=1e-5)

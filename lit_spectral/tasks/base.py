@@ -23,9 +23,12 @@ from torch.optim import Optimizer
 from lit_spectral import backbones
 from lit_spectral.adapters import Adapter, adapters, packed, trained_state
 from lit_spectral.callbacks import FactorRetraction, HeldBackbone, SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method
-from lit_spectral.tasks.fit_check import backbone_digest, check_checkpoint
+from lit_spectral.tasks.fit_check import backbone_digest, check_checkpoint, check_gradients
+from lit_spectral.tasks.objective import Objective
+from lit_spectral.tasks.padding_check import check_padding
 from lit_spectral.tasks.penalties import (
     add_budget_gradients,
     add_gradients_of,
@@ -83,6 +86,8 @@ class Task(pl.LightningModule):
         # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
         self.strict_loading = False
         self._rng_state: Tensor | None = None
+        self._objective = Objective()
+        self._gradients_checked = False
         self._output_layer: nn.Linear | None = None
         self._penalised: list[Adapter] = []
         self._budgets: list[Adapter] = []
@@ -96,12 +101,18 @@ class Task(pl.LightningModule):
         backbones.fetch(self.backbone)
 
     def configure_model(self) -> None:
-        """Load the backbone, freeze it, adapt it; a second call does nothing.
+        """Load the backbone, freeze it, adapt it, unless that is done, and agree with the data on how rows are padded.
 
         What was missing in the backbone's files is trained, and so is the head where `trains_head`.
         """
-        if self.model is not None:
-            return
+        if self.model is None:
+            self._adapt()
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, TextDataModule):
+            backbones.tell_padding(self.model, data.tokenizer)
+            data.padding_side = check_padding(self.model, data.tokenizer)
+
+    def _adapt(self) -> None:
         model, missing = self.load_model(backbones.fetch(self.backbone))
         encoder = model.base_model
         assert isinstance(encoder, nn.Module)
@@ -172,11 +183,23 @@ class Task(pl.LightningModule):
             for (ratio, decays), params in groups.items()
         ]
 
+    def mean_loss(self, summed: Tensor, count: Tensor | int) -> Tensor:
+        """What `training_step` returns of a batch's summed loss and what it is summed over: tokens, rows.
+
+        The objective of an optimizer step is the mean over all that its micro-batches score on all processes,
+        logged as `train/loss`.
+        """
+        if self._trainer is None:  # called by hand
+            return summed / max(float(count), 1.0)
+        return self._objective.part(summed, count, self.trainer)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the penalties and add the gradients of those that go that way, once an optimizer step.
+        """Log the loss and the penalties, and add the gradients of those that go that way, once an optimizer step.
 
         They are never part of the loss.
         """
+        if self._objective.value is not None:
+            self.log("train/loss", self._objective.value, prog_bar=True)
         coupled = [adapter for adapter in self._penalised if not adapter.decoupled_penalty]
         if coupled:
             self.log("train/orthogonality_penalty", add_orthogonality_gradients(coupled))
@@ -195,9 +218,19 @@ class Task(pl.LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, and let the method follow unless the step was skipped."""
+        """Step on the mean of all micro-batches, and let the method follow unless the step was skipped."""
+
+        def closure() -> Any:
+            result = optimizer_closure() if optimizer_closure is not None else None
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self._objective.finish(gradients, self.trainer)
+            if not self._gradients_checked:
+                check_gradients(self.model)
+                self._gradients_checked = True
+            return result
+
         skipped = self.skipped_steps
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
         if self.skipped_steps == skipped:
             self.method.after_step()
 

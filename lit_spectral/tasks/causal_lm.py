@@ -83,11 +83,8 @@ class CausalLM(Task):
             check_packing(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss over the scored tokens of the batch."""
-        summed, count = self._score(batch)
-        loss = summed / count.clamp(min=1)  # of rows that were cut, nothing may be scored
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        """Loss over the scored tokens."""
+        return self.mean_loss(*self._score(batch))
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""

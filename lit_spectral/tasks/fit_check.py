@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_spectral.adapters import DenseAdapter, named_changes
 from lit_spectral.errors import InputError
 from lit_spectral.svd_cache import content_digest
 
-__all__ = ["backbone_digest", "check_checkpoint"]
+__all__ = ["backbone_digest", "check_checkpoint", "check_gradients"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,22 @@ def check_checkpoint(
         raise InputError(f"the checkpoint's change is made otherwise ({', '.join(defining)}); give its settings")
     if changed:
         log.warning("settings that differ from the checkpoint's, of which the present ones hold: %s", settings)
+
+
+def check_gradients(model: Any) -> None:
+    """After a backward pass: InputError naming the adapters that it did not reach, so that they can't learn."""
+    idle = []
+    for name, change in named_changes(model).items():
+        trained = [p for p in model.get_submodule(name).parameters() if p.requires_grad]
+        # Of full fine-tuning the part that is used learns; nothing was put where it isn't.
+        if trained and all(p.grad is None for p in trained) and not isinstance(change, DenseAdapter):
+            idle.append(name)
+    drops_layers = any("layerdrop" in key and value for key, value in model.config.to_dict().items())
+    if idle and not drops_layers:  # else another batch may reach them
+        raise InputError(
+            f"{len(idle)} adapters get no gradient, since the model computes its loss without them ({_some(idle)}); "
+            "leave them out of --model.method.target_modules"
+        )
 
 
 def backbone_digest(pretrained: list[nn.Parameter]) -> str:

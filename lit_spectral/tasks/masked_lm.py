@@ -26,23 +26,22 @@ class MaskedLM(Task):
         return backbones.load_model(AutoModelForMaskedLM, folder)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss over the masked tokens of the batch."""
-        loss, _, _ = self._score(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        """Loss over the masked tokens."""
+        summed, _, count = self._score(batch)
+        return self.mean_loss(summed, count)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """`val/loss` and `val/accuracy` over masked tokens, each token of the set counted once."""
-        loss, accuracy, count = self._score(batch)
-        for name, value in (("val/loss", loss), ("val/accuracy", accuracy)):
+        summed, right, count = self._score(batch)
+        for name, value in (("val/loss", summed / max(count, 1)), ("val/accuracy", right / max(count, 1))):
             self.log(name, value, batch_size=count, prog_bar=True, sync_dist=True)
 
     def _score(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, int]:
+        """Summed loss over the masked tokens, how many of them are restored, and their number, which may be 0."""
         labels = batch["labels"]
         masked = labels != -100
         logits = self.model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         # Prompt methods put virtual tokens in front; the last positions are those of the batch.
         logits, wanted = logits[:, -labels.shape[1] :][masked].float(), labels[masked]
-        count = max(len(wanted), 1)  # a short batch may have nothing masked
-        loss = F.cross_entropy(logits, wanted, reduction="sum") / count
-        return loss, (logits.argmax(-1) == wanted).float().sum() / count, count
+        summed = F.cross_entropy(logits, wanted, reduction="sum")
+        return summed, (logits.argmax(-1) == wanted).float().sum(), len(wanted)

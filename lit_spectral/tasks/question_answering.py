@@ -89,11 +89,9 @@ class QuestionAnswering(Task):
         return start, end
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss over the windows of the batch."""
-        start, end = self(batch)
-        loss = _losses(start, end, batch).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        """Loss over the windows."""
+        losses = _losses(*self(batch), batch)
+        return self.mean_loss(losses.sum(), len(losses))
 
     def on_validation_epoch_start(self) -> None:
         """Start with no window read."""

@@ -52,10 +52,7 @@ class SequenceClassification(Task):
         if self.num_labels is None:
             self.num_labels = self._from_data("num_labels")
         loaded = backbones.load_model(AutoModelForSequenceClassification, folder, num_labels=self.num_labels)
-        config: Any = loaded[0].config
-        if getattr(config, "pad_token_id", None) is None:
-            # Decoders read the class off the last token that is not padding, and must know which is.
-            config.pad_token_id = backbones.load_tokenizer(folder).pad_token_id
+        backbones.tell_padding(loaded[0], backbones.load_tokenizer(folder))
         return loaded
 
     def setup(self, stage: str) -> None:
@@ -78,16 +75,14 @@ class SequenceClassification(Task):
         return logits.float()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the batch."""
+        """Summed over the batch."""
         if self.num_labels == 1:
-            return F.mse_loss(logits.squeeze(-1), labels.float())
-        return F.cross_entropy(logits, labels)
+            return F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+        return F.cross_entropy(logits, labels, reduction="sum")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The task's loss alone."""
-        loss = self.loss(self(batch), batch["labels"])
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        """Loss over the rows."""
+        return self.mean_loss(self.loss(self(batch), batch["labels"]), len(batch["labels"]))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics on the sets that the data module names (`val`, for MNLI `val_mismatched` too)."""
@@ -105,7 +100,7 @@ class SequenceClassification(Task):
     def _evaluate(self, batch: dict[str, Tensor], name: str) -> None:
         logits, labels = self(batch), batch["labels"]
         options: dict[str, Any] = {"batch_size": len(labels), "add_dataloader_idx": False, "on_epoch": True}
-        self.log(f"{name}/loss", self.loss(logits, labels), sync_dist=True, **options)
+        self.log(f"{name}/loss", self.loss(logits, labels) / len(labels), sync_dist=True, **options)
         predictions = self._predictions(logits)
         for metric_name, metric in self.metrics[name].items():  # type: ignore[operator]
             metric.update(predictions, labels)

@@ -1,0 +1,85 @@
+"""Whether a row's result is the same alone and beside longer rows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_spectral.errors import InputError
+
+__all__ = ["Side", "check_padding"]
+
+Side = Literal["left", "right"]
+TEXTS = ["one two three", "four five six seven eight nine ten eleven twelve"]
+
+
+def check_padding(model: Any, tokenizer: Any) -> Side:
+    """The side on which rows are to be padded, as two short texts show, each alone and both in a batch.
+
+    On the right where that is possible: positions of most architectures are counted from the left, padding
+    included. Costs a few passes of a dozen tokens; leaves the model's mode as it was.
+
+    Args:
+        model: with its head, adapted or not, in the precision of its weights.
+        tokenizer: whose padding token it is.
+
+    Raises:
+        InputError: a row's result depends on padding on either side, or the tokenizer has tokens that the model hasn't.
+    """
+    encoded = tokenizer(TEXTS)
+    rows = [{name: values[index] for name, values in encoded.items()} for index in range(len(TEXTS))]
+    known = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.pad_token_id, *(token for row in rows for token in row["input_ids"]))
+    if largest >= known:
+        raise InputError(
+            f"data.tokenizer: its token {tokenizer.convert_ids_to_tokens(largest)!r} is number {largest}, and the "
+            f"backbone has {known}; give the backbone's own tokenizer"
+        )
+    training = model.training
+    model.eval()
+    try:
+        alone = [_result(model, tokenizer, [row], "right")[0] for row in rows]
+        differences = {side: _difference(alone, rows, _result(model, tokenizer, rows, side), side) for side in _SIDES}
+    finally:
+        model.train(training)
+    rounding = 1e-3 if alone[0].dtype in {torch.float32, torch.float64} else 0.1
+    for side in _SIDES:
+        if differences[side] <= rounding:
+            return side
+    raise InputError(
+        f"backbone: under this method a row's result depends on the padding beside it (by {differences['right']:.2g} "
+        "standard deviations); give another backbone or method, or --data.batch_size 1 --data.eval_batch_size 1"
+    )
+
+
+_SIDES: tuple[Side, Side] = ("right", "left")
+
+
+@torch.no_grad()
+def _result(model: Any, tokenizer: Any, rows: list[dict[str, Any]], side: Side) -> Tensor:
+    """Logits (rows, …)."""
+    device = model.get_input_embeddings().weight.device
+    batch = tokenizer.pad(rows, padding_side=side, return_tensors="pt").to(device)
+    with torch.autocast(device.type, enabled=False):
+        outputs = model(**batch)
+    logits: Tensor = outputs.start_logits if hasattr(outputs, "start_logits") else outputs.logits
+    return logits
+
+
+def _difference(alone: list[Tensor], rows: list[dict[str, Any]], together: Tensor, side: Side) -> float:
+    """Largest difference of a row's logits, in standard deviations of its logits.
+
+    Logits of tokens are counted from the end: prompt methods put virtual tokens in front.
+    """
+    by_token = together.shape[1] >= max(len(row["input_ids"]) for row in rows)
+    largest = 0.0
+    for row, single, batched in zip(rows, alone, together, strict=True):
+        if by_token:
+            length, longest = len(row["input_ids"]), max(len(other["input_ids"]) for other in rows)
+            start = batched.shape[0] - (longest if side == "right" else length)
+            single, batched = single[-length:], batched[start : start + length]
+        spread = torch.cat([each.flatten() for each in alone]).float().std().clamp(min=1e-6)
+        largest = max(largest, float((single - batched).float().abs().max() / spread))
+    return largest
