@@ -75,15 +75,20 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
 
 def load_tokenizer(source: str) -> Any:
     """The backbone's tokenizer, with a padding token; InputError when it can't be had."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source).get_text_config() if tokenizer.pad_token is None else None
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise _unavailable(source, error) from error
-    if tokenizer.pad_token is None:
-        # Decoders come without one. Padding is masked, so that any token will do.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if config is not None:
+        # Decoders come without one. Padding is masked, so that any token will do where the model names none.
+        named = getattr(config, "pad_token_id", None)
+        known = isinstance(named, int) and 0 <= named < len(tokenizer)
+        tokenizer.pad_token = (
+            tokenizer.convert_ids_to_tokens(named) if known else tokenizer.eos_token or tokenizer.unk_token
+        )
     if tokenizer.pad_token_id is None:
         raise InputError(
             f"backbone: the tokenizer of {source} has no token to pad with (pad, eos or unk); give it a pad token"

@@ -110,7 +110,8 @@ class Task(pl.LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, TextDataModule):
             backbones.tell_padding(self.model, data.tokenizer)
-            data.padding_side = check_padding(self.model, data.tokenizer)
+            if max(data.batch_size, data.eval_batch_size) > 1:
+                data.padding_side = check_padding(self.model, data.tokenizer)
 
     def _adapt(self) -> None:
         model, missing = self.load_model(backbones.fetch(self.backbone))

@@ -42,6 +42,12 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
     try:
         alone = [_result(model, tokenizer, [row], "right")[0] for row in rows]
         differences = {side: _difference(alone, rows, _result(model, tokenizer, rows, side), side) for side in _SIDES}
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"backbone: it can't read rows padded with {tokenizer.pad_token!r} ({reason}); "
+            "give its config.json and tokenizer the pad token that it was trained with"
+        ) from error
     finally:
         model.train(training)
     rounding = 1e-3 if alone[0].dtype in {torch.float32, torch.float64} else 0.1

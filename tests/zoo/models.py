@@ -59,7 +59,15 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma": ("gemma", GROUPED),
     "Gemma 2": ("gemma2", GROUPED),
     "Gemma 3": ("gemma3_text", GROUPED),
-    "Gemma 3, with vision": ("gemma3", {}),
+    "Gemma 3, with vision": (
+        "gemma3",
+        {
+            "text_config": {**SMALL, **GROUPED},
+            "vision_config": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+                              "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
+            "mm_tokens_per_image": 4, "image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62,
+        },
+    ),
     "Phi-2": ("phi", {}),
     "Phi-3": ("phi3", {"num_key_value_heads": 2}),
     "SmolLM3": ("smollm3", GROUPED),
@@ -73,38 +81,37 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-OSS": ("gpt_oss", {**GROUPED, "num_local_experts": 4}),
     "Mamba": ("mamba", {"state_size": 8}),
     "LFM2": ("lfm2", {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
-}
+}  # fmt: skip
 MODELS = ENCODERS | DECODERS
+# From a task to what transformers calls its heads.
 TASKS = {
-    "SequenceClassification": "AutoModelForSequenceClassification",
-    "QuestionAnswering": "AutoModelForQuestionAnswering",
-    "MaskedLM": "AutoModelForMaskedLM",
-    "CausalLM": "AutoModelForCausalLM",
+    "SequenceClassification": "SEQUENCE_CLASSIFICATION",
+    "QuestionAnswering": "QUESTION_ANSWERING",
+    "MaskedLM": "MASKED_LM",
+    "CausalLM": "CAUSAL_LM",
 }
 
 
 def config(name: str) -> Any:
-    """The tiny config of an architecture."""
+    """The tiny config of an architecture, without dropout."""
     model_type, settings = MODELS[name]
-    if model_type == "gemma3":
-        vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
-                  "image_size": 16, "patch_size": 8}  # fmt: skip
-        special = {key: value for key, value in SMALL.items() if key.endswith("token_id")}
-        return transformers.Gemma3Config(
-            text_config={**SMALL, **GROUPED}, vision_config=vision, mm_tokens_per_image=4, image_token_index=60,
-            boi_token_index=61, eoi_token_index=62, **special,
-        )  # fmt: skip
     given = {key: value for key, value in {**SMALL, **settings}.items() if value is not None}
-    return transformers.AutoConfig.for_model(model_type, **given)
+    made = transformers.AutoConfig.for_model(model_type, **given)
+    for key, value in vars(made).items():
+        if "drop" in key and isinstance(value, float):
+            setattr(made, key, 0.0)
+    return made
 
 
 def has_task(name: str, task: str) -> bool:
-    """Whether transformers has a head of the task for the architecture."""
-    return type(config(name)) in getattr(transformers, TASKS[task])._model_mapping
+    """Whether transformers has a head of the task for the architecture; decoders out of encoders are not counted."""
+    if task == "CausalLM" and name not in DECODERS:
+        return False
+    return type(config(name)) in getattr(transformers, f"MODEL_FOR_{TASKS[task]}_MAPPING")
 
 
 def make(name: str, task: str) -> Any:
     """A random model of an architecture with a task's head, always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return getattr(transformers, TASKS[task]).from_config(config(name)).eval()
+        return getattr(transformers, f"AutoModelFor{task}").from_config(config(name)).eval()
