@@ -211,3 +211,13 @@ def test_a_map_that_the_loss_does_not_reach_stops_the_run(train, backbone_folder
 
     with pytest.raises(InputError, match=r"^6 adapters get no gradient.*layer\.0\.attention\.self\.query"):
         train(None, task=Dropping(backbone_folder("bert"), LoRA(rank=2), num_labels=2))
+
+
+def test_a_change_of_peft_that_can_not_be_folded_stops_folding():
+    import peft
+
+    model = peft.get_peft_model(make("Llama", "CausalLM"), peft.LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"^fold: .*embed_tokens changes a Embedding, no linear map"):
+        ad.fold(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

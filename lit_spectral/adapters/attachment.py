@@ -38,15 +38,22 @@ def fold(model: nn.Module) -> None:
     """Add every ΔW to its weight (float32 arithmetic), so that the model runs at the backbone's speed.
 
     Raises:
-        InputError: `HeldBackbone` holds a weight in bfloat16, and would undo its rounding on another weight.
+        InputError: `HeldBackbone` holds a weight in bfloat16, and would undo its rounding on another weight; or a
+            layer of peft changes something else than a linear map. Nothing is folded then.
     """
-    for name, adapter in model.named_modules():
-        if isinstance(adapter, Adapter) and getattr(adapter.weight, "held", False):
+    changes = named_changes(model)
+    for name, module in model.named_modules():
+        if isinstance(module, Adapter) and getattr(module.weight, "held", False):
             raise InputError(
                 f"{name} is held in bfloat16 while it trains; fold the model after training, "
                 "or give the callback HeldBackbone enabled=False"
             )
-    for change in named_changes(model).values():
+        if is_peft_layer(module) and name not in changes:
+            kind = type(module.get_base_layer()).__name__  # type: ignore[operator]
+            raise InputError(
+                f"fold: {name} changes a {kind}, which is no linear map with floats for weights; run unfolded"
+            )
+    for change in changes.values():
         change.fold()
 
 

@@ -112,7 +112,7 @@ def _default_targets(modules: dict[str, nn.Module], reading: Reading) -> dict[st
         inside = {name: module for name, module in inside.items() if name in used or any(module.children())}
     for name, module in inside.items():
         if resembles_linear(module):
-            raise InputError(f"{name} is {_what_it_is(module)}; give a backbone with plain weights, or target_modules")
+            raise InputError(f"{name} is {_what_it_is(module)}; give the backbone with its plain weights")
     found = {name: module for name, module in inside.items() if is_linear(module)}
     by_parent: dict[str, list[Call]] = defaultdict(list)
     for call in reading.calls or []:
