@@ -163,7 +163,7 @@ def test_a_decoder_under_another_name_has_the_same_defaults():
             "Mixtral",
             [r"mlp\.experts \(MixtralExperts: gate_up_proj, down_proj\)", r"mlp\.gate \(MixtralTopKRouter", "9%"],
         ),
-        ("Qwen2-MoE", [r"mlp\.shared_expert_gate \(too small for this rank\)", "Qwen2MoeExperts"]),
+        ("Qwen2-MoE", [r"mlp\.shared_expert_gate \(gates of one row\)", "Qwen2MoeExperts"]),
         ("Gemma 3, with vision", [r"self_attn\.out_proj, mlp\.fc1, mlp\.fc2 \(not used when text is read\)"]),
         ("XLNet", ["XLNetRelativeAttention: q, k, v, o"]),
     ],
@@ -176,6 +176,14 @@ def test_what_the_default_leaves_out_is_one_line(name, said, caplog):
     assert "\n" not in line
     for part in said:
         assert re.search(part, line)
+
+
+def test_a_map_that_the_rank_does_not_fit_into_is_left_out_and_named(caplog):
+    model = make("Llama", "CausalLM")  # keys and values of 16 rows
+    with caplog.at_level(logging.INFO, logger="lit_spectral"):
+        LoRA(rank=20).apply(model, model.base_model)
+    assert {name.rpartition(".")[2] for name in ad.named_changes(model)} == {"q_proj", "up_proj", "down_proj"}
+    assert "self_attn.k_proj, self_attn.v_proj (too small for this rank)" in caplog.text
 
 
 def test_where_nothing_is_left_out_nothing_is_said(caplog):

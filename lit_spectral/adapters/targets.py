@@ -89,6 +89,8 @@ def left_out(model: nn.Module, targets: Collection[str], too_small: Collection[s
             continue
         if name in too_small:
             reasons["too small for this rank"].append(ending)
+        elif is_linear(module) and min(linear_shape(module)) == 1:
+            reasons["gates of one row"].append(ending)
         elif not is_linear(module):
             kind = f"{ending} ({type(module).__name__}: {', '.join(matrices)})"
             reasons["no linear maps, which stay as they are"].append(kind)
@@ -113,7 +115,7 @@ def _default_targets(modules: dict[str, nn.Module], reading: Reading) -> dict[st
     for name, module in inside.items():
         if resembles_linear(module):
             raise InputError(f"{name} is {_what_it_is(module)}; give the backbone with its plain weights")
-    found = {name: module for name, module in inside.items() if is_linear(module)}
+    found = {name: module for name, module in inside.items() if is_linear(module) and min(linear_shape(module)) > 1}
     by_parent: dict[str, list[Call]] = defaultdict(list)
     for call in reading.calls or []:
         members = by_parent[call.name.rpartition(".")[0]]

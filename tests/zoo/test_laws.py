@@ -25,6 +25,7 @@ from lit_spectral.methods import (
     RandomSVDLoRA,
     RsLoRA,
 )
+from zoo.matrix import FILE, matrix
 from zoo.models import DECODERS, MODELS, has_task, make
 
 # One of each kind of adapter; the others only start, are held or learn otherwise.
@@ -156,3 +157,7 @@ def test_an_answer_is_the_same_alone_and_in_a_batch(name, tokenizer):
     prompts = [WORDS[0], " ".join(WORDS[:9]), " ".join(WORDS[4:7])]
     together = generate(model, tokenizer, prompts, max_new_tokens=8)
     assert together == [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+
+
+def test_the_page_on_architectures_says_what_there_is():
+    assert FILE.read_text(encoding="utf-8") == matrix()
