@@ -126,8 +126,8 @@ class BERTScore:
 
 def _states(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
     """Of each text, its tokens' states of length 1 (tokens, width), without those of special tokens."""
-    options = {"padding": True, "truncation": True, "return_special_tokens_mask": True, "return_tensors": "pt"}
-    batch = tokenizer(list(texts), **options)
+    options = {"padding": True, "padding_side": "right", "truncation": True, "return_special_tokens_mask": True}
+    batch = tokenizer(list(texts), return_tensors="pt", **options)
     kept = batch.pop("special_tokens_mask") == 0
     states = model(**batch.to(model.device)).last_hidden_state.float()
     return [F.normalize(row[mask], dim=-1) for row, mask in zip(states, kept.to(states.device), strict=True)]

@@ -1,6 +1,7 @@
 """Metrics of generated text against their definitions, worked out here."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -83,8 +84,11 @@ def test_bert_score_is_the_greedy_match_of_states(backbone_folder):
     assert text_metrics.BERTScore(folder, layer=1)(texts, references) == pytest.approx(expected, abs=1e-5)
 
 
-def test_bert_score_pairs_texts_of_any_length(backbone_folder):
-    score = text_metrics.BERTScore(backbone_folder("bert"), layer=2)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_bert_score_pairs_texts_of_any_length(side, backbone_folder, tmp_path):
+    folder = shutil.copytree(backbone_folder("bert"), tmp_path / "bert")
+    transformers.AutoTokenizer.from_pretrained(folder, padding_side=side).save_pretrained(folder)
+    score = text_metrics.BERTScore(str(folder), layer=2)
     texts = ["cat dog", "bird ran flew", "hill", " ".join(WORDS * 8), ""]
     references = ["the cat dog bird", "bird ran", "hill tree and", "the cat", "the mat"]
     alone = [score([text], [reference]) for text, reference in zip(texts, references, strict=True)]

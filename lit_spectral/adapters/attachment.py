@@ -50,9 +50,7 @@ def fold(model: nn.Module) -> None:
             )
         if is_peft_layer(module) and name not in changes:
             kind = type(module.get_base_layer()).__name__  # type: ignore[operator]
-            raise InputError(
-                f"fold: {name} changes a {kind}, which is no linear map with floats for weights; run unfolded"
-            )
+            raise InputError(f"fold: {name} changes a {kind}, no linear map with floats for weights; run unfolded")
     for change in changes.values():
         change.fold()
 
