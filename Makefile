@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 # Set-up is done again when what is to be installed has changed.
 READY := .venv/.ready
 
-.PHONY: quickstart test lint real bench clean
+.PHONY: quickstart test lint zoo real bench clean
 
 quickstart: $(READY)  ## LoRA beside FCLoRA on text that ships with Python
 	$(BIN)/lit-spectral quickstart
@@ -19,6 +19,9 @@ lint: $(READY)  ## style, and types of the package as it is built
 	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 	rm -rf build
+
+zoo: $(READY)  ## every architecture under every method, a few minutes
+	$(BIN)/pytest -n auto -m zoo tests/zoo
 
 real: $(READY)  ## a few dozen steps on a real backbone and MRPC, from LIT_SPECTRAL_BACKBONE and LIT_SPECTRAL_MRPC
 	$(BIN)/pytest -m real
