@@ -16,9 +16,10 @@ test: $(READY) lint  ## all tests, in parallel
 lint: $(READY)  ## style, and types of the package as it is built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/typed .
+	rm -rf build/lib build/typed  # and not build: a strict editable install lies there
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
-	rm -rf build
+	rm -rf build/lib build/typed
 
 real: $(READY)  ## a few dozen steps on a real backbone and MRPC, from LIT_SPECTRAL_BACKBONE and LIT_SPECTRAL_MRPC
 	$(BIN)/pytest -m real
