@@ -35,6 +35,7 @@ def places(tmp_path_factory):
     folder, made = shared / "packaging", shared / "packaging" / "made"
     with FileLock(shared / "packaging.lock"):  # made once for all processes of a session
         if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # one that came to no end
             make(folder)
             made.touch()
     return folder
@@ -43,11 +44,11 @@ def places(tmp_path_factory):
 def make(folder):
     litter = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "lightning_logs", "runs")
     shutil.copytree(ROOT, folder / "checkout", ignore=litter)
-    build = "from setuptools import build_meta; build_meta.build_wheel('{0}'); build_meta.build_sdist('{0}')"
-    run(sys.executable, "-c", build.format(folder / "built"), cwd=folder / "checkout")
+    build = "import sys; from setuptools.build_meta import *; to = sys.argv[1]; build_wheel(to)"
+    run(sys.executable, "-c", f"{build}; build_sdist(to)", folder / "built", cwd=folder / "checkout")
     (source,) = folder.glob("built/*.tar.gz")
     shutil.unpack_archive(source, folder / "unpacked")
-    run(sys.executable, "-c", build.format(folder / "rebuilt"), cwd=next(folder.glob("unpacked/*")))
+    run(sys.executable, "-c", build, folder / "rebuilt", cwd=next(folder.glob("unpacked/*")))
     (wheel,) = folder.glob("built/*.whl")
     environment(folder / "none")
     environment(folder / "wheel", wheel)
@@ -63,7 +64,8 @@ def environment(folder, *installed):
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     (packages,) = folder.glob("lib/*/site-packages")
     for library in (entry for path in sys.path if Path(path).name == "site-packages" for entry in Path(path).iterdir()):
-        if "lit_spectral" not in library.name and not (packages / library.name).exists():
+        ours = "lit_spectral" in library.name or library.name == "__pycache__"
+        if not ours and not (packages / library.name).exists():
             (packages / library.name).symlink_to(library)
     if installed:
         run(folder / "bin" / "python", "-m", "pip", "install", *NO_INDEX, *installed)
