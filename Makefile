@@ -16,9 +16,10 @@ test: $(READY) lint  ## all tests, in parallel
 lint: $(READY)  ## style, and types of the package as it is built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/typed .
+	rm -rf build/lib build/typed  # and not build: a strict editable install lies there
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
-	rm -rf build
+	rm -rf build/lib build/typed
 
 zoo: $(READY)  ## every architecture under every method, a few minutes
 	$(BIN)/pytest -n auto -m zoo tests/zoo

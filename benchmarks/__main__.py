@@ -24,6 +24,7 @@ import torch
 from benchmarks import models, once
 from benchmarks.contenders import CONTENDERS
 from benchmarks.measure import Ratio, counts, in_turn, ratio
+from lit_spectral.terminal import print_anything
 
 # What is compared: row, ours, against, aims on an encoder and on a decoder.
 STEPS: list[tuple[str, str, str, tuple[float | None, float | None]]] = [
@@ -143,6 +144,7 @@ def measure_once(name: str, rows: list[str], rounds: int, report: Report) -> Non
 
 def main() -> None:
     """Measure what the command line asks for, print the table and write the JSON."""
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(models.SIZES), default=["base"])
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])

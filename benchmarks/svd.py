@@ -29,6 +29,7 @@ from lit_spectral.backbones import load_model
 from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.partial_svd import partial_svd, singular_values
 from lit_spectral.svd_cache import SVDCache
+from lit_spectral.terminal import print_anything
 
 
 def matrices(backbones: list[str], random: list[int]) -> Iterator[tuple[str, Tensor]]:
@@ -117,6 +118,7 @@ def table(results: dict[str, dict[str, Any]], rank: int) -> str:
 
 def main() -> None:
     """Measure what the command line asks for, and print the table."""
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="*", default=[], help="folders in Hugging Face format")
     parser.add_argument("--random", nargs="*", type=int, default=[], help="sides of Gaussian matrices")

@@ -173,6 +173,11 @@ def _load(files: Sequence[Path], name: str, field: str | None = None) -> Any:
         cause = error.__cause__ or error
         if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
             raise InputError(f"data.path: {name} is empty") from error
+        if isinstance(cause, OSError) and cause.filename is not None and Path(cause.filename) not in files:
+            raise InputError(
+                f"data: datasets can't keep what it reads in {datasets.config.HF_DATASETS_CACHE} ({cause}); "
+                "set HF_HOME to a folder"
+            ) from error
         reason = _first_broken_line(files) or f"{files[0]} can't be read: {_first_line(cause)}"
         raise InputError(reason) from error
 

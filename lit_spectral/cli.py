@@ -7,16 +7,19 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-import lit_spectral.callbacks
 import lit_spectral.datamodules  # noqa: F401  (short class names work for what is imported)
+from lit_spectral import __version__
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Method
+from lit_spectral.paths import config_file
 from lit_spectral.tasks import Task
+from lit_spectral.terminal import print_anything
 
 __all__ = ["SpectralCLI", "main", "run"]
 
@@ -59,6 +62,16 @@ def _parser_log() -> logging.Logger:
     return logger
 
 
+class _Config(ActionConfigFile):
+    """`--config`, which finds the files that ship with this package too."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Read one of them."""
+        # What has a colon is a URL, or the settings themselves.
+        file = values if ":" in values else str(config_file(values))
+        super().__call__(parser, namespace, file, option_string)  # type: ignore[no-untyped-call]
+
+
 class _SaveConfig(SaveConfigCallback):
     """Keeps a run's settings beside its logs; without logs there is no folder of the run's own to write to."""
 
@@ -81,7 +94,7 @@ class SpectralCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         shared = {"logger": _parser_log()}
-        about = {"description": DESCRIPTION, "epilog": EPILOG}
+        about = {"prog": "lit-spectral", "description": DESCRIPTION, "epilog": EPILOG}
         warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
         super().__init__(
             Task,
@@ -96,6 +109,13 @@ class SpectralCLI(LightningCLI):
             args=args,
             run=run,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As LightningCLI's, with our `--config`."""
+        parser = LightningArgumentParser(dump_header=[f"lit-spectral=={__version__}"], **kwargs)
+        about = "YAML of settings: a file of yours, or a shipped configs/NAME.yaml. May be repeated."
+        parser.add_argument("-c", "--config", action=_Config, help=about)
+        return parser
 
 
 def run(args: list[str] | None = None) -> SpectralCLI:
@@ -130,11 +150,12 @@ def _templates_as_text(args: list[str]) -> list[str]:
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a mistake in what was given is one line on stderr and exit status 2."""
     args = sys.argv[1:] if args is None else args
+    print_anything()
     try:
         if args[:1] == ["quickstart"]:
             from lit_spectral import quickstart
 
-            quickstart.run(args[1] if len(args) > 1 else "configs/quickstart.yaml", _build)
+            quickstart.run(args[1:], _build)
         elif args[:1] == ["humaneval"]:
             from lit_spectral import humaneval
 

@@ -1,16 +1,66 @@
-"""Where this package keeps what it computes once: spectra, the built-in backbone."""
+"""Where files are: what this package keeps, and the configs that it ships."""
 
 from __future__ import annotations
 
+import codecs
+import difflib
+import locale
+import logging
 import os
+from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["cache_folder"]
+from lit_spectral.errors import InputError
+
+__all__ = ["cache_folder", "config_file"]
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder(name: str) -> Path:
-    """A folder below `$LIT_SPECTRAL_CACHE` (default `~/.cache/lit_spectral`), made if missing."""
-    root = Path(os.environ.get("LIT_SPECTRAL_CACHE") or Path.home() / ".cache" / "lit_spectral")
-    folder = root / name
-    folder.mkdir(parents=True, exist_ok=True)
+    """A folder below `$LIT_SPECTRAL_CACHE` (default `~/.cache/lit_spectral`), made if missing.
+
+    Raises:
+        InputError: it can't be made, or not be written to.
+    """
+    try:
+        root = Path(os.environ.get("LIT_SPECTRAL_CACHE") or Path.home() / ".cache" / "lit_spectral")
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise InputError(f"the cache can't be made ({error}); set LIT_SPECTRAL_CACHE to a folder") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the cache {folder} can't be written to; set LIT_SPECTRAL_CACHE to a folder")
     return folder
+
+
+def config_file(given: str) -> Path:
+    """The file that `--config` names: one's own, or of `configs/NAME.yaml` that there isn't the one that ships.
+
+    Raises:
+        InputError: there is neither; a file with text that would be read in another encoding than UTF-8.
+    """
+    own, file = os.path.expanduser(given), Path(given)
+    if os.path.isdir(own):
+        raise InputError(f"config: {given} is a folder; give a file")
+    if os.path.exists(own):
+        _check_encoding(Path(own))
+        return Path(own)
+    shipped = {path.name: Path(str(path)) for path in files("lit_spectral.configs").iterdir()}
+    shipped = {name: path for name, path in shipped.items() if path.suffix == ".yaml"}
+    if file.parts == ("configs", file.name) and file.name in shipped:
+        log.info("config: %s is the one that ships with lit-spectral", given)
+        return shipped[file.name]
+    close = difflib.get_close_matches(file.name, shipped, 1) or ["quickstart.yaml"]
+    raise InputError(
+        f"config: there is no file {given} in {os.getcwd()}; give one, or one that ships, such as configs/{close[0]}"
+    )
+
+
+def _check_encoding(file: Path) -> None:
+    """The parser reads in the locale's encoding, which mistakes all but ASCII where that isn't UTF-8."""
+    encoding = locale.getpreferredencoding(False)
+    if codecs.lookup(encoding).name != "utf-8" and file.is_file() and not file.read_bytes().isascii():
+        raise InputError(
+            f"config: {file} holds more than ASCII, which this locale reads as {encoding}; set PYTHONUTF8=1"
+        )

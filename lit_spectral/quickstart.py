@@ -9,17 +9,27 @@ from typing import Any
 
 from lit_spectral.comparison import command
 from lit_spectral.datamodules.corpora import PYTHON_DOCS
+from lit_spectral.errors import Parser
+from lit_spectral.paths import config_file
 
 __all__ = ["run"]
 
 
-def run(config: str, build: Callable[[list[str]], Any]) -> Path:
+def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     """Compare both on a config, in a new folder; returns the page's file.
 
     Args:
-        config: YAML of a sentence task on an encoder with a masked-language head.
+        args: of `lit-spectral quickstart`.
         build: as in `lit_spectral.comparison.command.run`.
+
+    Raises:
+        InputError: as in `lit_spectral.comparison.command.run`.
     """
+    parser = Parser(prog="lit-spectral quickstart", description="LoRA beside FCLoRA on text that ships with Python.")
+    parser.add_argument("config", nargs="?", default="configs/quickstart.yaml", metavar="CONFIG",
+                        help="a sentence task on an encoder with a masked-language head (%(default)s)")  # fmt: skip
+    config = parser.parse_args(args).config
+    config_file(config)
     folder = Path("runs", "quickstart", time.strftime("%Y%m%d-%H%M%S"))
     given = {"config": config, "seeds": "42", "corpora": PYTHON_DOCS, "limit": "1000", "output_folder": str(folder)}
     print(f"curves while it runs: tensorboard --logdir {folder}")

@@ -1,12 +1,20 @@
 """Tiny random backbones and data folders, made once a session; nothing is downloaded."""
+# ruff: noqa: E402
 
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before any library looks there: neither tests nor the processes that they start see the user's home.
+HOME = tempfile.TemporaryDirectory(prefix="lit_spectral_home_")
+for name in [name for name in os.environ if name.startswith(("GIT_", "HF_", "XDG_"))]:
+    del os.environ[name]
+os.environ |= {"HOME": HOME.name, "GIT_CONFIG_NOSYSTEM": "1"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+if "LIT_SPECTRAL_BACKBONE" not in os.environ:  # tests on a real one take what there is
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # figures are compared to their last digits
 
 import lightning.pytorch as pl
 import pytest
@@ -138,9 +146,11 @@ def mrpc_folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """The package's cache, away from the user's, shared by the tests of a process."""
+def surroundings(tmp_path_factory, monkeypatch):
+    """The package's cache, shared by the tests of a process, and a terminal, both not the user's."""
     monkeypatch.setenv("LIT_SPECTRAL_CACHE", str(tmp_path_factory.getbasetemp() / "lit_spectral"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 @pytest.fixture

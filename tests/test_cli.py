@@ -1,5 +1,6 @@
 """The command line, driven in this process or, where a second process is the point, in one of its own."""
 
+import io
 import json
 import os
 import shutil
@@ -161,6 +162,17 @@ def test_help_names_the_subcommands():
     done = subprocess.run([sys.executable, "-m", "lit_spectral", "--help"], capture_output=True, text=True, check=True)
     assert "fit" in done.stdout
     assert "quickstart" in done.stdout
+
+
+@pytest.mark.parametrize("verb", [[], ["fit"], ["quickstart"], ["humaneval"], ["retain"], ["compare"]])
+def test_help_is_shown_whatever_the_terminal_can_show(verb, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*verb, "--help"])
+    sys.stdout.flush()
+    assert not stop.value.code
+    assert b"usage: lit-spectral" in shown.getvalue()
 
 
 def test_a_run_without_logs_leaves_a_file_of_the_users_alone(fit, tmp_path):

@@ -65,6 +65,15 @@ def test_a_program_that_hangs_is_timed_out(hang):
 
 
 @isolated
+def test_a_caller_whose_files_are_for_no_one_else_can_run_programs():
+    before = os.umask(0o077)
+    try:
+        assert run("open('file', 'w').write('x')").status == "passed"
+    finally:
+        os.umask(before)
+
+
+@isolated
 def test_input_is_at_its_end():
     assert run("input()").error == "EOFError: EOF when reading a line"
 
@@ -216,7 +225,7 @@ def test_the_environment_stays_outside(monkeypatch):
 
 @isolated
 def test_open_files_stay_outside(tmp_path):
-    with open(tmp_path / "open", "w") as file:
+    with open(tmp_path / "open", "w", encoding="utf-8") as file:
         os.set_inheritable(file.fileno(), True)
         program = "import os\nopen_ = []\nfor fd in range(64):\n    try: open_.append((fd, os.fstat(fd).st_ino))\n"
         outcome = run(f"{program}    except OSError: pass\nraise ValueError(len(open_))")

@@ -1,8 +1,10 @@
 """`lit-spectral compare`: what is run, what is not run again, and what is made of it."""
 
 import csv
+import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -63,7 +65,7 @@ def test_what_a_method_lacks_is_left_open_and_shown_of_the_others(tmp_path):
     column = found.headings().index("largest ‖ΔW‖₂")
     assert [row[column] for row in found.rows()] == ["1.00", "–"]
     write_csv(found, tmp_path)
-    with open(tmp_path / "table.csv") as file:
+    with open(tmp_path / "table.csv", encoding="utf-8") as file:
         assert [row["largest_norm"] for row in csv.DictReader(file)] == ["1.0", ""]
 
 
@@ -185,10 +187,10 @@ def test_runs_are_made_once_and_the_tables_tell_all(compare):
     assert [[flag for flag in command if "seed" in flag][:2] for command in ran] == [
         ["--seed_everything=1", "--data.seed=1"]
     ] * 2
-    with open(FOLDER / "runs.csv") as file:
+    with open(FOLDER / "runs.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for s in "01" for m in ("LoRA", "FCLoRA")]
-    with open(FOLDER / "table.csv") as file:
+    with open(FOLDER / "table.csv", encoding="utf-8") as file:
         lora, fclora = csv.DictReader(file)
     for measure in ("val/accuracy", "val/loss", "retention/text/accuracy"):
         mean = sum(float(r[f"metrics/{measure}" if "val" in measure else measure]) for r in rows[0::2]) / 2
@@ -201,16 +203,47 @@ def test_runs_are_made_once_and_the_tables_tell_all(compare):
 
 def test_the_page_needs_nothing_else_and_shows_what_was_lost(compare):
     compare("--corpora", "text.txt")
-    html = (FOLDER / "index.html").read_text()
+    html = (FOLDER / "index.html").read_text(encoding="utf-8")
     assert "<td>" in html
     assert "loss of text accuracy (less is better)" in html
     assert not [part for part in ('src="', "<link", "@import", 'href="http', "url(http") if part in html]
 
 
+def test_the_table_is_printed_whatever_the_terminal_can_show(compare, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    compare(methods=["LoRA"])
+    sys.stdout.flush()
+    assert b"page: runs/compare/tiny/index.html" in shown.getvalue()
+
+
+def test_a_config_that_ships_is_compared_from_anywhere(compare, backbone_folder, mrpc_folder):
+    ours = ["--config=configs/lora_roberta_mrpc.yaml", "--trainer.max_epochs=1"]
+    compare(*ours, f"--model.backbone={backbone_folder('bert')}", f"--data.path={mrpc_folder}", methods=["LoRA"])
+    assert Path("runs/compare/lora_roberta_mrpc/index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("here", "status"),
+    [
+        (True, 3),
+        pytest.param(False, 0, marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="-m always looks here")),
+    ],
+)
+def test_runs_import_from_the_current_folder_only_if_the_comparison_does(here, status, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)] * here + [folder for folder in sys.path if folder])
+    (tmp_path / "lit_spectral").mkdir()
+    (tmp_path / "lit_spectral" / "__init__.py").write_text("raise SystemExit(3)")
+    assert command._call(["--help"]) == status
+
+
 def test_a_pattern_is_shown_as_it_is(compare):
     pattern = r".*(query$|\w+\.value$)"  # between dollars matplotlib reads mathematics, in which this is an error
     compare("--LoRA.target_modules", pattern, methods=["LoRA"])
-    pictures = (FOLDER / "index.html").read_text().partition("<svg")[2].partition("How to run it again")[0]
+    pictures = (
+        (FOLDER / "index.html").read_text(encoding="utf-8").partition("<svg")[2].partition("How to run it again")[0]
+    )
     assert pattern in pictures
 
 
@@ -304,7 +337,8 @@ def test_an_interrupted_comparison_shows_what_is_done(compare, monkeypatch):
     assert (FOLDER / "index.html").exists()
 
 
-def test_a_run_that_another_process_is_at_is_left_alone(compare, capsys):
+def test_a_run_that_another_process_is_at_is_left_alone(compare, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")  # the terminal, not the program, breaks lines
     (FOLDER / "LoRA/seed_0").mkdir(parents=True)
     with FileLock(FOLDER / "LoRA/seed_0/.lock"):
         assert [command[2] for command in compare()] == ["--model.method=FCLoRA"]

@@ -118,7 +118,7 @@ def test_a_row_that_is_no_conversation_is_named(nested, change, message):
 
 def test_a_turn_may_hold_other_line_ends(nested):
     file = parlai(nested) / "valid_self_original.txt"
-    file.write_text(file.read_text().replace("hello 8", "hel\u2028lo 8"))
+    file.write_text(file.read_text().replace("hello 8", "hel\u2028lo 8"), encoding="utf-8")
     assert "Them: hel\u2028lo 8\n" in ConvAI2(str(nested)).test_rows("convai2")[0]["input"]
 
 

@@ -98,6 +98,14 @@ def test_a_label_between_classes_is_refused(tmp_path, backbone_folder):
         glue(tmp_path, backbone_folder)
 
 
+def test_a_home_that_can_not_be_written_is_not_taken_for_a_broken_file(tmp_path, monkeypatch):
+    write(tmp_path, "train", [GOOD])
+    (tmp_path / "home").touch()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
+    with pytest.raises(InputError, match=r"datasets can't keep what it reads in .*home/datasets .* set HF_HOME"):
+        GLUE("mrpc", str(tmp_path)).rows("train")
+
+
 def test_a_broken_line_is_named_with_its_file(tmp_path, backbone_folder):
     (tmp_path / "train.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:20])
     with pytest.raises(InputError, match=r"train.jsonl, line 2 can't be read: Unterminated string"):

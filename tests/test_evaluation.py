@@ -101,6 +101,13 @@ def test_results_go_to_tensorboard(evaluated):
     assert point.value == pytest.approx(json.loads(evaluated[1].read_text())["results"]["tiny_choice"]["acc,none"])
 
 
+def test_the_build_of_torch_is_named_though_its_package_is_not_called_by_it(monkeypatch):
+    from lit_spectral.evaluation.provenance import provenance
+
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
+    assert provenance()["versions"]["torch"] == "2.13.0+cu130"
+
+
 def test_git_state_is_that_of_the_current_folder(tmp_path, monkeypatch):
     from lit_spectral.evaluation.provenance import provenance
 

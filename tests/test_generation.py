@@ -247,7 +247,7 @@ def test_sets_are_answered_scored_and_written(command, commonsense, monkeypatch)
     done = command("test", "--data=Commonsense", *flags)
     metrics = {name: float(value) for name, value in done.trainer.callback_metrics.items()}
     assert metrics == pytest.approx({"boolq/accuracy": 4 / 7, "piqa/accuracy": 0, "average/accuracy": 2 / 7})
-    with open(f"{done.trainer.log_dir}/generations/boolq.jsonl") as file:
+    with open(f"{done.trainer.log_dir}/generations/boolq.jsonl", encoding="utf-8") as file:
         written = [json.loads(line) for line in file]
     assert [line["row"] for line in written] == list(range(7))
     assert written[1] | {"prompt": ""} == {
@@ -265,7 +265,7 @@ def test_processes_together_answer_every_row_once(command, commonsense, decoder_
     )  # fmt: skip
     together = (tmp_path / "logs/x/version_0/generations/boolq.jsonl").read_text()
     alone = command("test", *flags)
-    assert together == Path(alone.trainer.log_dir, "generations/boolq.jsonl").read_text()
+    assert together == Path(alone.trainer.log_dir, "generations/boolq.jsonl").read_text(encoding="utf-8")
     assert together.count("\n") == 7
 
 

@@ -89,7 +89,8 @@ def test_what_cant_be_scored_is_told_before_anything_runs(problems, completions,
 
 def write_samples(folder, rows):
     file = folder / "samples.jsonl"
-    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
+    file.write_text(text, encoding="utf-8")
     return str(file)
 
 

@@ -116,7 +116,7 @@ def answer_with(monkeypatch, texts):
 
 
 def read(trainer, name):
-    with open(f"{trainer.log_dir}/generations/{name}") as file:
+    with open(f"{trainer.log_dir}/generations/{name}", encoding="utf-8") as file:
         return [json.loads(line) for line in file] if name.endswith("jsonl") else json.load(file)
 
 

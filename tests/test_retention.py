@@ -145,7 +145,7 @@ def test_an_encoder_without_a_head_drifts(backbone_folder, text, tmp_path, caplo
     # By hand, line by line, with nothing masked.
     tokenizer = AutoTokenizer.from_pretrained(folder)
     cosines = []
-    for line in Path(text).read_text().splitlines():
+    for line in Path(text).read_text(encoding="utf-8").splitlines():
         inputs = tokenizer(line, truncation=True, max_length=16, return_tensors="pt")
         with torch.no_grad():
             after = task.eval().encoder(**inputs).last_hidden_state[0].mean(0)

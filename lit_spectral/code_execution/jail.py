@@ -71,6 +71,7 @@ class RefusedError(Exception):
 def main() -> None:
     """Answer one request."""
     os.environ.clear()  # Python adds a locale to the empty one that it was given
+    os.umask(0o022)  # the program, as nobody, must get at what is made here
     request = json.loads(_request())
     answer: dict[str, Any]
     try:
@@ -130,7 +131,7 @@ def _enter_namespaces() -> None:
         raise RefusedError(f"users can't be mapped: {os.strerror(os.waitstatus_to_exitcode(status))}")
     socket.sethostname("sandbox")
     # A user namespace of the program's own would give it rights, and mounts, that no limit here covers.
-    with open("/proc/sys/user/max_user_namespaces", "w") as file:
+    with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
         file.write("0")
 
 

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import subprocess
@@ -23,6 +24,7 @@ from lit_spectral.comparison.page import write_page
 from lit_spectral.comparison.results import Comparison, Run, write_csv
 from lit_spectral.comparison.variants import Variant, pairs_of, variants
 from lit_spectral.errors import InputError, Parser
+from lit_spectral.paths import config_file
 from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
 
@@ -70,6 +72,7 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
         InputError: flags that can't be used; a folder with runs of other settings; no run that came to its end.
     """
     given, rest = _parse(args)
+    files = [config_file(name) for name in given.config]
     console = Console()
     compared = variants(given.methods, pairs_of(rest))
     folder = Path(given.output_folder or Path("runs") / "compare" / Path(given.config[-1]).stem)
@@ -79,20 +82,21 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     extra = [] if _saves_last(cli) else _SAVE_LAST
     plan = [_planned(variant, seed, folder, seeded, extra, given) for seed in seeds for variant in compared]
     for planned in plan:
-        _claim(planned, given.config)
+        _claim(planned, files)
     runs: list[Run] = []
     failed, interrupted = [], False
     for number, planned in enumerate(plan, 1):
         title = escape(f"{number} of {len(plan)}: {planned.variant.name}, seed {planned.seed}")
         if planned.record.exists():
-            console.print(f"[dim]{title}: done before[/dim]")
+            console.print(f"[dim]{title}: done before[/dim]", soft_wrap=True)
         else:
             console.rule(title)
             try:
                 with FileLock(planned.folder / ".lock", timeout=0):
                     status = _fit(planned, [] if given.unmatched else _expected(planned, runs, compared))
             except Timeout:
-                console.print("another process is at it; run the same command again when that is done")
+                at_it = "another process is at it; run the same command again when that is done"
+                console.print(at_it, soft_wrap=True)
                 continue
             except KeyboardInterrupt:
                 interrupted = True
@@ -100,7 +104,7 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
             if status:
                 failed.append(title)
                 continue
-        record = json.loads(planned.record.read_text())
+        record = json.loads(planned.record.read_text(encoding="utf-8"))
         if metric not in record["metrics"]:
             logged = ", ".join(record["metrics"])
             raise InputError(f"compare: metric: {planned.folder} logged no {metric}; give --metric, one of {logged}")
@@ -109,7 +113,7 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
         raise InputError("compare: no run came to its end; what went wrong stands above")
     page = _show(Comparison(compared, runs, metric, higher), folder, Path(given.config[-1]).stem, args, console)
     for title in failed:
-        console.print(f"[red]failed: {title}[/red]; the same command tries it again")
+        console.print(f"[red]failed: {title}[/red]; the same command tries it again", soft_wrap=True)
     if failed or interrupted:
         sys.exit(130 if interrupted else 1)
     return page
@@ -121,8 +125,8 @@ def _show(comparison: Comparison, folder: Path, title: str, args: Sequence[str],
     console.print(comparison.table())
     for run in comparison.runs:
         if run.record["validated_step"] != run.record["steps"]:
-            console.print(escape(f"{run.folder}: validated last at step {run.record['validated_step']} of "
-                                 f"{run.record['steps']}; its metrics are of then"))  # fmt: skip
+            when = f"at step {run.record['validated_step']} of {run.record['steps']}"
+            console.print(escape(f"{run.folder}: validated last {when}; its metrics are of then"), soft_wrap=True)
     write_csv(comparison, folder)
     page = folder / "index.html"
     page.write_text(write_page(comparison, title, f"lit-spectral compare {shlex.join(args)}"), encoding="utf-8")
@@ -216,12 +220,12 @@ def _planned(
     return Planned(variant, seed, place, command)
 
 
-def _claim(planned: Planned, configs: Sequence[str]) -> None:
+def _claim(planned: Planned, configs: Sequence[Path]) -> None:
     """Write down what is run in a folder, or refuse one where something else was."""
-    digests = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in configs]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in configs]
     what, file = {"command": planned.command, "configs": digests}, planned.folder / COMMAND
     if file.exists() and (planned.record.exists() or planned.last.exists()):
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
         if before != what:
             flags = sorted(set(before["command"]) ^ set(planned.command))
             other = ", ".join(flags) or "what the config says"
@@ -258,7 +262,9 @@ def _fit(planned: Planned, expected: list[str]) -> int:
 
 def _call(command: list[str]) -> int:
     """`lit-spectral` in a process of its own. On Ctrl-C, which that gets too, it may take its time to save."""
-    with subprocess.Popen([sys.executable, "-m", "lit_spectral", *command]) as process:
+    # -m imports from the current folder before all others: only where this process does so too.
+    safe = {} if {"", os.getcwd()} & set(sys.path) else {"PYTHONSAFEPATH": "1"}
+    with subprocess.Popen([sys.executable, "-m", "lit_spectral", *command], env=os.environ | safe) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:

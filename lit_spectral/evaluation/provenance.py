@@ -7,15 +7,20 @@ import subprocess
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
+from lit_spectral import __version__
+
 __all__ = ["provenance"]
 
-_PACKAGES = ("lit-spectral", "torch", "lightning", "transformers", "datasets", "lm_eval")
+_PACKAGES = ("lightning", "transformers", "datasets", "lm_eval")
 
 
 def provenance() -> dict[str, Any]:
     """Versions, and under `git` the commit and dirtiness of the current folder; None outside a repository."""
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-    return {"versions": versions, "git": _git_state()}
+    # Of torch its own word: it names the build (+cpu, +cu130), which the name of what was installed may not.
+    ours = {"python": platform.python_version(), "lit-spectral": __version__, "torch": str(torch.__version__)}
+    return {"versions": ours | {name: version(name) for name in _PACKAGES}, "git": _git_state()}
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -27,7 +32,7 @@ def _git_state() -> dict[str, Any] | None:
 
 def _git(*args: str) -> str | None:
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *args], capture_output=True, encoding="utf-8", errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -39,7 +39,9 @@ def harness_names(names: Iterable[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         inside = (
-            _IN_YAML.search(Path(name).read_text()) if Path(name).suffix == ".yaml" and Path(name).is_file() else None
+            _IN_YAML.search(Path(name).read_text(encoding="utf-8"))
+            if Path(name).suffix == ".yaml" and Path(name).is_file()
+            else None
         )
         benchmark = BENCHMARKS[name].tasks if name in BENCHMARKS else (name,)
         found += [inside[1]] if inside else benchmark
