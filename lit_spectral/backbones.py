@@ -85,10 +85,10 @@ def load_tokenizer(source: str) -> Any:
     if config is not None:
         # Decoders come without one. Padding is masked, so that any token will do where the model names none.
         named = getattr(config, "pad_token_id", None)
-        known = isinstance(named, int) and 0 <= named < len(tokenizer)
-        tokenizer.pad_token = (
-            tokenizer.convert_ids_to_tokens(named) if known else tokenizer.eos_token or tokenizer.unk_token
-        )
+        if isinstance(named, int) and 0 <= named < len(tokenizer):
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(named)
+        else:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise InputError(
             f"backbone: the tokenizer of {source} has no token to pad with (pad, eos or unk); give it a pad token"

@@ -68,8 +68,7 @@ class Reading:
     def _read(self, last: int = 0) -> Tensor:
         """States (1, length, width) on tokens of which the last is another one for another `last`."""
         tokens = _random_tokens(self._encoder, 1, LENGTH)
-        vocabulary = _embeddings(self._encoder).weight.shape[0]
-        tokens[0, -1] = (tokens[0, -1] + last) % vocabulary
+        tokens[0, -1] = (tokens[0, -1] + last) % len(_embedded(self._encoder))
         output: Any = read(self._encoder, tokens)
         states: Tensor = output[0]
         return states
@@ -114,15 +113,17 @@ def watched(modules: Mapping[str, nn.Module], look: Callable[[str, Tensor], None
         yield
 
 
-def _embeddings(encoder: nn.Module) -> nn.Module:
-    embeddings: nn.Module | None = getattr(encoder, "get_input_embeddings", lambda: None)()
+def _embedded(encoder: nn.Module) -> Tensor:
+    """The embeddings of all tokens (tokens, width)."""
+    embeddings: Any = getattr(encoder, "get_input_embeddings", lambda: None)()
     if embeddings is None:
         raise InputError(f"{type(encoder).__name__} has no token embeddings to read with")
-    return embeddings
+    weight: Tensor = embeddings.weight
+    return weight
 
 
 def _random_tokens(encoder: nn.Module, rows: int, length: int) -> Tensor:
-    weight: Tensor = _embeddings(encoder).weight  # type: ignore[assignment]
+    weight = _embedded(encoder)
     longest = getattr(getattr(encoder, "config", None), "max_position_embeddings", None) or 2 * length
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (rows, min(length, longest // 2))  # half: some architectures' positions don't start at 0

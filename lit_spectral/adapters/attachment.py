@@ -49,7 +49,7 @@ def fold(model: nn.Module) -> None:
                 "or give the callback HeldBackbone enabled=False"
             )
         if is_peft_layer(module) and name not in changes:
-            kind = type(module.get_base_layer()).__name__  # type: ignore[operator]
+            kind = type(module.get_base_layer()).__name__
             raise InputError(f"fold: {name} changes a {kind}, no linear map with floats for weights; run unfolded")
     for change in changes.values():
         change.fold()

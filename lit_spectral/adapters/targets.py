@@ -102,7 +102,7 @@ def left_out(model: nn.Module, targets: Collection[str], too_small: Collection[s
     if not parts:
         return ""
     inside = sum(p.numel() for name, p in model.named_parameters() if name.startswith(blocks))
-    adapted = sum(m.weight.numel() for name, m in model.named_modules() if name in targets)  # type: ignore[operator, union-attr]
+    adapted = sum(m.weight.numel() for name, m in model.named_modules() if name in targets)
     return f"{'; '.join(parts)}; the targets are {adapted / inside:.0%} of the blocks' weights"
 
 
@@ -194,8 +194,8 @@ def _what_it_is(module: nn.Module) -> str:
     article = "an" if kind[0] in "AEIOU" else "a"
     if not resembles_linear(module):
         return f"{article} {kind}, which is not a linear map"
-    weight = getattr(module, "weight", None)
-    dtype = f" with weights of {str(weight.dtype).removeprefix('torch.')}" if hasattr(weight, "dtype") else ""
+    stored = getattr(getattr(module, "weight", None), "dtype", None)
+    dtype = f" with weights of {str(stored).removeprefix('torch.')}" if stored else ""
     return f"{article} {kind}{dtype}, which does not compute W x + b from floating-point W"
 
 

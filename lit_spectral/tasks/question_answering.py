@@ -90,7 +90,8 @@ class QuestionAnswering(Task):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss over the windows."""
-        losses = _losses(*self(batch), batch)
+        start, end = self(batch)
+        losses = _losses(start, end, batch)
         return self.mean_loss(losses.sum(), len(losses))
 
     def on_validation_epoch_start(self) -> None:
