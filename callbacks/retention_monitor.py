@@ -69,6 +69,7 @@ class RetentionMonitor(Callback):
                 f"RetentionMonitor needs the whole model in a process, unlike {type(trainer.strategy).__name__}; "
                 "use `lit-spectral retain` on the checkpoint"
             )
+        self._last_step, self.latest = -1, {}  # not those of an earlier fit
         options = (self.limit, self.max_length, self.batch_size, self.fit_head)
         self._retention = Retention(self.corpora or (), self.sts, *options)
         with isolate_rng():

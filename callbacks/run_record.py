@@ -48,7 +48,8 @@ class RunRecord(Callback):
         self._finished = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raise InputError when the number of parameters is not the expected one."""
+        """Forget an earlier fit; raise InputError when the number of parameters is not the expected one."""
+        self._seconds, self._validated_step, self._finished = [], -1, False
         self._trainable = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         expected = self.parameters
         if expected is not None and abs(self._trainable - expected) > TOLERANCE * expected:
@@ -93,7 +94,7 @@ class RunRecord(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write, after other callbacks have measured the end."""
-        if not self._finished or not trainer.is_global_zero:
+        if stage != "fit" or not self._finished or not trainer.is_global_zero:
             return
         found: dict[str, Any] = {"metrics": {name: float(value) for name, value in trainer.callback_metrics.items()}}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

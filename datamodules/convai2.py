@@ -66,7 +66,7 @@ class ConvAI2(AnsweredText):
 
     def setup(self, stage: str) -> None:
         """Read the splits; what can't be measured for want of a file is said, before anything is generated."""
-        if stage == "test" and not self.splits:  # once, though setup comes before and after processes part
+        if stage == "test" and "convai2" not in self.splits:  # once, though setup comes before and after processes part
             self._with_meteor = text_metrics.find_wordnet(self.nltk_data)
             if not self._with_meteor:
                 log.warning("convai2: without METEOR, which needs WordNet; give --data.nltk_data")

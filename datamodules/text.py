@@ -52,6 +52,8 @@ class TextDataModule(pl.LightningDataModule):
         self.seed = seed
         self.padding_side = "right"
         self.splits: dict[str, Any] = {}
+        self._tokenizer: Any = None
+        self._source: str | None = None  # of the tokenizer, and of the tokens in the splits
 
     @property
     def evaluation_sets(self) -> list[str]:
@@ -67,7 +69,8 @@ class TextDataModule(pl.LightningDataModule):
         self.setup(self._stage())
 
     def setup(self, stage: str) -> None:
-        """Read the splits that this stage needs."""
+        """Read the splits that this stage needs; all anew where the model now is one of another tokenizer."""
+        self._find_source()
         for name in self._names(stage):
             if name not in self.splits:
                 self.splits[name] = self.tokenised(name)
@@ -92,14 +95,21 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, loaded once."""
-        if not hasattr(self, "_tokenizer"):
-            name = self.tokenizer_name
-            if name is None:
-                name = getattr(self.trainer.lightning_module, "backbone", None) if self.trainer else None
-            if name is None:
+        if self._tokenizer is None:
+            self._find_source()
+            if self._source is None:
                 raise InputError("data.tokenizer is not given, and there is no model to take it from")
-            self._tokenizer = backbones.load_tokenizer(backbones.fetch(name))
+            self._tokenizer = backbones.load_tokenizer(backbones.fetch(self._source))
         return self._tokenizer
+
+    def _find_source(self) -> None:
+        name = self.tokenizer_name
+        if name is None and self.trainer is not None:
+            name = getattr(self.trainer.lightning_module, "backbone", None)
+        if name is not None and name != self._source:
+            if self._source is not None:
+                self.splits, self._tokenizer = {}, None
+            self._source = name
 
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Rows padded to the longest of them, as tensors."""

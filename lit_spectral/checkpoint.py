@@ -12,6 +12,7 @@ import torch
 from lit_spectral import methods, tasks
 from lit_spectral.errors import InputError
 from lit_spectral.tasks import Task
+from lit_spectral.tasks.fit_check import saved_by_task
 
 __all__ = ["load", "log_folder", "usable_device"]
 
@@ -27,7 +28,7 @@ def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Tas
         InputError: no file, not one of this package's checkpoints, or it does not fit the backbone.
     """
     content = _read(checkpoint)
-    saved = content["lit_spectral"]
+    saved = saved_by_task(content)
     settings = dict(saved["method"])
     method = getattr(methods, settings.pop("name"))(**settings)
     init = saved["init"] | ({"backbone": backbone} if backbone is not None else {})

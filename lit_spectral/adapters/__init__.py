@@ -7,6 +7,7 @@ from lit_spectral.adapters.attachment import (
     fold,
     named_changes,
     packed,
+    refuse_folded,
     trained_state,
     unfold,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "fold",
     "named_changes",
     "packed",
+    "refuse_folded",
     "trained_state",
     "unfold",
 ]

@@ -17,6 +17,7 @@ __all__ = [
     "fold",
     "named_changes",
     "packed",
+    "refuse_folded",
     "trained_state",
     "unfold",
 ]
@@ -59,6 +60,12 @@ def unfold(model: nn.Module) -> None:
     """Undo `fold`; bit by bit, but for peft's layers."""
     for change in named_changes(model).values():
         change.unfold()
+
+
+def refuse_folded(model: nn.Module, what: str) -> None:
+    """InputError if ΔW lies in the weights of any map, so that `what` would take them for the backbone's."""
+    if any(change.folded for change in named_changes(model).values()):
+        raise InputError(f"{what}: the changes are folded into the weights; unfold the model first (adapters.unfold)")
 
 
 def adapters(model: nn.Module) -> list[Adapter]:

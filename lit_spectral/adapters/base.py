@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters.linear import is_transposed, linear_shape, weight_matrix
+from lit_spectral.errors import InputError
 
 __all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors"]
 
@@ -65,6 +66,7 @@ class Change:
         penalty_weight: γ, the factor of the orthogonality penalty.
         decoupled_penalty: whether that penalty acts beside the optimizer instead of in the gradient.
         lr_ratios: learning rate of a parameter of this module over the task's, by its name here.
+        folded: whether ΔW lies in the base weight at this moment.
     """
 
     base_layer: nn.Module
@@ -77,6 +79,7 @@ class Change:
     penalty_weight: float = 0.0
     decoupled_penalty: bool = True
     lr_ratios: Mapping[str, float] = {}
+    folded: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -138,6 +141,8 @@ class Adapter(nn.Module, Change):
         self.out_features, self.in_features = linear_shape(base_layer)
         self.folded = False
         self._unfolded_weight: Tensor | None = None
+        self.register_state_dict_post_hook(_note_folded)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_refuse_folded)  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> Tensor:
@@ -175,3 +180,18 @@ class Adapter(nn.Module, Change):
     def _kept(self) -> Tensor:
         assert self._unfolded_weight is not None
         return self._unfolded_weight
+
+
+def _note_folded(adapter: Adapter, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Say in a state dict's metadata that the base weight in it has ΔW in it already."""
+    if adapter.folded:
+        metadata["folded"] = True
+
+
+def _refuse_folded(adapter: Adapter, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *args: Any) -> None:
+    """InputError where the weights that are loaded would not go with the factors, or the factors with the weights."""
+    if adapter.folded or metadata.get("folded"):
+        whose = "this model" if adapter.folded else "the model that these weights are of"
+        raise InputError(
+            f"{prefix.rstrip('.') or 'the adapter'}: {whose} is folded; unfold it before it is saved or loaded"
+        )

@@ -33,6 +33,11 @@ class PeftChange(Change):
         self.base_layer = layer.get_base_layer()
         self.out_features, self.in_features = linear_shape(self.base_layer)
 
+    @property
+    def folded(self) -> bool:  # type: ignore[override]
+        """Whether peft has merged the layer."""
+        return bool(self.layer.merged)
+
     def _change(self, x: Tensor) -> Tensor:
         """Rows of x (n, in) times ΔWᵀ, (n, out), float32."""
         layer = self.layer
@@ -40,6 +45,9 @@ class PeftChange(Change):
         if dtype in {torch.bfloat16, torch.float16}:
             # The outputs of layer and base differ by less than these round them to.
             layer, dtype = copy.deepcopy(layer).float(), torch.float32
+        if layer.merged:  # and does nothing beside its base layer
+            layer = layer if layer is not self.layer else copy.deepcopy(layer)
+            layer.unmerge()
         training = layer.training
         layer.eval()  # no dropout
         try:

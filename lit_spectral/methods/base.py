@@ -109,8 +109,10 @@ class Method:
             quick to scale logits up, the backbone need not change as much (docs/results).
     """
 
-    # Settings that say what ΔW is made of beside what a checkpoint holds: a resumed run must have the same.
+    # Settings that say what ΔW is made of beside what a checkpoint holds: whoever loads it must have the same.
     defines_change: ClassVar[tuple[str, ...]] = ()
+    # Settings that act when training starts and never again: a resumed run can't be given others.
+    acts_at_start: ClassVar[tuple[str, ...]] = ("seed",)
 
     target_modules: list[str] | str | None = None
     seed: int = 0
@@ -161,6 +163,21 @@ class Method:
     @abstractmethod
     def build(self, site: Site) -> Adapter:
         """The adapter for one linear map."""
+
+    def plan(self, steps: int) -> None:
+        """Prepare for a run of so many optimizer steps; may be asked again, before and after `apply`.
+
+        Raises:
+            InputError: a schedule of the method's own that so short a run does not get through.
+        """
+
+    def restart(self) -> None:
+        """Forget the steps of earlier runs: a new one begins on the same model."""
+
+    @property
+    def allocates(self) -> bool:
+        """Whether the method takes parts of ΔW away as it trains, which an average over steps would bring back."""
+        return False
 
     def penalty(self) -> Tensor | None:
         """A penalty of the method as a whole, 0-d with its graph, which is kept out of the loss; None for none."""

@@ -47,6 +47,9 @@ class FCLoRA(LowRankMethod):
             at 1 (ablation LoRA_UVᵀ). The last two need `start: zero`.
     """
 
+    defines_change = ("sigma",)
+    acts_at_start = ("seed", "start")
+
     sigma_bar: Bound = "q2"
     gamma: float = 0.01
     start: Literal["singular", "zero"] = "singular"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +39,8 @@ class Peft(Method):
 
     Args:
         config: the fields of a peft config, `peft_type` among them: `{peft_type: LORA, r: 8, use_dora: true}`.
-            Without `target_modules` in it, the linear maps are those of our own methods.
+            Without `target_modules` in it, the linear maps are those of our own methods; without AdaLoRA's
+            `total_step` it is the run's number of optimizer steps.
     """
 
     defines_change = ("config",)
@@ -49,11 +51,13 @@ class Peft(Method):
         super().__post_init__()
         self._tuner: Any = None
         self._steps = 0  # that were not skipped
+        self._planned = False  # whether total_step is the run's own
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Let peft put its layers on the model; prompt methods return it wrapped, for their own forward pass."""
         import peft
 
+        self._tuner, self._steps = None, 0
         config = self._peft_config(model, encoder)
         model.requires_grad_(False)
         before = {id(parameter): float(parameter.double().sum()) for parameter in model.parameters()}
@@ -70,8 +74,43 @@ class Peft(Method):
         if config.is_prompt_learning:
             return wrapped  # type: ignore[no-any-return]
         # The layers are in the model itself; unwrapped, they keep the paths that they have under our methods.
-        self._tuner, self._steps = wrapped.base_model, 0
+        self._tuner = wrapped.base_model
         return model
+
+    @property
+    def allocates(self) -> bool:
+        """AdaLoRA gives ranks up."""
+        return bool(self.config.get("peft_type") == "ADALORA")
+
+    def plan(self, steps: int) -> None:
+        """AdaLoRA's total_step is the run's length if not given; InputError where its target is not reached."""
+        if not self.allocates:
+            return
+        if self._planned or self.config.get("total_step") is None:
+            self.config, self._planned = self.config | {"total_step": steps}, True
+        total = self.config["total_step"]
+        if not isinstance(total, int) or total > steps:
+            raise InputError(
+                f"method.config: total_step {total} is beyond the run's {steps} optimizer steps, in which AdaLoRA "
+                f"would not get to its target_r; give total_step {steps}, or leave it out"
+            )
+        if self._tuner is not None:
+            allocator = self._tuner.rankallocator
+            allocator.set_total_step(total)
+            # Counted from 0; at the step that is total_step - tfinal it gets there in any case.
+            budgets = [budget for budget, acts in map(allocator.budget_schedule, range(steps)) if acts]
+            if total - self.config.get("tfinal", 0) >= steps and budgets[-1:] != [allocator.target_bgt]:
+                raise InputError(
+                    f"method.config: the last allocation in the run's {steps} optimizer steps, one in deltaT, is too "
+                    f"early for AdaLoRA to get to its target_r; give tfinal or a smaller deltaT"
+                )
+
+    def restart(self) -> None:
+        """AdaLoRA's budget starts anew."""
+        self._steps = 0
+        if self.allocates and self._tuner is not None:
+            self._tuner.rankallocator.reset_ipt()
+            self._tuner.rankallocator.peft_config.rank_pattern = None
 
     def penalty(self) -> Tensor | None:
         """What peft's model adds to its loss, alone, with its graph; None where it adds nothing."""
@@ -108,11 +147,15 @@ class Peft(Method):
     def _peft_config(self, model: nn.Module, encoder: nn.Module) -> Any:
         import peft
 
-        fields = dict(self.config)
+        fields = copy.deepcopy(self.config)  # which peft writes to
         kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING.get(fields.get("peft_type"))  # type: ignore[arg-type]
         if kind is None:
             known = ", ".join(sorted(str(t.value) for t in peft.PEFT_TYPE_TO_CONFIG_MAPPING))
             raise InputError(f"method.config: peft_type {fields.get('peft_type')!r} unknown; peft has {known}")
+        if fields.get("use_asa"):
+            raise InputError(
+                "method.config: use_asa gives subspaces up in a way that no checkpoint holds; leave it out"
+            )
         ours = "target_modules" in kind.__dataclass_fields__ and fields["peft_type"] not in NOT_ON_LINEAR_MAPS
         if ours and fields.get("target_modules") is None:
             wanted = {id(layer) for layer in find_targets(encoder, self.target_modules).values()}

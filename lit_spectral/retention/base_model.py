@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_spectral import backbones
-from lit_spectral.adapters import Adapter
-from lit_spectral.errors import InputError
+from lit_spectral.adapters import Adapter, refuse_folded
 from lit_spectral.tasks import Task
 
 __all__ = ["base_model", "inner_model", "original_weights"]
@@ -57,14 +56,13 @@ def base_model(task: Task, originals: dict[str, Tensor]) -> Iterator[None]:
     from peft import PeftModel
 
     model = inner_model(task)
+    refuse_folded(model, "retention")
     with ExitStack() as stack:
         if isinstance(task.model, PeftModel):
             stack.enter_context(task.model.disable_adapter())
         # A head stays as it is, also one that peft has copied.
         for module in _pretrained(task).modules():
             if isinstance(module, Adapter):
-                if module.folded:
-                    raise InputError("retention: the changes are in the weights; unfold the model first")
                 stack.enter_context(_passed_over(module))
             elif _adds(module) and not isinstance(task.model, PeftModel):
                 module.enable_adapters(False)
@@ -102,9 +100,10 @@ def _exchanged(model: nn.Module, originals: dict[str, Tensor]) -> Iterator[None]
     with torch.no_grad():
         parameters = {_plain(name): p for name, p in model.named_parameters()}
         now = {name: parameters[name].detach().clone() for name in originals}
-        for name, value in originals.items():
-            parameters[name].copy_(value)
     try:
+        with torch.no_grad():
+            for name, value in originals.items():
+                parameters[name].copy_(value)
         yield
     finally:
         with torch.no_grad():

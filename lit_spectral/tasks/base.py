@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -19,15 +19,25 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral import backbones
-from lit_spectral.adapters import Adapter, adapters, packed, trained_state
+from lit_spectral.adapters import Adapter, adapters, named_changes, refuse_folded, trained_state
 from lit_spectral.callbacks import FactorRetraction, HeldBackbone, SigmaClamp, SpectralBall, SpectralMonitor
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method
-from lit_spectral.tasks.fit_check import backbone_digest, check_checkpoint, check_gradients
+from lit_spectral.tasks import resume
+from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging, put_averages
+from lit_spectral.tasks.fit_check import (
+    backbone_digest,
+    check_attached,
+    check_checkpoint,
+    check_gradients,
+    saved_by_task,
+)
 from lit_spectral.tasks.objective import Objective
+from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
 from lit_spectral.tasks.padding_check import check_padding
 from lit_spectral.tasks.penalties import (
     add_budget_gradients,
@@ -36,6 +46,8 @@ from lit_spectral.tasks.penalties import (
     budget_penalty,
     pull_to_orthogonality,
 )
+from lit_spectral.tasks.saved_weights import complete, keep_trained, plain, put_in_place
+from lit_spectral.tasks.settings import differences, run_settings, same_seed
 
 __all__ = ["Task"]
 
@@ -57,7 +69,7 @@ class Task(pl.LightningModule):
         method: how it is adapted; None for LoRA of rank 8.
         optimizer: from parameter groups to an optimizer; AdamW at 4e-4 without decay by default.
             Groups scale its learning rate where an adapter declares a ratio, and vectors (σ,
-            biases, norms) are never decayed.
+            biases, norms) are never decayed. In a resumed run its settings are those given then.
         lr_scheduler: a schedule of transformers' `get_scheduler`, over all optimizer steps of the run.
         warmup_steps: linear warm-up: a number of optimizer steps, or below 1 a fraction of them all.
     """
@@ -76,7 +88,7 @@ class Task(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.method = method if method is not None else LoRA()
+        self.method = copy.copy(method) if method is not None else LoRA()  # what it remembers is of this task
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
@@ -88,7 +100,13 @@ class Task(pl.LightningModule):
         self._rng_state: Tensor | None = None
         self._objective = Objective()
         self._gradients_checked = False
-        self._output_layer: nn.Linear | None = None
+        self._attached: list[str] = []  # paths of the method's changes
+        # Settings of the run, of its parameter groups, and of the checkpoint that it goes on from.
+        self._settings: dict[str, Any] = {}
+        self._options: list[dict[str, Any]] = []
+        self._resumed: dict[str, Any] | None = None
+        self._differences: list[str] = []
+        self._output_layers: list[nn.Linear] = []  # in a list, so that it isn't a second module of the task
         self._penalised: list[Adapter] = []
         self._budgets: list[Adapter] = []
 
@@ -104,7 +122,10 @@ class Task(pl.LightningModule):
         """Load the backbone, freeze it, adapt it, unless that is done, and agree with the data on how rows are padded.
 
         What was missing in the backbone's files is trained, and so is the head where `trains_head`.
+        A fit that could not do as it was told is refused here, before anything is computed.
         """
+        if self._fits:
+            self._begin()
         if self.model is None:
             self._adapt()
         data = getattr(self._trainer, "datamodule", None)
@@ -124,7 +145,7 @@ class Task(pl.LightningModule):
             if name in missing or (self.trains_head and id(p) not in inside)
         }
         outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in new]
-        self._output_layer = outside[-1] if outside else None
+        self._output_layers = outside[-1:]
         self.backbone_digest = backbone_digest([p for p in encoder.parameters() if id(p) not in new])
         adapted = self.method.apply(model, encoder)
         for name, parameter in adapted.named_parameters():
@@ -133,6 +154,30 @@ class Task(pl.LightningModule):
         self.model = adapted.train()
         self._penalised = [adapter for adapter in adapters(model) if adapter.penalty_weight > 0]
         self._budgets = [adapter for adapter in adapters(model) if adapter.budget is not None]
+        self._attached = list(named_changes(adapted))
+
+    @property
+    def _fits(self) -> bool:
+        trainer: Any = self._trainer
+        return trainer is not None and bool(trainer.training)
+
+    def _begin(self) -> None:
+        """Forget earlier runs, and check that the model and all schedules are fit for this one."""
+        self._resumed, self._rng_state, self._settings, self.skipped_steps = None, None, {}, 0
+        self._objective, self._gradients_checked = Objective(), False
+        check_averaging(self.trainer, self.method.allocates)
+        if self.model is not None:
+            check_attached(self.model, self._attached)
+            self.method.restart()
+        with torch.device("cpu"):  # where the data is; models may be built elsewhere
+            self._plan(run_steps(self.trainer))
+
+    def _plan(self, steps: int) -> None:
+        trainer: Any = self.trainer
+        # To look whether something runs, no schedule need be gone through.
+        with suppress(InputError) if trainer.fast_dev_run else nullcontext():
+            self.method.plan(steps)
+            check_schedule(self.lr_scheduler, self.warmup_steps, steps)
 
     @property
     def encoder(self) -> nn.Module:
@@ -154,35 +199,21 @@ class Task(pl.LightningModule):
         return [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer over groups of one learning-rate ratio and decay, and its schedule."""
-        from transformers import get_scheduler
-
-        optimizer = self.optimizer(self._parameter_groups())
+        """The optimizer over groups of one kind of parameters, and its schedule."""
+        optimizer = self.optimizer(parameter_groups(self.model, self._output_layers, self.method.head_lr))
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * group["lr_ratio"]
             if {"fused", "foreach"} <= group.keys() and group["fused"] is None and group["foreach"] is None:
                 group["fused"] = True  # one call for all parameters; torch's own choice is a loop on CPUs
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps
-        scheduler = get_scheduler(self.lr_scheduler, optimizer, math.ceil(warmup), steps)
+        steps = run_steps(self.trainer)
+        self._plan(steps)
+        scheduler = build_schedule(self.lr_scheduler, self.warmup_steps, optimizer, steps)
+        self._options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        schedule = {"lr_scheduler": self.lr_scheduler, "warmup_steps": self.warmup_steps}
+        self._settings = run_settings(self.trainer, self, optimizer) | schedule
+        if self._resumed:
+            resume.check_optimizer(self._resumed, self._settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        ratio_of = {
-            id(getattr(adapter, name)): ratio
-            for adapter in adapters(self.model)
-            for name, ratio in adapter.lr_ratios.items()
-        }
-        if self._output_layer is not None:
-            ratio_of |= {id(parameter): self.method.head_lr for parameter in self._output_layer.parameters()}
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                groups[ratio_of.get(id(parameter), 1.0), parameter.ndim > 1].append(parameter)
-        return [
-            {"params": params, "lr_ratio": ratio} | ({} if decays else {"weight_decay": 0.0})
-            for (ratio, decays), params in groups.items()
-        ]
 
     def mean_loss(self, summed: Tensor, count: Tensor | int) -> Tensor:
         """What `training_step` returns of a batch's summed loss and what it is summed over: tokens, rows.
@@ -270,11 +301,29 @@ class Task(pl.LightningModule):
                 f"--trainer.precision {self.trainer.precision} rounds factors out of the set that holds them; "
                 "give bf16-mixed"
             )
+        self.train()  # also after an evaluation
+        average_what_is_trained(self.trainer, self)
 
     def on_train_start(self) -> None:
-        """Buffers, which never change, are made equal once, by DDP's start, and not before every forward pass."""
+        """Buffers, which never change, are made equal once, by DDP's start, and not before every forward pass.
+
+        In a resumed run the settings that are given act from here on, and those that differ are named.
+        """
+        if self._resumed and self._settings:  # a task may build its optimizer otherwise
+            self._go_on(self._resumed)
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             self.trainer.strategy.model.broadcast_buffers = False
+
+    def _go_on(self, saved: dict[str, Any]) -> None:
+        optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, LambdaLR)
+        steps = resume.run_length(self.trainer, saved, self._settings)
+        self._plan(steps)
+        planned = build_schedule(self.lr_scheduler, self.warmup_steps, optimizer, steps)
+        resume.put_back(optimizer, self._options, scheduler, planned)
+        changed = self._differences + differences(saved, self._settings)
+        if changed and self.trainer.is_global_zero:
+            log.warning("settings that are not the checkpoint's, and act from here on: %s", "; ".join(changed))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Continue the random numbers of the run that was resumed."""
@@ -283,13 +332,15 @@ class Task(pl.LightningModule):
             self._rng_state = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, and how to rebuild the rest."""
-        checkpoint["state_dict"] = packed(self._trained())
+        """Keep of the weights that are there, averages perhaps, what is trained, and how to rebuild the rest."""
+        put_averages(self.trainer, self, checkpoint)
+        keep_trained(checkpoint, self.state_dict(), self._trained())
         progress = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
-        checkpoint["lit_spectral"] = self._identity() | progress | {"method_state": self.method.state_dict()}
+        run = {"settings": self._settings, "method_state": self.method.state_dict()}
+        checkpoint["lit_spectral"] = self._identity() | progress | run
 
     def _trained(self) -> dict[str, Tensor]:
-        return {f"model.{name}": tensor for name, tensor in trained_state(self.model).items()}
+        return {plain(f"model.{name}"): tensor for name, tensor in trained_state(self.model).items()}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -305,11 +356,19 @@ class Task(pl.LightningModule):
         return {"backbone": self.backbone}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not fit, naming what differs."""
-        saved = checkpoint.get("lit_spectral")
-        if saved is None:
-            raise InputError("this checkpoint was not written by lit-spectral; it names no method or backbone")
-        check_checkpoint(saved, checkpoint["state_dict"], self._identity(), self._trained())
-        self._rng_state = saved["rng_state"]
-        self.skipped_steps = saved["skipped_steps"]
+        """Refuse a checkpoint that does not fit, or that a fit can't go on from, naming what differs."""
+        saved, resumes = saved_by_task(checkpoint), self._fits
+        refuse_folded(self.model, "a checkpoint")
+        if resumes:
+            resume.prepare(self.trainer, checkpoint)
+        live, trained = self.state_dict(), self._trained()
+        found = put_in_place(checkpoint, live)
+        at_start = self.method.acts_at_start if resumes else ()
+        self._differences = check_checkpoint(saved, found, self._identity(), trained, at_start)
         self.method.load_state_dict(saved["method_state"])
+        if resumes:
+            complete(checkpoint, live, trained)
+            self._resumed, self.skipped_steps = saved["settings"], saved["skipped_steps"]
+            self._rng_state = saved["rng_state"] if same_seed(saved["settings"]) else None
+            if self._resumed and self._settings:  # a strategy that restores after the optimizer was built
+                resume.check_optimizer(saved["settings"], self._settings)

@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters import DenseAdapter, named_changes
+from lit_spectral.adapters import DenseAdapter, named_changes, refuse_folded
 from lit_spectral.errors import InputError
 from lit_spectral.svd_cache import content_digest
+from lit_spectral.tasks.saved_weights import plain
 
-__all__ = ["backbone_digest", "check_checkpoint", "check_gradients"]
+__all__ = ["backbone_digest", "check_attached", "check_checkpoint", "check_gradients", "saved_by_task"]
 
-log = logging.getLogger(__name__)
+KEYS = ("task", "init", "method", "backbone_digest", "rng_state", "skipped_steps", "method_state", "settings")
+
+
+def check_attached(model: nn.Module, paths: list[str]) -> None:
+    """InputError if a model is not as the method left it, with its changes at these paths and beside the weights."""
+    refuse_folded(model, "fit")
+    if [plain(path) for path in named_changes(model)] != paths:
+        raise InputError("fit: the model's adapters were detached; build the task anew")
+
+
+def saved_by_task(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task has put into a checkpoint beside weights.
+
+    Raises:
+        InputError: it was not written by this package, or by an earlier version.
+    """
+    saved = checkpoint.get("lit_spectral")
+    if not isinstance(saved, dict):
+        raise InputError("this checkpoint was not written by lit-spectral; it names no method or backbone")
+    missing = [key for key in KEYS if key not in saved]
+    if missing:
+        raise InputError(
+            f"this checkpoint was written by an earlier version of lit-spectral, without {', '.join(missing)}; "
+            "use the version that wrote it, or train anew"
+        )
+    return saved
 
 
 def check_checkpoint(
-    saved: dict[str, Any], found: dict[str, Tensor], ours: dict[str, Any], expected: dict[str, Tensor]
-) -> None:
+    saved: dict[str, Any],
+    found: dict[str, Tensor],
+    ours: dict[str, Any],
+    expected: dict[str, Tensor],
+    acts_at_start: tuple[str, ...] = (),
+) -> list[str]:
     """Compare what a checkpoint says of itself with the task it is to be loaded into.
 
     Args:
@@ -27,10 +57,14 @@ def check_checkpoint(
         found: its weights.
         ours: the task's `method`, `backbone_digest` and `init`.
         expected: the task's trained weights.
+        acts_at_start: settings of the method that would come too late.
+
+    Returns:
+        Which other settings differ, and what they are in both.
 
     Raises:
-        InputError: another method, backbone or scale, or keys and shapes that don't all match;
-            the message names what differs. Other settings may differ, which is logged.
+        InputError: another method, backbone or scale, keys and shapes that don't all match, or
+            settings that can't act any more; the message names what differs.
     """
     theirs, mine = saved["method"], ours["method"]
     if theirs["name"] != mine["name"]:
@@ -56,8 +90,15 @@ def check_checkpoint(
     defining = [changed[key] for key in ours["defines_change"] if key in changed]
     if defining:
         raise InputError(f"the checkpoint's change is made otherwise ({', '.join(defining)}); give its settings")
-    if changed:
-        log.warning("settings that differ from the checkpoint's, of which the present ones hold: %s", settings)
+    late = [changed[key] for key in acts_at_start if key in changed]
+    if late:
+        raise InputError(
+            f"settings that act at the start of training alone are not the checkpoint's ({', '.join(late)}); "
+            "give its settings, or train anew, without --ckpt_path"
+        )
+    others = {key: value for key, value in ours["init"].items() if key != "backbone"}  # which is known by its digest
+    arguments = [f"{k}: {saved['init'].get(k)}, here {v}" for k, v in others.items() if saved["init"].get(k) != v]
+    return [*changed.values(), *arguments]
 
 
 def check_gradients(model: Any) -> None:

@@ -104,7 +104,9 @@ class SequenceClassification(Task):
         predictions = self._predictions(logits)
         for metric_name, metric in self.metrics[name].items():  # type: ignore[operator]
             metric.update(predictions, labels)
-            self.log(f"{name}/{metric_name}", metric, prog_bar=True, **options)
+            # What Lightning itself finds, it keeps after a fit that failed, while `setup` makes others.
+            place = f"metrics.{name}.{metric_name}"
+            self.log(f"{name}/{metric_name}", metric, metric_attribute=place, prog_bar=True, **options)
 
     def _predictions(self, logits: Tensor) -> Tensor:
         return logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(-1)

@@ -1,0 +1,94 @@
+"""What is optimised at which rate: parameter groups, and the learning rate's schedule over a run."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_spectral.adapters import adapters
+from lit_spectral.errors import InputError
+
+__all__ = ["build_schedule", "check_schedule", "parameter_groups", "run_steps"]
+
+
+def parameter_groups(model: nn.Module, head: Sequence[nn.Module], head_lr: float) -> list[dict[str, Any]]:
+    """The trained parameters by what they are, whatever their rates: a checkpoint has their state in this order.
+
+    Args:
+        model: adapted; its adapters declare ratios by name.
+        head: the output layer of a new head, if there is one.
+        head_lr: its ratio.
+
+    Returns:
+        Groups with `name` and `lr_ratio`; vectors (σ, biases, norms), which are never decayed, in groups of
+        their own.
+    """
+    kinds = {
+        id(getattr(adapter, name)): (name, ratio)
+        for adapter in adapters(model)
+        for name, ratio in adapter.lr_ratios.items()
+    }
+    kinds |= {id(parameter): ("head", head_lr) for layer in head for parameter in layer.parameters()}
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = defaultdict(list)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            name, ratio = kinds.get(id(parameter), ("rest", 1.0))
+            groups[name, ratio, parameter.ndim > 1].append(parameter)
+    return [
+        {"params": parameters, "name": name if decays else f"{name}-vectors", "lr_ratio": ratio}
+        | ({} if decays else {"weight_decay": 0.0})
+        for (name, ratio, decays), parameters in groups.items()
+    ]
+
+
+def run_steps(trainer: pl.Trainer) -> int:
+    """Optimizer steps of the whole run; InputError where it has no end."""
+    steps = trainer.estimated_stepping_batches
+    if not 0 <= steps < math.inf:
+        raise InputError("the run has no end over which the learning rate could go; give --trainer.max_steps")
+    return int(steps)
+
+
+def check_schedule(name: str, warmup: float, steps: int) -> None:
+    """InputError for a schedule that there is not, or whose warm-up is none or does not end in so many steps."""
+    if not 0 <= warmup < math.inf:
+        raise InputError(f"warmup_steps must be finite and not negative, not {warmup}")
+    if warmup and name == "constant":
+        raise InputError("warmup_steps: lr_scheduler constant has none; give constant_with_warmup")
+    if warmup >= 1 and 0 < steps < warmup:
+        raise InputError(
+            f"warmup_steps {warmup} is above the run's {steps} optimizer steps, in which the learning rate would "
+            "not get to its value; give fewer, or below 1 a fraction of them"
+        )
+    build_schedule(name, warmup, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), steps)
+
+
+def build_schedule(name: str, warmup: float, optimizer: Optimizer, steps: int) -> LambdaLR:
+    """A schedule of transformers' `get_scheduler` over so many steps.
+
+    Args:
+        name: of the schedule.
+        warmup: steps, or below 1 a fraction of them all.
+        optimizer: whose groups' learning rates it scales.
+        steps: of the run.
+
+    Raises:
+        InputError: no such schedule, or none of steps alone.
+    """
+    from transformers import get_scheduler
+
+    try:
+        scheduler = get_scheduler(name, optimizer, math.ceil(warmup if warmup >= 1 else warmup * steps), steps)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"lr_scheduler: {name} can't be had: {str(error).splitlines()[0]}") from error
+    if not isinstance(scheduler, LambdaLR):
+        raise InputError(f"lr_scheduler: {name} follows a metric; give a schedule over steps")
+    return scheduler
