@@ -22,10 +22,19 @@ from torch.optim import Optimizer
 
 from lit_spectral import backbones
 from lit_spectral.adapters import Adapter, adapters, packed, trained_state
-from lit_spectral.callbacks import FactorRetraction, HeldBackbone, SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.callbacks import (
+    FactorRetraction,
+    HeldBackbone,
+    PredictionWriter,
+    SigmaClamp,
+    SpectralBall,
+    SpectralMonitor,
+)
 from lit_spectral.errors import InputError
-from lit_spectral.methods import LoRA, Method
+from lit_spectral.methods import LoRA, Method, Peft
+from lit_spectral.run_folder import RunFolder
 from lit_spectral.tasks.fit_check import backbone_digest, check_checkpoint
+from lit_spectral.tasks.meaning import MeaningCheck, check_rates, check_steps, note_loading
 from lit_spectral.tasks.penalties import (
     add_budget_gradients,
     add_gradients_of,
@@ -80,6 +89,12 @@ class Task(pl.LightningModule):
         self.model = None
         self.backbone_digest = ""
         self.skipped_steps = 0
+        # Of each row of the batch that was predicted last: what `predict` writes.
+        self.predicted: list[dict[str, Any]] = []
+        # Names of weights that the backbone's files lack, and whether anything has been trained or loaded.
+        self.new_weights: list[str] = []
+        self.is_trained = False
+        self.register_load_state_dict_post_hook(note_loading)  # type: ignore[no-untyped-call]
         # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
         self.strict_loading = False
         self._rng_state: Tensor | None = None
@@ -118,7 +133,7 @@ class Task(pl.LightningModule):
         for name, parameter in adapted.named_parameters():
             if id(parameter) in new and ".original_module." not in name:  # peft trains a copy of that
                 parameter.requires_grad_(True)
-        self.model = adapted.train()
+        self.model, self.new_weights = adapted.train(), missing
         self._penalised = [adapter for adapter in adapters(model) if adapter.penalty_weight > 0]
         self._budgets = [adapter for adapter in adapters(model) if adapter.budget is not None]
 
@@ -136,23 +151,32 @@ class Task(pl.LightningModule):
         return names
 
     def configure_callbacks(self) -> list[Callback]:
-        """Those that hold and log what adapters declare and hold the backbone, unless the trainer has its own."""
+        """Those that adapters, the backbone and a run's files need, unless the trainer has its own."""
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor, HeldBackbone]
-        return [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
+        defaults += [MeaningCheck, PredictionWriter, RunFolder]
+        added = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
+        for callback in [*present, *added]:
+            if isinstance(callback, (MeaningCheck, RunFolder)):
+                callback.before(self.trainer)  # anything is read or written
+        return added
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over groups of one learning-rate ratio and decay, and its schedule."""
         from transformers import get_scheduler
 
-        optimizer = self.optimizer(self._parameter_groups())
+        groups = self._parameter_groups()
+        if not groups:
+            raise InputError(f"model.method: {type(self.method).__name__} leaves nothing of this model to train")
+        optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * group["lr_ratio"]
             if {"fused", "foreach"} <= group.keys() and group["fused"] is None and group["foreach"] is None:
                 group["fused"] = True  # one call for all parameters; torch's own choice is a loop on CPUs
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = check_steps(self.trainer.estimated_stepping_batches)
         warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps
         scheduler = get_scheduler(self.lr_scheduler, optimizer, math.ceil(warmup), steps)
+        check_rates(optimizer, scheduler, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -171,6 +195,12 @@ class Task(pl.LightningModule):
             {"params": params, "lr_ratio": ratio} | ({} if decays else {"weight_decay": 0.0})
             for (ratio, decays), params in groups.items()
         ]
+
+    def logged_metrics(self) -> list[str]:
+        """Names of the metrics that this fit logs for checkpoints and early stopping to go by."""
+        names: dict[str, Any] = {"train/orthogonality_penalty": self._penalised, "train/budget_penalty": self._budgets}
+        names["train/method_penalty"] = isinstance(self.method, Peft)
+        return ["train/loss", "train/skipped_steps", "sigma_max", *(name for name, present in names.items() if present)]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the penalties and add the gradients of those that go that way, once an optimizer step.
@@ -279,3 +309,4 @@ class Task(pl.LightningModule):
         self._rng_state = saved["rng_state"]
         self.skipped_steps = saved["skipped_steps"]
         self.method.load_state_dict(saved["method_state"])
+        self.is_trained = True
