@@ -1,7 +1,8 @@
-"""Callbacks: what holds adapters in their sets and the backbone in bfloat16, and shows spectra, scores, retention."""
+"""Callbacks: what holds adapters in their sets and the backbone in bfloat16, and shows or writes what comes of it."""
 
 from lit_spectral.callbacks.held_backbone import HeldBackbone
 from lit_spectral.callbacks.lm_eval import LMEvalCallback
+from lit_spectral.callbacks.prediction_writer import PredictionWriter
 from lit_spectral.callbacks.projection import FactorRetraction, SigmaClamp, SpectralBall
 from lit_spectral.callbacks.retention_monitor import RetentionMonitor
 from lit_spectral.callbacks.run_record import RunRecord
@@ -11,6 +12,7 @@ __all__ = [
     "FactorRetraction",
     "HeldBackbone",
     "LMEvalCallback",
+    "PredictionWriter",
     "RetentionMonitor",
     "RunRecord",
     "SigmaClamp",

@@ -11,14 +11,18 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lit_spectral.datamodules  # noqa: F401  (short class names work for what is imported)
 from lit_spectral import __version__
+from lit_spectral.callbacks.prediction_writer import check_has_place
+from lit_spectral.checkpoint import check_ckpt_path
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Method
-from lit_spectral.paths import config_file
+from lit_spectral.paths import config_file, write_text
+from lit_spectral.run_folder import RunFolder, own_folder, set_aside, verb_of
 from lit_spectral.tasks import Task
+from lit_spectral.tasks.meaning import check_limits
 from lit_spectral.terminal import print_anything
 
 __all__ = ["SpectralCLI", "main", "run"]
@@ -76,9 +80,20 @@ class _SaveConfig(SaveConfigCallback):
     """Keeps a run's settings beside its logs; without logs there is no folder of the run's own to write to."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write them."""
-        if trainer.loggers:
+        """Write them, once."""
+        self._folder = own_folder(trainer)  # asked on every process
+        if self._folder is not None:
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write them beside those of the run that goes on, or whose checkpoint is evaluated."""
+        assert self._folder is not None
+        file = self._folder / "config.yaml"
+        verb = verb_of(trainer)
+        if verb != "fit" and file.exists():
+            file = file.with_name(f"config_{verb}.yaml")
+        set_aside(file)
+        write_text(file, self.parser.dump(self.config, skip_none=False))
 
 
 def _show_progress() -> None:
@@ -104,7 +119,7 @@ class SpectralCLI(LightningCLI):
             seed_everything_default=42,
             auto_configure_optimizers=False,
             save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={**shared, **about, **dict.fromkeys(LightningCLI.subcommands(), shared)} if run else shared,
             args=args,
             run=run,
@@ -117,6 +132,24 @@ class SpectralCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=_Config, help=about)
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Refuse a checkpoint that isn't there before anything else is done."""
+        super().parse_arguments(parser, args)
+        ckpt_path = self.config[self.config.subcommand].get("ckpt_path") if "subcommand" in self.config else None
+        if ckpt_path is not None:
+            check_ckpt_path(ckpt_path)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what would come to nothing and claim the run's folders, before there are other processes."""
+        if self.subcommand is None:
+            return
+        check_limits(self.trainer, self.subcommand)
+        if self.subcommand == "predict":
+            check_has_place(self.trainer)
+        folders = RunFolder()
+        self.trainer.callbacks.append(folders)  # type: ignore[attr-defined]
+        folders.claim(self.trainer, self.subcommand, self.config[self.subcommand].get("ckpt_path"), known=True)
+
 
 def run(args: list[str] | None = None) -> SpectralCLI:
     """Run a subcommand (`fit`, `validate`, `test`, `predict`) and return the finished command line.
@@ -125,6 +158,8 @@ def run(args: list[str] | None = None) -> SpectralCLI:
         args: as on the command line; None for `sys.argv`.
     """
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    for known in ("Checkpoint directory", "Experiment logs directory"):  # RunFolder sees to it
+        warnings.filterwarnings("ignore", f"{known} .* exists and is not empty")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _show_progress()
     return SpectralCLI(_templates_as_text(sys.argv[1:] if args is None else args))

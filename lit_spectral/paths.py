@@ -1,4 +1,4 @@
-"""Where files are: what this package keeps, and the configs that it ships."""
+"""Where files are (what this package keeps, the configs that it ships), and how one is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_spectral.errors import InputError
 
-__all__ = ["cache_folder", "config_file"]
+__all__ = ["cache_folder", "config_file", "write_text"]
 
 log = logging.getLogger(__name__)
 
@@ -64,3 +64,18 @@ def _check_encoding(file: Path) -> None:
         raise InputError(
             f"config: {file} holds more than ASCII, which this locale reads as {encoding}; set PYTHONUTF8=1"
         )
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file of UTF-8, in whole or not at all: beside its place, flushed, renamed. Makes the folder too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with draft.open("w", encoding="utf-8") as written:
+            written.write(text)
+            written.flush()
+            os.fsync(written.fileno())
+        os.replace(draft, file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

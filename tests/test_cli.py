@@ -62,7 +62,8 @@ def test_hidden_labels_can_be_predicted_but_not_tested(fit, mrpc_folder, tmp_pat
     shutil.copytree(mrpc_folder, hidden)
     rows = [json.loads(line) | {"label": -1} for line in (hidden / "test.jsonl").read_text().splitlines()]
     (hidden / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fit("fclora_roberta_mrpc", f"--data.path={hidden}", command="predict")
+    path = fit("fclora_roberta_mrpc").trainer.checkpoint_callback.best_model_path
+    fit("fclora_roberta_mrpc", f"--data.path={hidden}", f"--ckpt_path={path}", command="predict")
     with pytest.raises(InputError, match="hidden"):
         fit("fclora_roberta_mrpc", f"--data.path={hidden}", command="test")
 
@@ -156,6 +157,7 @@ def test_two_processes_end_with_the_same_feasible_parameters(command, tmp_path):
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [path.name for path in tmp_path.glob("runs/*/[!.]*")] == ["version_0"]
 
 
 def test_help_names_the_subcommands():

@@ -281,8 +281,10 @@ def test_mathematics_is_trained_and_tested_through_the_command_line(command, mat
 def test_methods_of_peft_answer_too(command, commonsense, peft_type):
     config = {"peft_type": peft_type} | ({"r": 2} if peft_type == "LORA" else {"num_virtual_tokens": 3})
     method = ["--model.method=Peft", f"--model.method.config={json.dumps(config)}"]
-    flags = [f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.max_new_tokens=2", "--data.limit=2"]
-    done = command("test", "--data=Commonsense", *method, *flags)
+    flags = ["--data=Commonsense", f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.validation_rows=2"]
+    flags += ["--data.max_new_tokens=2", "--data.limit=2"]
+    path = command("fit", *method, *flags, "--trainer.max_steps=1").trainer.checkpoint_callback.best_model_path
+    done = command("test", *method, *flags, f"--ckpt_path={path}")
     assert set(done.trainer.callback_metrics) == {"boolq/accuracy"}
 
 

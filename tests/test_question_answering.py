@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+import transformers
 import yaml
 from squad_rows import SHORT, folder, questions, read, write  # noqa: F401 (fixtures)
 
@@ -70,8 +72,19 @@ def test_learned_prompts_leave_the_positions_of_the_batch(backbone_folder, batch
     assert (start == torch.finfo(torch.float32).min).tolist() == (batch["attention_mask"] == 0).tolist()
 
 
+@pytest.fixture(scope="session")
+def reader_folder(backbone_folder, tmp_path_factory):
+    """A tiny encoder whose files have a head for answers, so that it can be evaluated as it came."""
+    path = tmp_path_factory.mktemp("readers") / "bert"
+    shutil.copytree(backbone_folder("bert"), path)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        transformers.AutoModelForQuestionAnswering.from_pretrained(path).save_pretrained(path)
+    return str(path)
+
+
 @pytest.fixture
-def command(folder, backbone_folder, monkeypatch):
+def command(folder, reader_folder, monkeypatch):
     """Run a subcommand on the folder with a tiny encoder; returns the LightningCLI."""
     config = {
         "trainer": {
@@ -88,7 +101,7 @@ def command(folder, backbone_folder, monkeypatch):
             "class_path": "QuestionAnswering",
             "init_args": {
                 "max_answer_length": 3,
-                "backbone": backbone_folder("bert"),
+                "backbone": reader_folder,
                 "method": {"class_path": "LoRA", "init_args": {"rank": 2}},
             },
         },
@@ -179,7 +192,10 @@ def test_v1_always_answers(command, folder):
 @pytest.mark.parametrize("method", ["LoRA", "FCLoRA", "HiLoRA", "FullFineTuning"])
 def test_fit_logs_and_a_checkpoint_rebuilds_the_task(command, folder, method, batch):
     done = command("fit", f"--model.method={method}")
-    assert {"train/loss", "val/f1", "val/has_answer_f1", "val/no_answer_f1"} <= set(done.trainer.callback_metrics)
+    metrics = set(done.trainer.callback_metrics)
+    assert (
+        {"train/loss", "val/f1", "val/has_answer_f1", "val/no_answer_f1"} <= metrics == set(done.model.logged_metrics())
+    )
     assert not list(folder.glob("runs/*/predictions_val.json"))
     (path,) = folder.glob("runs/*/checkpoints/*.ckpt")
     again = load(path)

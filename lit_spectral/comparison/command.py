@@ -27,6 +27,7 @@ from lit_spectral.errors import InputError, Parser
 from lit_spectral.paths import config_file
 from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
+from lit_spectral.run_folder import remove_run
 
 __all__ = ["run"]
 
@@ -255,8 +256,7 @@ def _fit(planned: Planned, expected: list[str]) -> int:
         # Stopped between its last checkpoint and its record, it has nothing left to do, and is done again.
         if status or planned.record.exists():
             return status
-    for events in planned.folder.glob("events.out.tfevents.*"):
-        events.unlink()  # of a run that is not gone on with
+    remove_run(planned.folder)  # what is not gone on with
     return _call(command)
 
 

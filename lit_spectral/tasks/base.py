@@ -23,10 +23,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral import backbones
 from lit_spectral.adapters import Adapter, adapters, named_changes, refuse_folded, trained_state
-from lit_spectral.callbacks import FactorRetraction, HeldBackbone, SigmaClamp, SpectralBall, SpectralMonitor
+from lit_spectral.callbacks import (
+    FactorRetraction,
+    HeldBackbone,
+    PredictionWriter,
+    SigmaClamp,
+    SpectralBall,
+    SpectralMonitor,
+)
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
-from lit_spectral.methods import LoRA, Method
+from lit_spectral.methods import LoRA, Method, Peft
+from lit_spectral.run_folder import RunFolder
 from lit_spectral.tasks import resume
 from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging, put_averages
 from lit_spectral.tasks.fit_check import (
@@ -36,6 +44,7 @@ from lit_spectral.tasks.fit_check import (
     check_gradients,
     saved_by_task,
 )
+from lit_spectral.tasks.meaning import MeaningCheck, check_rates, note_loading
 from lit_spectral.tasks.objective import Objective
 from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
 from lit_spectral.tasks.padding_check import check_padding
@@ -95,6 +104,12 @@ class Task(pl.LightningModule):
         self.model = None
         self.backbone_digest = ""
         self.skipped_steps = 0
+        # Of each row of the batch that was predicted last: what `predict` writes.
+        self.predicted: list[dict[str, Any]] = []
+        # Names of weights that the backbone's files lack, and whether anything has been trained or loaded.
+        self.new_weights: list[str] = []
+        self.is_trained = False
+        self.register_load_state_dict_post_hook(note_loading)  # type: ignore[no-untyped-call]
         # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
         self.strict_loading = False
         self._rng_state: Tensor | None = None
@@ -151,7 +166,7 @@ class Task(pl.LightningModule):
         for name, parameter in adapted.named_parameters():
             if id(parameter) in new and ".original_module." not in name:  # peft trains a copy of that
                 parameter.requires_grad_(True)
-        self.model = adapted.train()
+        self.model, self.new_weights = adapted.train(), missing
         self._penalised = [adapter for adapter in adapters(model) if adapter.penalty_weight > 0]
         self._budgets = [adapter for adapter in adapters(model) if adapter.budget is not None]
         self._attached = list(named_changes(adapted))
@@ -193,14 +208,22 @@ class Task(pl.LightningModule):
         return names
 
     def configure_callbacks(self) -> list[Callback]:
-        """Those that hold and log what adapters declare and hold the backbone, unless the trainer has its own."""
+        """Those that adapters, the backbone and a run's files need, unless the trainer has its own."""
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor, HeldBackbone]
-        return [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
+        defaults += [MeaningCheck, PredictionWriter, RunFolder]
+        added = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
+        for callback in [*present, *added]:
+            if isinstance(callback, (MeaningCheck, RunFolder)):
+                callback.before(self.trainer)  # anything is read or written
+        return added
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over groups of one kind of parameters, and its schedule."""
-        optimizer = self.optimizer(parameter_groups(self.model, self._output_layers, self.method.head_lr))
+        groups = parameter_groups(self.model, self._output_layers, self.method.head_lr)
+        if not groups:
+            raise InputError(f"model.method: {type(self.method).__name__} leaves nothing of this model to train")
+        optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * group["lr_ratio"]
             if {"fused", "foreach"} <= group.keys() and group["fused"] is None and group["foreach"] is None:
@@ -208,6 +231,7 @@ class Task(pl.LightningModule):
         steps = run_steps(self.trainer)
         self._plan(steps)
         scheduler = build_schedule(self.lr_scheduler, self.warmup_steps, optimizer, steps)
+        check_rates(optimizer, scheduler, steps)
         self._options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         schedule = {"lr_scheduler": self.lr_scheduler, "warmup_steps": self.warmup_steps}
         self._settings = run_settings(self.trainer, self, optimizer) | schedule
@@ -224,6 +248,12 @@ class Task(pl.LightningModule):
         if self._trainer is None:  # called by hand
             return summed / max(float(count), 1.0)
         return self._objective.part(summed, count, self.trainer)
+
+    def logged_metrics(self) -> list[str]:
+        """Names of the metrics that this fit logs for checkpoints and early stopping to go by."""
+        names: dict[str, Any] = {"train/orthogonality_penalty": self._penalised, "train/budget_penalty": self._budgets}
+        names["train/method_penalty"] = isinstance(self.method, Peft)
+        return ["train/loss", "train/skipped_steps", "sigma_max", *(name for name, present in names.items() if present)]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the loss and the penalties, and add the gradients of those that go that way, once an optimizer step.
@@ -372,3 +402,4 @@ class Task(pl.LightningModule):
             self._rng_state = saved["rng_state"] if same_seed(saved["settings"]) else None
             if self._resumed and self._settings:  # a strategy that restores after the optimizer was built
                 resume.check_optimizer(saved["settings"], self._settings)
+        self.is_trained = True

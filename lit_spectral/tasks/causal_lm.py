@@ -18,6 +18,8 @@ from lit_spectral import backbones
 from lit_spectral.errors import InputError
 from lit_spectral.generation import continue_batch
 from lit_spectral.methods import Method
+from lit_spectral.paths import write_text
+from lit_spectral.run_folder import own_folder
 from lit_spectral.tasks.base import Task, _adamw
 from lit_spectral.tasks.packing_check import check_packing
 
@@ -76,6 +78,11 @@ class CausalLM(Task):
             raise InputError(f"backbone: the files of {folder} hold no language-model head ({', '.join(missing)})")
         return model, []
 
+    def logged_metrics(self) -> list[str]:
+        """Those of training, and of each validation set loss and perplexity."""
+        names = ("loss", "perplexity")
+        return [*super().logged_metrics(), *(f"{part}/{name}" for part in self.evaluation_sets() for name in names)]
+
     def on_fit_start(self) -> None:
         """Refuse packed rows where the backbone would not keep their examples apart."""
         super().on_fit_start()
@@ -126,10 +133,12 @@ class CausalLM(Task):
             self._finish()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[str]:
-        """Generated answers; InputError where the data module has none to generate."""
+        """Generated answers; InputError where the data module has none to generate. `predict` writes prompts too."""
         if "gold" not in batch:
             raise InputError("predict generates answers; give data with test sets to answer, such as Math")
-        return self._generated(batch, self.evaluation_sets()[dataloader_idx])
+        texts = self._generated(batch, self.evaluation_sets()[dataloader_idx])
+        self.predicted = [{"prompt": p, "text": text} for p, text in zip(batch["prompt"], texts, strict=True)]
+        return texts
 
     def _score(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed loss over the scored tokens (0-d, float32, nats), and their number (0-d)."""
@@ -175,8 +184,8 @@ class CausalLM(Task):
             return continue_batch(self.model, data.tokenizer, batch, data.max_new_tokens, settings)
 
     def _finish_answers(self) -> None:
-        log_dir = self.trainer.log_dir if self.trainer.loggers else None
-        folder = Path(log_dir) / "generations" if log_dir else None
+        log_folder = own_folder(self.trainer)
+        folder = log_folder / "generations" if log_folder else None
         accuracies = []
         for name, answers in self._answers.items():
             metrics = self._scored(name, self._gathered(answers), folder)
@@ -206,5 +215,5 @@ class CausalLM(Task):
             finally:  # what took hours to generate is kept, whatever becomes of its scores
                 if folder is not None:
                     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
-                    (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+                    write_text(folder / f"{name}.jsonl", "".join(lines))
         return self.trainer.strategy.broadcast(metrics)

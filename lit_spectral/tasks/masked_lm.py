@@ -25,6 +25,10 @@ class MaskedLM(Task):
 
         return backbones.load_model(AutoModelForMaskedLM, folder)
 
+    def logged_metrics(self) -> list[str]:
+        """Those of training, and loss and accuracy of the validation set."""
+        return [*super().logged_metrics(), "val/loss", "val/accuracy"]
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss over the masked tokens."""
         summed, _, count = self._score(batch)

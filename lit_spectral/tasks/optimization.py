@@ -50,10 +50,12 @@ def parameter_groups(model: nn.Module, head: Sequence[nn.Module], head_lr: float
 
 
 def run_steps(trainer: pl.Trainer) -> int:
-    """Optimizer steps of the whole run; InputError where it has no end."""
+    """Optimizer steps of the whole run; InputError where it has no end, or none."""
     steps = trainer.estimated_stepping_batches
-    if not 0 <= steps < math.inf:
+    if not 0 <= steps < math.inf:  # below 0 where rows can't be counted
         raise InputError("the run has no end over which the learning rate could go; give --trainer.max_steps")
+    if steps < 1:
+        raise InputError("data: there is not one batch to train on; give more rows, or a smaller batch_size")
     return int(steps)
 
 

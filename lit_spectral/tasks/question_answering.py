@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral import backbones, squad
+from lit_spectral.callbacks import PredictionWriter
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Method
+from lit_spectral.paths import write_text
+from lit_spectral.run_folder import own_folder
 from lit_spectral.tasks.base import Task, _adamw
 
 __all__ = ["QuestionAnswering"]
@@ -75,6 +77,13 @@ class QuestionAnswering(Task):
         """Arguments to build this task again."""
         own = {"max_answer_length": self.max_answer_length, "null_threshold": self.null_threshold}
         return super().checkpoint_init() | own
+
+    def logged_metrics(self) -> list[str]:
+        """Those of training, and of the validation set what the class names."""
+        names = ["loss", "exact_match", "f1"]
+        if self._data.version_2:
+            names += ["has_answer_exact_match", "has_answer_f1", "no_answer_f1", "best_f1", "best_f1_threshold"]
+        return [*super().logged_metrics(), *(f"{part}/{name}" for part in self.evaluation_sets() for name in names)]
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Start and end logits, each (windows, length), float32; those of padding are the least number there is."""
@@ -174,6 +183,7 @@ class QuestionAnswering(Task):
             if data.version_2:
                 self._write(f"null_odds_{name}.json", dict(zip(questions["id"], differences, strict=True)))
         if self.trainer.predicting:
+            self._keep(best.questions, questions["id"], predictions, chosen[:, SCORE], differences)
             return
         answers = questions["answers"]
         found = {"loss": float(read[:, LOSS].mean())} | squad.score(predictions, answers, data.version_2)
@@ -184,12 +194,22 @@ class QuestionAnswering(Task):
         for metric, value in found.items():
             self.log(f"{name}/{metric}", value, prog_bar=metric in {"exact_match", "f1"}, sync_dist=True)
 
+    def _keep(self, rows: Tensor, ids: list[str], texts: list[str], scores: Tensor, differences: list[float]) -> None:
+        """Hand over what `predict` writes of each question: `id`, `text`, its span's `score`, for v2.0 `null_odds`."""
+        said: list[dict[str, Any]] = [
+            {"id": key, "text": text, "score": score}
+            for key, text, score in zip(ids, texts, scores.tolist(), strict=True)
+        ]
+        if self._data.version_2:
+            said = [each | {"null_odds": odds} for each, odds in zip(said, differences, strict=True)]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PredictionWriter):
+                callback.keep("test", zip(rows.tolist(), said, strict=True))
+
     def _write(self, file: str, content: dict[str, Any]) -> None:
-        folder = self.trainer.log_dir  # asked for on every process, since they agree on it
-        # Without logs there is no folder of the run's own to write to.
-        if self.trainer.loggers and folder is not None and self.trainer.is_global_zero:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / file).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        folder = own_folder(self.trainer)  # asked for on every process
+        if folder is not None and self.trainer.is_global_zero:
+            write_text(folder / file, json.dumps(content, ensure_ascii=False, indent=1))
 
 
 def _losses(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:

@@ -68,6 +68,11 @@ class SequenceClassification(Task):
         """Arguments to build this task again."""
         return super().checkpoint_init() | {"num_labels": self.num_labels, "metrics": self.metric_names}
 
+    def logged_metrics(self) -> list[str]:
+        """Those of training, and of each validation set the loss and the metrics."""
+        names = ["loss", *(self.metric_names or [])]
+        return [*super().logged_metrics(), *(f"{part}/{name}" for part in self.evaluation_sets() for name in names)]
+
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits (batch, num_labels), float32, of a batch of token ids and their masks."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -93,9 +98,19 @@ class SequenceClassification(Task):
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Class of each row, or the number itself in regression, shape (batch,)."""
+        """Class of each row, or the number itself in regression, shape (batch,).
+
+        `predict` writes it as `label`, by its word where the classes have names, with `scores`, the
+        classes' probabilities.
+        """
         logits = self(batch)
-        return self._predictions(logits)
+        found = self._predictions(logits)
+        self.predicted = [{"label": label} for label in found.tolist()]
+        if self.num_labels != 1:
+            names = getattr(self, "label_names", None)
+            for said, scores in zip(self.predicted, logits.double().softmax(-1).tolist(), strict=True):
+                said |= {"label": names[said["label"]] if names else said["label"], "scores": scores}
+        return found
 
     def _evaluate(self, batch: dict[str, Tensor], name: str) -> None:
         logits, labels = self(batch), batch["labels"]
