@@ -183,11 +183,19 @@ def test_inside_an_epoch_the_steps_that_are_left_are_counted(run, tmp_path):
     assert rates.of("rest")[::2] == pytest.approx([1e-2 * (10 - step) / 10 for step in range(4, 10)])
 
 
+class AdamW(torch.optim.SGD):
+    """Another optimizer of that name."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
         (adamw(), functools.partial(torch.optim.SGD, lr=0.1), "is AdamW, whose state SGD .*--model.optimizer AdamW"),
         (lambda p: torch.optim.SGD(p, lr=0.1), lambda p: torch.optim.AdamW(p), "is SGD, whose state AdamW can't"),
+        (adamw(), AdamW, r"is AdamW, whose state test_resume\.AdamW can't"),
         (adamw(), adamw(amsgrad=True), "optimizer.amsgrad: False, here True"),
         (
             functools.partial(torch.optim.RMSprop, momentum=0.0),
@@ -200,7 +208,7 @@ def test_inside_an_epoch_the_steps_that_are_left_are_counted(run, tmp_path):
             "initial_accumulator_value: 0.1, here 0.2",
         ),
     ],
-    ids=["SGD", "lambda", "amsgrad", "momentum", "start of the sum"],
+    ids=["SGD", "lambda", "namesake", "amsgrad", "momentum", "start of the sum"],
 )
 def test_an_optimizer_that_can_not_go_on_with_the_state_is_refused(run, tmp_path, first, second, message):
     path, rates = tmp_path / "half.ckpt", Rates()
@@ -318,7 +326,10 @@ def test_the_patience_that_is_given_acts(run, tmp_path):
         (lambda saved: saved.pop("optimizer_states"), "without the optimizer's state"),
         (lambda saved: saved.update(optimizer_states=[]), "without the optimizer's state"),
         (lambda saved: saved["lit_spectral"]["settings"].update(parameters="?"), "another order of them"),
-        (lambda saved: saved.update(epoch=5), "max_epochs 2 is below the 5 epochs"),
+        (
+            lambda saved: saved["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed=5),
+            "max_epochs 2 is bel",
+        ),
     ],
 )
 def test_a_checkpoint_that_no_run_can_go_on_from_is_refused(run, tmp_path, damage, message):
@@ -330,6 +341,15 @@ def test_a_checkpoint_that_no_run_can_go_on_from_is_refused(run, tmp_path, damag
     with pytest.raises(InputError, match=message):
         run(LoRA(rank=4), rates, path=path)
     assert not rates.seen
+
+
+def test_a_run_that_would_end_before_it_goes_on_is_refused(run, tmp_path):
+    run(LoRA(rank=4)).save_checkpoint(tmp_path / "done.ckpt")
+    with pytest.raises(InputError, match=r"trainer\.max_epochs 1 is below the 2 that the checkpoint has behind it"):
+        run(LoRA(rank=4), path=tmp_path / "done.ckpt", max_epochs=1)
+    with pytest.raises(InputError, match=r"trainer\.max_steps 9 is below the 16"):
+        run(LoRA(rank=4), path=tmp_path / "done.ckpt", max_steps=9)
+    run(LoRA(rank=4), path=tmp_path / "done.ckpt")  # it has come to its end, and may be asked again
 
 
 def test_load_names_what_an_old_checkpoint_lacks(run, tmp_path):

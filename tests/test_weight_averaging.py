@@ -26,6 +26,7 @@ METHODS = {
 }
 CALLBACKS = {
     "ema": lambda: EMAWeightAveraging(decay=DECAY),
+    "ema, buffers aside": lambda: EMAWeightAveraging(decay=DECAY, use_buffers=False),
     "ema at once": lambda: WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(DECAY)),
     "mean": WeightAveraging,
 }
@@ -95,6 +96,13 @@ def test_load_and_validate_take_the_averages(train, backbone_folder, mrpc_folder
     alone = pl.Trainer(**options, callbacks=[EMAWeightAveraging(decay=DECAY)])
     alone.validate(task, GLUE("mrpc", mrpc_folder, batch_size=8), ckpt_path=tmp_path / "a.ckpt", verbose=False)
     assert float(alone.callback_metrics["val/loss"]) == pytest.approx(scalars(trainer)["val/loss"][-1][1], rel=1e-6)
+
+
+def test_the_trainer_that_has_averaged_validates_a_checkpoint(train, mrpc_folder, tmp_path):
+    trainer = train(LoRA(rank=4), EMAWeightAveraging(decay=DECAY), Save(tmp_path / "a.ckpt"), max_epochs=2)
+    data = GLUE("mrpc", mrpc_folder, batch_size=8)
+    trainer.validate(trainer.lightning_module, data, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(scalars(trainer)["val/loss"][0][1], rel=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

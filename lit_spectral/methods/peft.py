@@ -89,7 +89,7 @@ class Peft(Method):
         if self._planned or self.config.get("total_step") is None:
             self.config, self._planned = self.config | {"total_step": steps}, True
         total = self.config["total_step"]
-        if not isinstance(total, int) or total > steps:
+        if isinstance(total, (int, float)) and total > steps:
             raise InputError(
                 f"method.config: total_step {total} is beyond the run's {steps} optimizer steps, in which AdaLoRA "
                 f"would not get to its target_r; give total_step {steps}, or leave it out"

@@ -184,6 +184,7 @@ class Task(pl.LightningModule):
         if self.model is not None:
             check_attached(self.model, self._attached)
             self.method.restart()
+            self.train()  # after an evaluation, which may have broken off
         with torch.device("cpu"):  # where the data is; models may be built elsewhere
             self._plan(run_steps(self.trainer))
 
@@ -234,7 +235,7 @@ class Task(pl.LightningModule):
         check_rates(optimizer, scheduler, steps)
         self._options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         schedule = {"lr_scheduler": self.lr_scheduler, "warmup_steps": self.warmup_steps}
-        self._settings = run_settings(self.trainer, self, optimizer) | schedule
+        self._settings = run_settings(self.trainer, self, optimizer, **schedule)
         if self._resumed:
             resume.check_optimizer(self._resumed, self._settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -331,7 +332,6 @@ class Task(pl.LightningModule):
                 f"--trainer.precision {self.trainer.precision} rounds factors out of the set that holds them; "
                 "give bf16-mixed"
             )
-        self.train()  # also after an evaluation
         average_what_is_trained(self.trainer, self)
 
     def on_train_start(self) -> None:
@@ -396,8 +396,8 @@ class Task(pl.LightningModule):
         at_start = self.method.acts_at_start if resumes else ()
         self._differences = check_checkpoint(saved, found, self._identity(), trained, at_start)
         self.method.load_state_dict(saved["method_state"])
+        complete(checkpoint, live, trained)
         if resumes:
-            complete(checkpoint, live, trained)
             self._resumed, self.skipped_steps = saved["settings"], saved["skipped_steps"]
             self._rng_state = saved["rng_state"] if same_seed(saved["settings"]) else None
             if self._resumed and self._settings:  # a strategy that restores after the optimizer was built

@@ -31,11 +31,15 @@ def prepare(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
             "this checkpoint holds weights without the optimizer's state, with which a run would go on; give one "
             "that fit wrote with save_weights_only false"
         )
-    if trainer.max_epochs not in {None, -1} and checkpoint["epoch"] > trainer.max_epochs:
-        raise InputError(
-            f"trainer.max_epochs {trainer.max_epochs} is below the {checkpoint['epoch']} epochs that the checkpoint "
-            "has behind it; give more"
-        )
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    done = {"max_epochs": progress["processed"], "max_steps": checkpoint["global_step"]}
+    for name, count in done.items():
+        limit = getattr(trainer, name)
+        if limit is not None and -1 < limit < count:
+            raise InputError(
+                f"trainer.{name} {limit} is below the {count} that the checkpoint has behind it; give more, or no "
+                "--ckpt_path"
+            )
     if "current_model_state" in checkpoint and not averaging(trainer):
         checkpoint["state_dict"] = checkpoint.pop("current_model_state")  # in place of their averages
     for stop in trainer.early_stopping_callbacks:

@@ -69,11 +69,12 @@ def _completed(content: Any, live: Mapping[str, Tensor], trained: Container[str]
     if isinstance(content, Mapping):
         known = next((key for key in content if _names(key, trained)), None)
         if known is None:
-            return {key: _completed(value, live, trained) for key, value in content.items()}
+            whole = {key: _completed(value, live, trained) for key, value in content.items()}
+            return whole if any(whole[key] is not content[key] for key in whole) else content
         prefix = "module." if known.startswith("module.") else ""
         outer = "" if plain(known) in trained else "model."  # which names in the model's own state dict lack
-        whole = {name.removeprefix(outer): tensor for name, tensor in live.items() if name.startswith(outer)}
-        return {prefix + name: tensor for name, tensor in whole.items()} | dict(content)
+        weights = {name.removeprefix(outer): tensor for name, tensor in live.items() if name.startswith(outer)}
+        return {prefix + name: tensor for name, tensor in weights.items()} | dict(content)
     if type(content) in {list, tuple}:
         return type(content)(_completed(value, live, trained) for value in content)
     return content

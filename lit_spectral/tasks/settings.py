@@ -22,15 +22,17 @@ TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algori
 ROWS = 32  # of the training set, that tell it from another
 
 
-def run_settings(trainer: pl.Trainer, task: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def run_settings(trainer: pl.Trainer, task: nn.Module, optimizer: Optimizer, **others: Any) -> dict[str, Any]:
     """Settings of optimizer, trainer and data by name, `parameters` (a hash of their order), and the seed.
 
     Args:
         trainer: about to fit, its training data loaded.
         task: whose parameters are optimised.
         optimizer: as it was built.
+        others: settings besides.
     """
-    settings: dict[str, Any] = {"optimizer": type(optimizer).__name__, "parameters": _parameters(task, optimizer)}
+    settings = {name: _as_primitive(value) for name, value in others.items()}
+    settings |= {"optimizer": _class_name(optimizer), "parameters": _parameters(task, optimizer)}
     settings |= {f"optimizer.{name}": value for name, value in optimizer.defaults.items() if _is_primitive(value)}
     settings |= {"seed_everything": os.environ.get("PL_GLOBAL_SEED")}
     settings |= {f"trainer.{name}": _as_primitive(getattr(trainer, name)) for name in TRAINER}
@@ -54,6 +56,12 @@ def same_seed(saved: Mapping[str, Any]) -> bool:
     return os.environ.get("PL_GLOBAL_SEED") in {None, saved.get("seed_everything")}
 
 
+def _class_name(optimizer: Optimizer) -> str:
+    """As torch's own go by; others with their module, since some share a name."""
+    kind = type(optimizer)
+    return kind.__name__ if kind.__module__.startswith("torch.optim.") else f"{kind.__module__}.{kind.__name__}"
+
+
 def _parameters(task: nn.Module, optimizer: Optimizer) -> str:
     """A hash of which parameters the optimizer has, by names and shapes, in their order in its groups."""
     names = {id(parameter): plain(name) for name, parameter in task.named_parameters()}
@@ -70,6 +78,7 @@ def _data_settings(trainer: pl.Trainer) -> dict[str, Any]:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     public = {name: value for name, value in vars(data).items() if name[0] != "_"} if data is not None else {}
     settings: dict[str, Any] = {"data": type(data).__name__ if data is not None else None}
+    public = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in public.items()}
     settings |= {f"data.{name}": value for name, value in public.items() if _is_primitive(value)}
     if trainer.train_dataloader is not None:
         with isolate_rng():
@@ -83,7 +92,7 @@ def _rows(loader: Any) -> str:
     rows = getattr(loader, "dataset", loader)
     try:
         some = [_as_primitive(rows[index]) for index in range(0, len(rows), max(1, len(rows) // ROWS))]
-    except (TypeError, LookupError, NotImplementedError):  # a stream, or rows that are not numbered
+    except Exception:  # a stream, rows that are not numbered, or whatever else can't be looked at by number
         return type(rows).__name__
     return f"{len(rows)} ({hashlib.blake2b(repr(some).encode(), digest_size=6).hexdigest()})"
 
