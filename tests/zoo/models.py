@@ -31,6 +31,10 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "RoBERTa": ("roberta", {"pad_token_id": 1}),
     "XLM-R": ("xlm-roberta", {"pad_token_id": 1}),
     "DeBERTa": ("deberta", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    "DeBERTa v2": (
+        "deberta-v2",
+        {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "conv_kernel_size": 3},
+    ),
     "DeBERTa v3": (
         "deberta-v2",
         {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 8},
