@@ -108,6 +108,17 @@ class RunFolder(Callback):
             lock.release()
         self._locks, self._claims, self._undecided = {}, [], []
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Decide, while there is no step that a checkpoint callback would save when this is refused."""
+        self._decide(trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decide, where a checkpoint would have been read by now."""
+        if not trainer.strategy.restore_checkpoint_after_setup:
+            self._decide(trainer)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -136,12 +147,16 @@ class RunFolder(Callback):
         self.release()
 
     def _begin(self, trainer: pl.Trainer) -> None:
-        if self._undecided and not _goes_on(trainer, trainer.ckpt_path, self._claims):
-            raise _taken(self._undecided[0])
+        self._decide(trainer)
         for claim in self._claims:
             (claim.folder / UNBEGUN).unlink(missing_ok=True)
             _begun.add(claim.owner)
-        self._claims, self._undecided = [], []
+        self._claims = []
+
+    def _decide(self, trainer: pl.Trainer) -> None:
+        if self._undecided and not _goes_on(trainer, trainer.ckpt_path, self._claims):
+            raise _taken(self._undecided[0])
+        self._undecided = []
 
     def _of_loggers(self, trainer: pl.Trainer) -> Iterator[_Claim]:
         for logger in filter(_is_local, trainer.loggers):

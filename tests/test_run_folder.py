@@ -69,7 +69,7 @@ def started(backbone_folder, mrpc_folder, tmp_path):
 
 def test_two_runs_at_once_have_a_folder_each(started, tmp_path):
     both = [started("--trainer.max_steps=2", f"--seed_everything={seed}") for seed in (1, 2)]
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert [process.wait(240) for process in both] == [0, 0]
     folders = sorted(tmp_path.glob("runs/*/version_*"))
     assert [folder.name for folder in folders] == ["version_0", "version_1"]
     for folder in folders:
@@ -82,7 +82,7 @@ def test_two_runs_at_once_have_a_folder_each(started, tmp_path):
 def test_a_folder_is_refused_while_a_run_writes_there_and_not_after_it_was_killed(started, fit, tmp_path):
     process = started(MINE, "--trainer.max_epochs=100000")
     last = tmp_path / "runs" / CONFIG / "mine" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     with pytest.raises(InputError, match="mine: another run is writing there"):
@@ -222,6 +222,21 @@ def test_in_python_a_second_run_into_a_folder_is_refused_and_going_on_is_not(pyt
         python(TensorBoardLogger("logs", version="mine"))
     assert last.read_bytes() == before
     python(TensorBoardLogger("logs", version="mine"), ckpt_path=last)
+
+
+def test_in_python_what_is_refused_saves_nothing_either(python):
+    def saving():
+        keep = ModelCheckpoint(filename="last", save_on_exception=True, enable_version_counter=False)
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "max_steps": 2}
+        return pl.Trainer(logger=TensorBoardLogger("logs", version="mine"), callbacks=[keep], **quiet)
+
+    python(None, trainer=saving())
+    before = files("logs/lightning_logs/mine/checkpoints")
+    (other,) = Path(python(TensorBoardLogger("logs")).log_dir).rglob("*.ckpt")
+    for options in ({}, {"ckpt_path": other}):
+        with pytest.raises(InputError, match="mine holds another run"):
+            python(None, trainer=saving(), **options)
+    assert files("logs/lightning_logs/mine/checkpoints") == before
 
 
 def test_in_python_one_logger_serves_several_trainers(python):
