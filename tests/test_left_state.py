@@ -125,7 +125,7 @@ def test_a_folded_models_backbone_is_not_measured(trained, method):
 def test_a_model_without_its_adapters_is_not_trained(train, trained, method):
     task = trained(method, folded=False)
     detach(task.model)
-    with pytest.raises(InputError, match="fit: the model's adapters were detached; build the task anew"):
+    with pytest.raises(InputError, match="adapters are not those that its method put there, as after detach"):
         train(None, task=task)
 
 

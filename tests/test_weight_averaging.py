@@ -1,5 +1,7 @@
 """Lightning's averages of weights: what checkpoints hold of them, and what holds of them."""
 
+import copy
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -269,3 +271,31 @@ def test_a_compiled_models_checkpoint_is_that_of_the_model(train, backbone_folde
     found = {name.replace("_orig_mod.", ""): tensor for name, tensor in resumed.state_dict().items()}
     raw = content.get("current_model_state", content["state_dict"])
     assert all(torch.equal(found[name], tensor) for name, tensor in raw.items())
+
+
+def test_the_command_averages_and_goes_on(fit):
+    flags = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.8", "--trainer.max_epochs=2"]
+    path = fit("fclora_roberta_mrpc", *flags).trainer.checkpoint_callback.best_model_path
+    content = read(path)
+    assert content["current_model_state"].keys() == content["state_dict"].keys()
+    loaded = trained_state(load(path).model)
+    assert all(torch.equal(loaded[name.removeprefix("model.")], mean) for name, mean in content["state_dict"].items())
+    resumed = fit("fclora_roberta_mrpc", *flags, f"--ckpt_path={path}")
+    assert resumed.trainer.global_step == 2 * 4  # batches of 16
+    validated = fit("fclora_roberta_mrpc", f"--ckpt_path={path}", "--data.batch_size=24", command="validate")
+    assert validated.trainer.callback_metrics["val/loss"] > 0
+
+
+def test_a_copy_of_a_task_is_its_own(backbone_folder):
+    """Which averages begin with."""
+
+    def build(parameters):
+        return torch.optim.AdamW(parameters)
+
+    task = SequenceClassification(backbone_folder("bert"), LoRA(rank=4), num_labels=2, optimizer=build)
+    task.configure_model()
+    other = copy.deepcopy(task)
+    assert other.optimizer is build
+    assert not {p.data_ptr() for p in task.parameters()} & {p.data_ptr() for p in other.parameters()}
+    assert other.method is not task.method
+    assert other.metrics is not task.metrics

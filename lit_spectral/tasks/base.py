@@ -115,7 +115,7 @@ class Task(pl.LightningModule):
         self._rng_state: Tensor | None = None
         self._objective = Objective()
         self._gradients_checked = False
-        self._attached: list[str] = []  # paths of the method's changes
+        self._attached: list[str] | None = None  # paths of the method's changes
         # Settings of the run, of its parameter groups, and of the checkpoint that it goes on from.
         self._settings: dict[str, Any] = {}
         self._options: list[dict[str, Any]] = []
@@ -124,6 +124,13 @@ class Task(pl.LightningModule):
         self._output_layers: list[nn.Linear] = []  # in a list, so that it isn't a second module of the task
         self._penalised: list[Adapter] = []
         self._budgets: list[Adapter] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+        """As of any module, but for the optimizer callable: the command line's can't be copied."""
+        memo[id(self.optimizer)] = self.optimizer
+        memo[id(self)] = new = type(self).__new__(type(self))
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        return new
 
     @abstractmethod
     def load_model(self, folder: str) -> tuple[nn.Module, list[str]]:
@@ -182,6 +189,7 @@ class Task(pl.LightningModule):
         self._objective, self._gradients_checked = Objective(), False
         check_averaging(self.trainer, self.method.allocates)
         if self.model is not None:
+            refuse_folded(self.model, "fit")
             check_attached(self.model, self._attached)
             self.method.restart()
             self.train()  # after an evaluation, which may have broken off

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters import DenseAdapter, named_changes, refuse_folded
+from lit_spectral.adapters import DenseAdapter, named_changes
 from lit_spectral.errors import InputError
 from lit_spectral.svd_cache import content_digest
 from lit_spectral.tasks.saved_weights import plain
@@ -18,11 +18,12 @@ __all__ = ["backbone_digest", "check_attached", "check_checkpoint", "check_gradi
 KEYS = ("task", "init", "method", "backbone_digest", "rng_state", "skipped_steps", "method_state", "settings")
 
 
-def check_attached(model: nn.Module, paths: list[str]) -> None:
-    """InputError if a model is not as the method left it, with its changes at these paths and beside the weights."""
-    refuse_folded(model, "fit")
-    if [plain(path) for path in named_changes(model)] != paths:
-        raise InputError("fit: the model's adapters were detached; build the task anew")
+def check_attached(model: nn.Module, paths: list[str] | None) -> None:
+    """InputError if a model's changes are not at these paths, where the method put them; None for a model of others."""
+    if paths is not None and [plain(path) for path in named_changes(model)] != paths:
+        raise InputError(
+            "fit: the model's adapters are not those that its method put there, as after detach; build the task anew"
+        )
 
 
 def saved_by_task(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _parameters(task: nn.Module, optimizer: Optimizer) -> str:
         for group in optimizer.param_groups
         for parameter in group["params"]
     ]
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
+    return _hash(lines)
 
 
 def _data_settings(trainer: pl.Trainer) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _data_settings(trainer: pl.Trainer) -> dict[str, Any]:
     public = {name: value for name, value in vars(data).items() if name[0] != "_"} if data is not None else {}
     settings: dict[str, Any] = {"data": type(data).__name__ if data is not None else None}
     public = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in public.items()}
-    settings |= {f"data.{name}": value for name, value in public.items() if _is_primitive(value)}
+    settings |= {f"data.{name}": _brief(value) for name, value in public.items() if _is_primitive(value)}
     if trainer.train_dataloader is not None:
         with isolate_rng():
             loaders = CombinedLoader(trainer.train_dataloader, "sequential").flattened
@@ -94,7 +94,16 @@ def _rows(loader: Any) -> str:
         some = [_as_primitive(rows[index]) for index in range(0, len(rows), max(1, len(rows) // ROWS))]
     except Exception:  # a stream, rows that are not numbered, or whatever else can't be looked at by number
         return type(rows).__name__
-    return f"{len(rows)} ({hashlib.blake2b(repr(some).encode(), digest_size=6).hexdigest()})"
+    return f"{len(rows)} ({_hash(some)})"
+
+
+def _brief(value: Any) -> Any:
+    """The value, or a hash of it where it is long: a module may keep its rows in a list."""
+    return value if len(repr(value)) < 1000 else _hash(value)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=6).hexdigest()
 
 
 def _is_primitive(value: Any) -> bool:
