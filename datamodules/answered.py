@@ -7,6 +7,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+from lit_spectral.datamodules.columns import as_text, rows_of
 from lit_spectral.datamodules.files import check_columns
 from lit_spectral.datamodules.prompted import PromptedText
 from lit_spectral.datamodules.prompts import Template
@@ -123,9 +124,10 @@ class AnsweredText(PromptedText):
     def _prompts(self, name: str) -> Any:
         rows = self.test_rows(name)
         rows = rows.select(range(min(len(rows), self.test_limit(name) or len(rows))))
-        write, bos, _ = self._writer(
-            rows, f"test set {name}", ("prompt", "input"), self.test_template(name), (f"test set {name}, row ", 0)
-        )
+        where = f"test set {name}"
+        check_columns(rows, ["answer"], where)
+        rows = as_text(rows, ["answer"], rows_of(where))
+        rows, write, bos, _ = self._writer(rows, where, ("prompt", "input"), self.test_template(name), rows_of(where))
         # What is generated must fit behind the prompt.
         longest = min(self.max_length, int(self.tokenizer.model_max_length) - self.max_new_tokens)
         if longest < 2:
@@ -133,7 +135,6 @@ class AnsweredText(PromptedText):
                 f"data.max_new_tokens: {self.max_new_tokens} leave no room for a prompt in the "
                 f"{self.tokenizer.model_max_length} tokens that the model reads"
             )
-        check_columns(rows, ["answer"], f"test set {name}")
         tokenizer = self.tokenizer
 
         def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_spectral.datamodules.answered import AnsweredText
+from lit_spectral.datamodules.columns import as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.prompts import Template
 
@@ -82,6 +83,7 @@ class Commonsense(AnsweredText):
             )
         rows = read_split(self.tests, "test", name)
         check_columns(rows, ["answer"], f"test set {name}")
+        rows = as_text(rows, ["answer"], rows_of(f"test set {name}"))
         for number, answer in enumerate(rows["answer"]):
             if answer not in KEYWORDS[name]:
                 raise InputError(

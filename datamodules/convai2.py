@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_spectral.datamodules.answered import AnsweredText
-from lit_spectral.datamodules.files import check_columns, read_rows, read_split, read_text
+from lit_spectral.datamodules.files import check_columns, read_rows, read_split
+from lit_spectral.datamodules.plain_text import read_text
 
 from lit_spectral import text_metrics
 from lit_spectral.errors import InputError
@@ -96,6 +97,9 @@ class ConvAI2(AnsweredText):
                 f"data.path: {self.path} has {replies} replies to train on, of which {self.validation_rows} can't be "
                 "held out; give a smaller --data.validation_rows"
             )
+        if split != "train":
+            total = sum(map(len, conversations))
+            log.info("%s: %d of %d training replies are held out to validate on", self.path, replies, total)
         return datasets.Dataset.from_list([reply for conversation in chosen for reply in conversation])
 
     def test_rows(self, name: str) -> Any:

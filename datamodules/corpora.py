@@ -7,8 +7,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_spectral.datamodules.files import check_columns, read_blocks, read_rows, read_split, split_exists
+from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.files import check_columns, read_rows, read_split, split_exists
+from lit_spectral.datamodules.plain_text import read_blocks
 from lit_spectral.datamodules.python_docs import sentences
+from lit_spectral.datamodules.splits import FORMATS
 
 from lit_spectral.errors import InputError
 
@@ -53,7 +56,7 @@ def read_passages(path: str) -> Iterator[str]:
         texts: Iterator[str] = iter(sentences())
     elif path in CORPORA and not given.exists():
         texts = _from_hub(path)
-    elif given.suffix in {".jsonl", ".json", ".parquet", ".csv"}:
+    elif given.suffix.lower() in FORMATS:
         texts = _texts(read_rows(path), path)
     elif given.is_dir() and not any(given.glob("*.txt")):
         split = next((name for name in ("validation", "test", "train") if split_exists(path, name)), None)
@@ -69,10 +72,7 @@ def read_passages(path: str) -> Iterator[str]:
 
 def _texts(rows: Any, where: str) -> Iterator[str]:
     check_columns(rows, ["text"], where)
-    for number, text in enumerate(rows["text"]):
-        if not isinstance(text, str):
-            raise InputError(f"{where}, row {number}: text is {text!r}, not text")
-        yield text
+    yield from as_text(rows, ["text"], rows_of(where))["text"]
 
 
 def _from_hub(name: str) -> Iterator[str]:
@@ -89,4 +89,10 @@ def _from_hub(name: str) -> Iterator[str]:
             f"data.path: {name} ({corpus.hub_id}) is not to be had from the hub now; "
             f"give --data.path a file or folder ({reason})"
         ) from error
-    return (str(row["text"]) for row in chain([first], rows))
+    return (_checked(row["text"], number, name) for number, row in enumerate(chain([first], rows)))
+
+
+def _checked(text: Any, number: int, name: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"{name}, row {number}: text is {text!r}, not text")
+    return text

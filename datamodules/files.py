@@ -1,59 +1,64 @@
-"""Rows of a data set, from a local folder or from the hub."""
+"""Rows of a data set, from a local folder or from the hub.
+
+What a file of JSON or CSV spells is read as text, whatever it looks like; what is to be a number is made one where
+it is used (`columns`). Parquet and the hub have types of their own, of which text is made where it is used.
+"""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import logging
+import re
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from lit_spectral.datamodules.plain_text import not_utf8
+from lit_spectral.datamodules.splits import FORMATS, choose, files_of
 
 from lit_spectral.errors import InputError
 
 __all__ = [
     "check_columns",
     "name_row",
-    "read_blocks",
     "read_rows",
     "read_split",
-    "read_text",
     "source_of",
     "split_exists",
 ]
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+log = logging.getLogger(__name__)
 
 
 def read_split(path: str, split: str, config: str | None = None) -> Any:
     """One split as a `datasets.Dataset`.
 
     Args:
-        path: a folder with `<split>.jsonl`, `.json`, `.parquet` or `.csv` (or the hub's sharded
-            names, `<split>-00000-of-00001.parquet`), or a hub id.
+        path: a folder with `<split>.jsonl`, `.json`, `.parquet` or `.csv`, its shards as the hub
+            names them (`<split>-00000-of-00001.parquet`), or another usual name of the split
+            (`splits`), which is logged; or a hub id.
         split: `train`, `validation`, …
         config: of the hub's data set; in a folder, a subfolder of that name if there is one.
 
     Raises:
-        InputError: no such folder, hub out of reach, no file for the split, a file that can't be
-            parsed, an empty split.
+        InputError: no such folder, hub out of reach, no file for the split, several, a file that
+            can't be parsed, an empty split.
     """
-    import datasets
-
     folder = _folder(path, config)
     if folder is None:
-        try:
-            rows = datasets.load_dataset(path, config, split=split)
-        except Exception as error:
-            raise _unreachable(path, split, error) from error
+        name, rows = _from_hub(path, split, config)
     else:
-        files = _files(folder, split)
+        files = files_of(folder, split)
         if not files:
             raise InputError(
                 f"data.path: {folder} has no file for split {split} ({split}.jsonl, .json, .parquet or .csv)"
             )
+        name = files[0].name
         rows = _load(files, f"split {split} of {path}")
+    if not re.match(rf"{split}([.]|-\d|$)", name):
+        log.info("%s: split %s is read from %s", path, split, name)
     if len(rows) == 0:
         raise InputError(f"data.path: split {split} of {path} is empty")
     return rows
@@ -70,33 +75,36 @@ def read_rows(file: str, field: str | None = None) -> Any:
         InputError: no such file, another suffix, a file that can't be parsed or is empty.
     """
     path = Path(file).expanduser()
-    if file.startswith("hf://") and path.suffix in _BUILDERS:
+    if file.startswith("hf://") and path.suffix.lower() in FORMATS:
         import datasets
 
         try:
-            return datasets.load_dataset(_BUILDERS[path.suffix], data_files=file, split="train")
+            local = Path(datasets.DownloadManager().download(file))
         except Exception as error:
             raise InputError(
                 f"data: {file} is not to be had from the hub now; give a local copy of the file ({_first_line(error)})"
             ) from error
-    if not path.is_file() or path.suffix not in _BUILDERS:
-        raise InputError(f"data: there is no file {file} of {', '.join(_BUILDERS)}")
+        return _load([local], file, field, path.suffix.lower())
+    if not path.is_file() or path.suffix.lower() not in FORMATS:
+        raise InputError(f"data: there is no file {file} of {', '.join(FORMATS)}")
     return _load([path], str(path), field)
 
 
 def split_exists(path: str, split: str, config: str | None = None) -> bool:
-    """Whether a folder, or a data set on the hub, has the split.
+    """Whether a folder, or a data set on the hub, has the split, under this or another usual name.
 
     Raises:
-        InputError: no such folder, hub out of reach.
+        InputError: no such folder, hub out of reach, several that could be the split, or one that can't be read.
     """
     folder = _folder(path, config)
     if folder is not None:
-        return bool(_files(folder, split))
+        return bool(files_of(folder, split))
     import datasets
 
     try:
-        return split in datasets.get_dataset_split_names(path, config)
+        return choose(datasets.get_dataset_split_names(path, config), split, path) is not None
+    except InputError:
+        raise
     except Exception as error:
         raise _unreachable(path, split, error) from error
 
@@ -108,10 +116,10 @@ def source_of(path: str, split: str, config: str | None = None) -> tuple[str, in
     `split NAME, row ` and 0 for several files and the hub.
     """
     folder = _folder(path, config)
-    files = _files(folder, split) if folder is not None else []
+    files = files_of(folder, split) if folder is not None else []
     if len(files) != 1:
         return f"split {split}, row ", 0
-    return (f"{files[0]}, line ", 1) if files[0].suffix == ".jsonl" else (f"{files[0]}, row ", 0)
+    return (f"{files[0]}, line ", 1) if files[0].suffix.lower() == ".jsonl" else (f"{files[0]}, row ", 0)
 
 
 def name_row(source: tuple[str, int], number: int) -> str:
@@ -125,29 +133,6 @@ def name_row(source: tuple[str, int], number: int) -> str:
     return f"{prefix}{number + first}"
 
 
-def read_text(path: str) -> str:
-    """A UTF-8 file, or the .txt files of a folder in the order of their names, one below the other.
-
-    Raises:
-        InputError: as in `read_blocks`.
-    """
-    return "".join(read_blocks(path)).removesuffix("\n")
-
-
-def read_blocks(path: str, characters: int = 2_000_000) -> Iterator[str]:
-    """The same as it is asked for, in blocks of whole lines of about so many characters, each with its line end.
-
-    Raises:
-        InputError: no such file, a folder without .txt files, a file that is not UTF-8.
-    """
-    given = Path(path).expanduser()
-    files = sorted(given.glob("*.txt")) if given.is_dir() else [given]
-    if not files:
-        raise InputError(f"data.path: the folder {path} has no .txt file")
-    for file in files:
-        yield from _blocks(file, characters)
-
-
 def check_columns(rows: Any, wanted: Sequence[str], where: str) -> None:
     """InputError naming the columns that are missing, and those there are."""
     missing = [column for column in wanted if column not in rows.column_names]
@@ -155,20 +140,26 @@ def check_columns(rows: Any, wanted: Sequence[str], where: str) -> None:
         raise InputError(f"{where}: no column {', '.join(missing)}; its columns are {', '.join(rows.column_names)}")
 
 
-def _load(files: Sequence[Path], name: str, field: str | None = None) -> Any:
+def _load(files: Sequence[Path], name: str, field: str | None = None, suffix: str | None = None) -> Any:
     import datasets
 
     if not any(file.stat().st_size for file in files):
         raise InputError(f"data.path: {name} is empty")
-    digest = _content_digest(files)
-    options: dict[str, Any] = {"field": field} if field else {}
-    if files[0].suffix == ".csv":  # else pandas takes sentences such as "None" and "n/a" for missing
-        options = {"keep_default_na": False}
+    builder = FORMATS[suffix or files[0].suffix.lower()]
+    digest = _content_digest(files, is_text=builder != "parquet")
+    verbosity = datasets.logging.get_verbosity()
     try:
-        builder = _BUILDERS[files[0].suffix]
+        if builder == "json":
+            from lit_spectral.datamodules.json_rows import read_json
+
+            return read_json(files, name, field, digest)
+        options = _as_text(files) if builder == "csv" else {}
         # Under a name of its content: datasets itself goes by path and time, which copies can keep.
-        content = f"content-{digest}"
+        content = f"text-{digest}"
+        datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is said once, below
         return datasets.load_dataset(builder, content, data_files=[str(f) for f in files], split="train", **options)
+    except InputError:
+        raise
     except Exception as error:
         cause = error.__cause__ or error
         if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
@@ -178,8 +169,42 @@ def _load(files: Sequence[Path], name: str, field: str | None = None) -> Any:
                 f"data: datasets can't keep what it reads in {datasets.config.HF_DATASETS_CACHE} ({cause}); "
                 "set HF_HOME to a folder"
             ) from error
-        reason = _first_broken_line(files) or f"{files[0]} can't be read: {_first_line(cause)}"
-        raise InputError(reason) from error
+        raise InputError(f"{files[0]} can't be read: {_first_line(cause)}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
+def _as_text(files: Sequence[Path]) -> dict[str, Any]:
+    """Options with which CSV is read as it is spelled: pandas makes numbers of 003, and nothing of None or n/a."""
+    import datasets
+    import pandas
+
+    options = {"keep_default_na": False}
+    heads = [pandas.read_csv(file, dtype=str, nrows=1, **options) for file in files]
+    for file, head in zip(files, heads, strict=True):
+        if not isinstance(head.index, pandas.RangeIndex):  # it takes what is too much for names of rows
+            raise InputError(f"{file} can't be read: its first row has more fields than its header; quote commas")
+        if set(head.columns) != set(heads[0].columns):
+            raise InputError(f"{file} can't be read: its columns are others than those of {files[0]}")
+    return options | {"features": datasets.Features(dict.fromkeys(heads[0].columns, datasets.Value("string")))}
+
+
+def _from_hub(path: str, split: str, config: str | None) -> tuple[str, Any]:
+    """The name of the split there, and its rows."""
+    import datasets
+
+    try:
+        try:
+            return split, datasets.load_dataset(path, config, split=split)
+        except ValueError:
+            name = choose(datasets.get_dataset_split_names(path, config), split, path)
+            if name in {None, split}:
+                raise
+            return str(name), datasets.load_dataset(path, config, split=name)
+    except InputError:
+        raise
+    except Exception as error:
+        raise _unreachable(path, split, error) from error
 
 
 def _folder(path: str, config: str | None) -> Path | None:
@@ -192,43 +217,7 @@ def _folder(path: str, config: str | None) -> Path | None:
     return None
 
 
-def _files(folder: Path, split: str) -> list[Path]:
-    for suffix in _BUILDERS:
-        for pattern in (f"{split}{suffix}", f"{split}-*-of-*{suffix}"):
-            found = sorted(folder.glob(pattern))
-            if found:
-                return found
-    return []
-
-
-def _blocks(file: Path, characters: int) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            while block := lines.readlines(characters):
-                text = "".join(block)
-                yield text if text.endswith("\n") else f"{text}\n"
-    except FileNotFoundError:
-        raise InputError(f"data.path: there is no file {file}") from None
-    except UnicodeDecodeError:
-        raise _not_utf8(file) from None
-
-
-def _not_utf8(file: Path) -> InputError:
-    """The error that names the first line that isn't."""
-    with file.open("rb") as lines:
-        number = next((number for number, line in enumerate(lines, 1) if not _is_utf8(line)), 0)
-    return InputError(f"{file}, line {number} can't be read: it is not UTF-8; convert the file")
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _content_digest(files: Sequence[Path]) -> str:
+def _content_digest(files: Sequence[Path], is_text: bool) -> str:
     """Of all that the files hold; InputError where one of text is not UTF-8, which pyarrow finds out too late."""
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
@@ -236,11 +225,11 @@ def _content_digest(files: Sequence[Path]) -> str:
         with file.open("rb") as content:
             while block := content.read(2**24):
                 digest.update(block)
-                if file.suffix != ".parquet":
+                if is_text:
                     try:
                         decoder.decode(block)
                     except UnicodeDecodeError:
-                        raise _not_utf8(file) from None
+                        raise not_utf8(file) from None
     return digest.hexdigest()
 
 
@@ -249,30 +238,6 @@ def _unreachable(path: str, split: str, error: Exception) -> InputError:
         f"data.path: {path} is neither a local folder nor to be had from the hub now; "
         f"give --data.path FOLDER with {split}.jsonl, .parquet or .csv ({_first_line(error)})"
     )
-
-
-def _first_broken_line(files: Sequence[Path]) -> str | None:
-    """What is wrong in the first line of the files that is no JSON; None where all are, or in other formats."""
-    for file in files:
-        content = file.read_bytes() if file.suffix in {".jsonl", ".json"} else b""
-        by_lines = file.suffix == ".jsonl" or (_why_no_json(content) or (0, ""))[1] == "Extra data"
-        for number, text in enumerate(content.split(b"\n") if by_lines else [content], 1):
-            broken = _why_no_json(text)
-            if broken:
-                line, reason = broken
-                return f"{file}, line {number + line - 1} can't be read: {reason}; mend the line or leave it out"
-    return None
-
-
-def _why_no_json(text: bytes) -> tuple[int, str] | None:
-    """The line at which a text ceases to be JSON, from 1, and why; None if it doesn't."""
-    try:
-        json.loads(text.strip() or b"null")  # datasets passes over blank lines
-    except json.JSONDecodeError as error:
-        return error.lineno, error.msg
-    except UnicodeDecodeError as error:
-        return text[: error.start].count(b"\n") + 1, "it is not UTF-8"
-    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,20 +12,22 @@ __all__ = ["GLUE"]
 
 class _Task(NamedTuple):
     text_columns: tuple[str, ...]
-    num_labels: int
+    label_names: tuple[str, ...]
     metrics: tuple[str, ...]
 
 
-# Columns as on the hub; metrics as GLUE's leaderboard reports them, the papers' main one first.
+_ENTAILMENT = ("entailment", "not_entailment")
+# Columns and the numbers of labels as on the hub, no names where a number is to be told; metrics as GLUE's
+# leaderboard reports them, the papers' main one first.
 TASKS = {
-    "cola": _Task(("sentence",), 2, ("matthews", "accuracy")),
-    "sst2": _Task(("sentence",), 2, ("accuracy",)),
-    "mrpc": _Task(("sentence1", "sentence2"), 2, ("accuracy", "f1")),
-    "qqp": _Task(("question1", "question2"), 2, ("accuracy", "f1")),
-    "stsb": _Task(("sentence1", "sentence2"), 1, ("pearson", "spearman")),
-    "mnli": _Task(("premise", "hypothesis"), 3, ("accuracy",)),
-    "qnli": _Task(("question", "sentence"), 2, ("accuracy",)),
-    "rte": _Task(("sentence1", "sentence2"), 2, ("accuracy",)),
+    "cola": _Task(("sentence",), ("unacceptable", "acceptable"), ("matthews", "accuracy")),
+    "sst2": _Task(("sentence",), ("negative", "positive"), ("accuracy",)),
+    "mrpc": _Task(("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+    "qqp": _Task(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
+    "stsb": _Task(("sentence1", "sentence2"), (), ("pearson", "spearman")),
+    "mnli": _Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",)),
+    "qnli": _Task(("question", "sentence"), _ENTAILMENT, ("accuracy",)),
+    "rte": _Task(("sentence1", "sentence2"), _ENTAILMENT, ("accuracy",)),
 }
 
 
@@ -35,7 +37,8 @@ class GLUE(SentenceDataModule):
     Args:
         task: cola, sst2, mrpc, qqp, stsb, mnli (both validation sets), qnli or rte.
         path: a folder with `train` and `validation` files (jsonl, json, parquet or csv; MNLI's are
-            `validation_matched` and `validation_mismatched`), or a hub id.
+            `validation_matched` and `validation_mismatched`), or a hub id. Labels are GLUE's numbers or
+            names, such as `entailment`; or names of your own.
         settings: of `TextDataModule`.
     """
 
@@ -48,7 +51,8 @@ class GLUE(SentenceDataModule):
         super().__init__(**settings)
         self.task = task
         self.path = path
-        self.text_columns, self.num_labels, self.metrics = TASKS[task]
+        self.text_columns, self.official_names, self.metrics = TASKS[task]
+        self.num_labels = len(self.official_names) or 1
         self.label_range = (0.0, 5.0) if self.num_labels == 1 else (0, self.num_labels - 1)
 
     @property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_spectral.datamodules.answered import AnsweredText
+from lit_spectral.datamodules.columns import as_number, as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_rows
 from lit_spectral.datamodules.prompts import Template
 
@@ -93,18 +93,17 @@ class Instructions(AnsweredText):
         where = f"split {split} of {self.path}"
         if "completions" in rows.column_names:
             check_columns(rows, ["instruction"], where)
+            rows = as_text(rows, ["instruction"], self.source(split))
 
             def best(row: dict[str, Any]) -> dict[str, str]:
                 return {"instruction": row["instruction"], "input": "", "output": _best(row["completions"])}
 
             return rows.map(best, remove_columns=rows.column_names, desc=f"reading {split}")
         check_columns(rows, ["instruction", "output"], where)
-        rows = rows.select_columns([name for name in ("instruction", "input", "output") if name in rows.column_names])
-
-        def whole(row: dict[str, Any]) -> dict[str, Any]:
-            return {"input": row.get("input") or "", "output": "" if row["output"] is None else row["output"]}
-
-        return rows.map(whole, desc=f"reading {split}")
+        if "input" not in rows.column_names:
+            rows = rows.add_column("input", [""] * len(rows))
+        rows = rows.select_columns(["instruction", "input", "output"])
+        return as_text(rows, ["input", "output"], self.source(split), missing="")
 
     def test_rows(self, name: str) -> Any:
         """HumanEval's functions, each `samples` times, or AlpacaEval's instructions."""
@@ -118,10 +117,13 @@ class Instructions(AnsweredText):
             prompts = [problems[task].prompt.rstrip() for task in tasks]
             return datasets.Dataset.from_dict({"instruction": prompts, "input": [""] * len(tasks), "answer": tasks})
         rows = read_rows(self.alpaca_eval or "")
-        check_columns(rows, ["instruction"], self.alpaca_eval or "")
-        sources = rows["dataset"] if "dataset" in rows.column_names else ["alpaca_eval"] * len(rows)
-        columns = {"instruction": list(rows["instruction"]), "input": [""] * len(rows), "answer": list(sources)}
-        return datasets.Dataset.from_dict(columns)
+        where = self.alpaca_eval or ""
+        check_columns(rows, ["instruction"], where)
+        if "dataset" not in rows.column_names:
+            rows = rows.add_column("dataset", ["alpaca_eval"] * len(rows))
+        rows = as_text(rows.select_columns(["instruction", "dataset"]), ["instruction"], rows_of(where))
+        rows = as_text(rows, ["dataset"], rows_of(where), missing="alpaca_eval")
+        return rows.rename_column("dataset", "answer").add_column("input", [""] * len(rows))
 
     def test_limit(self, name: str) -> int | None:
         """`limit` counts HumanEval's problems, not their completions."""
@@ -182,12 +184,11 @@ class Instructions(AnsweredText):
 def _best(completions: Any) -> str:
     """The response with the highest fine-grained score, the first of several; empty where none has text and a score."""
     scored = [
-        (each["fine-grained_score"], each["response"])
+        (score, each["response"])
         for each in (completions if isinstance(completions, list) else [])
         if isinstance(each, Mapping)
-        and isinstance(each.get("fine-grained_score"), (int, float))
-        and math.isfinite(each["fine-grained_score"])
+        and (score := as_number(each.get("fine-grained_score"))) is not None
         and isinstance(each.get("response"), str)
         and each["response"].strip()
     ]
-    return str(max(scored, key=lambda pair: float(pair[0]))[1]) if scored else ""
+    return str(max(scored, key=lambda pair: pair[0])[1]) if scored else ""

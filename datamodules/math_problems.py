@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_spectral.datamodules.answered import AnsweredText
+from lit_spectral.datamodules.columns import as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_split
 
 from lit_spectral.errors import InputError
@@ -103,12 +104,12 @@ def _read(name: str, path: str, split: str, reasoning: bool) -> Any:
     parts = [part for part in PARTS[name] if not folder.is_dir() or (part and (folder / part).is_dir())] or [None]
     rows = datasets.concatenate_datasets([read_split(path, split, part) for part in parts])
     problem, solution = COLUMNS[name]
-    check_columns(rows, [problem, solution], f"split {split} of {path}")
+    where = f"split {split} of {path}"
+    check_columns(rows, [problem, solution], where)
+    rows = as_text(rows, [problem, solution], rows_of(where))
 
-    def written(row: dict[str, Any]) -> dict[str, str]:
+    def written(row: dict[str, str]) -> dict[str, str]:
         text = row[solution]
-        if not isinstance(text, str):
-            raise InputError(f"split {split} of {path}: {solution} is {text!r}, not text")
         answer = (boxed(text) if name == "math" else final_answer(text)) or ""
         output = re.sub(r"<<.*?>>", "", text) if name == "gsm8k" else text
         return {

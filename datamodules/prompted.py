@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import string
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from lit_spectral.datamodules.columns import as_text
 from lit_spectral.datamodules.files import check_columns, name_row, read_split, source_of, split_exists
 from lit_spectral.datamodules.packing import PackedRows, collate_packed
-from lit_spectral.datamodules.prompts import Template, layout
+from lit_spectral.datamodules.prompts import Template, layout, parse
 from lit_spectral.datamodules.text import TextDataModule
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
@@ -31,8 +31,9 @@ class PromptedText(TextDataModule):
     tokens itself. What is given and the answer are tokenised apart, so that no token lies across
     their boundary and a prompt is the same tokens with and without its answer.
 
-    Without a `validation` split, `validation_rows` rows of `train`, the last after a seeded shuffle,
-    are held out and not trained on.
+    Columns are text as the files spell it, or are made text (`columns`). Without a `validation` split,
+    `validation_rows` rows of `train`, the last after a seeded shuffle, are held out and not trained
+    on, which is logged.
 
     With `packing`, training rows hold several examples each, up to `max_length` tokens, none of
     which sees another. Which share a row depends on `seed`, the order of rows on `seed` and epoch;
@@ -40,7 +41,8 @@ class PromptedText(TextDataModule):
     Evaluation is never packed.
 
     Args:
-        path: a folder with `train` and, if there is one, `validation` (jsonl, json, parquet or csv), or a hub id.
+        path: a folder with `train` and, if there is one, `validation` (jsonl, json, parquet or csv; or
+            another usual name, such as `val` or `dev`), or a hub id.
         prompt: what is given, written from columns.
         answer: what is to be said, written from columns.
         input: what the prompt is about, written from columns, where it is a part of its own; it may
@@ -94,7 +96,7 @@ class PromptedText(TextDataModule):
         self.too_long = too_long
         self.empty_answer = empty_answer
         self.templates = {"prompt": prompt, "input": input, "answer": answer}
-        self._parts = {name: _parse(name, text) for name, text in self.templates.items()}
+        self._parts = {name: parse(f"data.{name}", text) for name, text in self.templates.items()}
 
     def tokenised(self, name: str) -> Any:
         """Rows of `input_ids`, `attention_mask` and `labels`, -100 on what is not scored."""
@@ -107,6 +109,11 @@ class PromptedText(TextDataModule):
                 f"data.path: {self.path} has no validation split, and of its {len(rows)} train rows "
                 f"{self.validation_rows} can't be held out; give a validation file, or a smaller --data.validation_rows"
             )
+        if name != "train":
+            log.info(
+                "%s: no validation split; %d of %d training rows are held out to validate on",
+                self.path, self.validation_rows, len(rows),
+            )  # fmt: skip
         return rows.select(range(kept) if name == "train" else range(kept, len(rows)))
 
     def has_validation(self) -> bool:
@@ -142,11 +149,10 @@ class PromptedText(TextDataModule):
         }
 
     def _encoded(self, split: str) -> Any:
-        rows = self.rows(split)
-        write, bos, ending = self._writer(
-            rows, f"split {split}", ("prompt", "input", "answer"), self.template, self.source(split)
-        )
         source = self.source(split)
+        rows, write, bos, ending = self._writer(
+            self.rows(split), f"split {split}", ("prompt", "input", "answer"), self.template, source
+        )
         tokenizer, longest, given_scored = self.tokenizer, self._longest, self.loss_on == "all"
         too_long, empty_answer = self.too_long, self.empty_answer
 
@@ -197,9 +203,10 @@ class PromptedText(TextDataModule):
 
     def _writer(
         self, rows: Any, where: str, names: Sequence[str], template: Template, source: tuple[str, int]
-    ) -> tuple[Callable[..., Any], list[int], list[int]]:
-        """From a batch of columns and an index to what is given, what is to be said and the answer; BOS; the ending.
+    ) -> tuple[Any, Callable[..., Any], list[int], list[int]]:
+        """The rows with what is written of them as text, what writes them, BOS and the ending.
 
+        It goes from a batch of columns and an index to what is given, what is to be said and the answer.
         Only the templates in `names` are written; the others come out empty.
         """
         for name in names:
@@ -209,45 +216,18 @@ class PromptedText(TextDataModule):
         parts = {name: self._parts[name] if name in names else [] for name in self._parts}
         columns = list(dict.fromkeys(column for part in parts.values() for _, column in part if column))
         check_columns(rows, columns, where)
-        for column in columns:
-            _check_values(rows[column], column, source)
+        rows = as_text(rows, columns, source)
         if self.tokenizer.eos_token_id is None:
             raise InputError("data.tokenizer: it has no EOS token to end answers with; give a decoder's tokenizer")
         lay_out = layout(template, self.tokenizer)
 
         def write(batch: dict[str, list[Any]], i: int) -> tuple[str, str, str]:
             texts = {
-                name: "".join(literal + (str(batch[column][i]) if column else "") for literal, column in part)
+                name: "".join(literal + (batch[column][i] if column else "") for literal, column in part)
                 for name, part in parts.items()
             }
             return *lay_out(texts["prompt"], texts["input"], texts["answer"]), texts["answer"]
 
         if template == "chat":
-            return write, [], []
-        return write, self._opening, [self.tokenizer.eos_token_id]
-
-
-def _parse(name: str, text: str) -> list[tuple[str, str | None]]:
-    """Pairs of literal text and the column that follows it; None where no column does."""
-    try:
-        fields = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise InputError(f"data.{name}: {text!r}: {error}; a column is {{column}}, a brace {{{{ or }}}}") from None
-    for literal, column, specification, conversion in fields:
-        if "\\n" in literal:
-            raise InputError(
-                f"data.{name}: {text!r} holds a backslash and an n; for a new line write $'…\\n' in the shell, "
-                'and "…\\n" in double quotes in YAML'
-            )
-        if column is not None and (not column or specification or conversion):
-            raise InputError(f"data.{name}: {text!r}: between braces stands the name of a column and nothing else")
-    return [(literal, column) for literal, column, _, _ in fields]
-
-
-def _check_values(values: Sequence[Any], column: str, source: tuple[str, int]) -> None:
-    for row, value in enumerate(values):
-        if not isinstance(value, (str, int, float)):
-            raise InputError(
-                f"{name_row(source, row)}: {column} is {value!r}, neither text nor a number; "
-                "mend the row or leave it out"
-            )
+            return rows, write, [], []
+        return rows, write, self._opening, [self.tokenizer.eos_token_id]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 from lit_spectral.errors import InputError
 
-__all__ = ["TEMPLATES", "Layout", "Template", "layout"]
+__all__ = ["TEMPLATES", "Layout", "Template", "layout", "parse"]
 
 Template = Literal["plain", "alpaca", "llm-adapters", "chat"]
 # From prompt, input ("" for none) and answer to what is given and what is to be said.
@@ -33,6 +34,27 @@ TEMPLATES: dict[str, tuple[str, str]] = {
         f"{_INDENT}### Input:\n{_INDENT}{{input}}\n\n{_INDENT}### Response:\n{_INDENT}",
     ),
 }
+
+
+def parse(name: str, text: str) -> list[tuple[str, str | None]]:
+    """A text with columns in braces, as pairs of literal text and the column that follows it; None where none does.
+
+    Raises:
+        InputError: braces that hold no column's name, or a backslash and an n for a line's end; `name` says where.
+    """
+    try:
+        fields = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise InputError(f"{name}: {text!r}: {error}; a column is {{column}}, a brace {{{{ or }}}}") from None
+    for literal, column, specification, conversion in fields:
+        if "\\n" in literal:
+            raise InputError(
+                f"{name}: {text!r} holds a backslash and an n; for a new line write $'…\\n' in the shell, "
+                'and "…\\n" in double quotes in YAML'
+            )
+        if column is not None and (not column or specification or conversion):
+            raise InputError(f"{name}: {text!r}: between braces stands the name of a column and nothing else")
+    return [(literal, column) for literal, column, _, _ in fields]
 
 
 def layout(template: Template, tokenizer: Any) -> Layout:

@@ -42,6 +42,7 @@ class PythonDocs(SentenceDataModule):
     metrics = ("accuracy",)
     text_columns = ("sentence",)
     label_range = (0, len(AREAS) - 1)
+    official_names = tuple(AREAS)
 
     def rows(self, name: str) -> Any:
         """Sentences and their labels; `test` is the validation set again."""

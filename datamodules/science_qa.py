@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from lit_spectral.datamodules.answered import AnsweredText
+from lit_spectral.datamodules.columns import as_number, as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_split
 
 from lit_spectral.errors import InputError
@@ -81,26 +83,36 @@ def questions(rows: Any, where: str) -> Any:
         InputError: a column is missing, every row has a picture, or a row, by its number from 0, is no
             question with two to five options one of which is right.
     """
+    import datasets
+
     check_columns(rows, ["question", "choices", "answer"], where)
+    rows = as_text(rows, ["question"], rows_of(where), missing="")
+    if "hint" in rows.column_names:
+        rows = as_text(rows, ["hint"], rows_of(where), missing="")
     numbers = list(range(len(rows)))
     if "image" in rows.column_names:
         # Pictures are not decoded, and not by `filter`, whose cache would outlive a change of the file.
         pictures = rows.with_format("arrow")[:]["image"].to_pylist()
+        if isinstance(rows.features["image"], datasets.Json):
+            pictures = [picture and json.loads(picture) for picture in pictures]
         numbers = [number for number, picture in enumerate(pictures) if not _is_there(picture)]
         if len(numbers) < len(rows):
             log.warning("%s: %d of %d questions left out, of a picture", where, len(rows) - len(numbers), len(rows))
         if not numbers:
             raise InputError(f"{where}: every question has a picture")
         rows = rows.select(numbers).remove_columns("image")
+    right = []
     for number, asked, choices, answer in zip(numbers, rows["question"], rows["choices"], rows["answer"], strict=True):
         options = choices if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices) else []
-        if not isinstance(asked, str) or not asked.strip() or not 2 <= len(options) <= len(LETTERS):
+        if not asked.strip() or not 2 <= len(options) <= len(LETTERS):
             raise InputError(f"{where}, row {number}: no question with 2 to {len(LETTERS)} options, but {asked!r} with "
                              f"{choices!r}; mend the row or leave it out")  # fmt: skip
-        if type(answer) is not int or not 0 <= answer < len(options):
+        index = as_number(answer)
+        if index is None or index not in range(len(options)):
             raise InputError(f"{where}, row {number}: answer {answer!r} is not the index of one of its {len(options)} "
                              "options; mend the row or leave it out")  # fmt: skip
-    return rows
+        right.append(int(index))
+    return rows.remove_columns("answer").add_column("answer", right)
 
 
 def _is_there(picture: Any) -> bool:

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from lit_spectral.datamodules.columns import as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
@@ -78,7 +79,8 @@ class SQuAD(TextDataModule):
         labelled = self._stage() != "predict"  # the answers to new questions aren't known
         columns = ["id", "context", "question", *(["answers"] if labelled else [])]
         check_columns(rows, columns, where)
-        usable = self._usable(rows.select_columns(columns), split, where, labelled)
+        texts = as_text(rows.select_columns(columns), columns[:3], rows_of(where))
+        usable = self._usable(texts, split, where, labelled)
         windows = self._windows(usable, split, labelled)
         cut = len({row for row, cut in zip(windows["row"][:], windows["question_cut"][:], strict=True) if cut})
         for count, what in (
@@ -127,7 +129,7 @@ class SQuAD(TextDataModule):
         def usable(row: dict[str, Any], number: int) -> bool:
             here = f"{where}, row {number}"
             for column in ("context", "question"):
-                if not isinstance(row[column], str) or not row[column].strip():
+                if not row[column].strip():
                     raise InputError(f"{here}: {column} is {row[column]!r}, not text")
             if not labelled:
                 return True
@@ -140,8 +142,8 @@ class SQuAD(TextDataModule):
             if not texts and not version_2:
                 raise InputError(f"{here}: it has no answer; give --data.version_2 true")
             for text, start in zip(texts, starts, strict=True):
-                known = isinstance(text, str) and isinstance(start, int) and text.strip() and start >= 0
-                if not known or row["context"][start : start + len(text)] != text:
+                known = isinstance(text, str) and text.strip() and str(start).isdecimal()
+                if not known or not row["context"].startswith(text, int(start)):
                     if skip_misplaced:
                         return False
                     raise InputError(
@@ -190,7 +192,7 @@ class SQuAD(TextDataModule):
                 contexts.append([first, last])
                 spans.append((0, 0))
                 if labelled and batch["answers"][owner]["text"]:
-                    text, start = (batch["answers"][owner][key][0] for key in ("text", "answer_start"))
+                    text, start = batch["answers"][owner]["text"][0], int(batch["answers"][owner]["answer_start"][0])
                     begin, end = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
                     inside = [i for i in range(first, last + 1) if tokens[i][1] > begin and tokens[i][0] < end]
                     if inside and tokens[first][0] <= begin and end <= tokens[last][1]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lit_spectral.code_execution import Outcome, available, pass_at_k, run
+from lit_spectral.datamodules.columns import as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.errors import InputError, Parser
 
@@ -62,8 +63,10 @@ def read_problems(path: str = HUB_ID) -> dict[str, Problem]:
         InputError: as in `read_split`; a missing column, a task id that comes twice.
     """
     rows = read_split(path, "test")
-    check_columns(rows, ("task_id", *Problem._fields), f"{path}, split test")
-    problems = {str(row["task_id"]): Problem(*(str(row[name]) for name in Problem._fields)) for row in rows}
+    columns = ("task_id", *Problem._fields)
+    check_columns(rows, columns, f"{path}, split test")
+    rows = as_text(rows, columns, rows_of(f"{path}, split test"))
+    problems = {row["task_id"]: Problem(*(row[name] for name in Problem._fields)) for row in rows}
     if len(problems) < len(rows):
         raise InputError(f"{path}, split test: task ids come more than once")
     return problems

@@ -73,9 +73,11 @@ def test_a_reply_is_given_persona_and_history(nested):
     assert row["answer"] == "then i flew 8"
 
 
-def test_whole_conversations_are_held_out(nested):
+def test_whole_conversations_are_held_out(nested, caplog):
     data = ConvAI2(str(nested), validation_rows=3)
-    numbers = [{text.split()[-1] for text in data.rows(split)["output"]} for split in ("train", "validation")]
+    with caplog.at_level(logging.INFO):
+        numbers = [{text.split()[-1] for text in data.rows(split)["output"]} for split in ("train", "validation")]
+    assert caplog.text.count("4 of 16 training replies are held out to validate on") == 1
     assert [len(found) for found in numbers] == [6, 2]
     assert not numbers[0] & numbers[1]
 

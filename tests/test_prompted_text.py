@@ -142,8 +142,8 @@ def test_batches_are_padded_on_the_right_and_padding_is_not_scored(prompted):
         ({"max_length": 4, "too_long": "skip"}, "no row of split train of .* is left"),
         ({"template": "stanford"}, "there is no stanford; there are plain, alpaca, llm-adapters, chat"),
         ({"template": "chat"}, "the tokenizer has no chat template"),
-        ({"rows": [QUESTIONS[0], QUESTIONS[0] | {"q": None}]}, "line 2: q is None, neither text nor a number"),
-        ({"rows": [QUESTIONS[0] | {"q": ["the cat"]}]}, r"line 1: q is \['the cat'\], neither"),
+        ({"rows": [QUESTIONS[0], QUESTIONS[0] | {"q": None}]}, "line 2: q is None, not text; mend the row"),
+        ({"rows": [QUESTIONS[0] | {"q": ["the cat"]}]}, r"line 1: q is \['the cat'\], not text"),
     ],
 )
 def test_prompted_text_refuses_what_it_can_not_use(prompted, options, message):

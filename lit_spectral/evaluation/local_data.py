@@ -6,11 +6,13 @@ gave as `--metadata`, and with the task's own `dataset_kwargs`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from lit_spectral.datamodules.columns import as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_split
-from lit_spectral.datamodules.prompts import TEMPLATES, Template, layout
+from lit_spectral.datamodules.prompts import TEMPLATES, Template, layout, parse
 from lit_spectral.datamodules.science_qa import LETTERS, question, questions
 from lit_spectral.errors import InputError
 
@@ -40,7 +42,10 @@ def commonsense(subset: str, commonsense: str | None = None, prompt: str = PROMP
     import datasets
 
     rows = _read(commonsense, "commonsense", subset)
-    check_columns(rows, ["instruction", "answer"], f"commonsense {subset}")
+    where = f"commonsense {subset}"
+    columns = list(dict.fromkeys(["instruction", "answer", *_columns(prompt)]))
+    check_columns(rows, columns, where)
+    rows = as_text(rows, columns, rows_of(where))
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         answers = row["instruction"].rpartition("Answer format:")[2].strip().split("/")
@@ -74,6 +79,9 @@ def scienceqa(scienceqa: str | None = None, prompt: str = PROMPT, **metadata: An
     import datasets
 
     rows = questions(_read(scienceqa, "scienceqa"), f"scienceqa in {scienceqa}")
+    others = {*_columns(prompt)} - {"instruction"}
+    if others:
+        raise InputError(f"metadata prompt: {prompt!r}: there is no column {others.pop()}; there is instruction")
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         given = _written(prompt, {"instruction": question(row)})
@@ -82,13 +90,17 @@ def scienceqa(scienceqa: str | None = None, prompt: str = PROMPT, **metadata: An
     return {"test": datasets.Dataset.from_list([prepare(row) for row in rows])}
 
 
-def _written(prompt: str, row: dict[str, Any]) -> str:
+def _columns(prompt: str) -> list[str]:
+    """The columns that a prompt is written of."""
+    if prompt in TEMPLATES:
+        return ["instruction"]
+    return [column for _, column in parse("metadata prompt", prompt) if column]
+
+
+def _written(prompt: str, row: Mapping[str, Any]) -> str:
     if prompt in TEMPLATES:
         return layout(cast(Template, prompt), None)(row["instruction"], "", "")[0]
-    try:
-        return prompt.format(**row)
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"metadata prompt: {prompt!r}: {error}; columns are {', '.join(row)}") from None
+    return "".join(literal + (row[column] if column else "") for literal, column in parse("metadata prompt", prompt))
 
 
 def _read(path: str | None, key: str, subset: str | None = None) -> Any:

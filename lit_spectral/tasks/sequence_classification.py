@@ -28,6 +28,8 @@ class SequenceClassification(Task):
         optimizer: as in `Task`.
         lr_scheduler: as in `Task`.
         warmup_steps: as in `Task`.
+        label_names: of the classes by their numbers. None takes the checkpoint's, else the data
+            module's, which numbers its labels by them; none where labels have no names.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class SequenceClassification(Task):
         optimizer: OptimizerCallable = _adamw,
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
+        label_names: list[str] | None = None,
     ) -> None:
         super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps)
         self.num_labels = num_labels
+        self.label_names = self._given_names = label_names
         self.metric_names = metrics
         self.metrics = nn.ModuleDict()
 
@@ -53,6 +57,12 @@ class SequenceClassification(Task):
             self.num_labels = self._from_data("num_labels")
         loaded = backbones.load_model(AutoModelForSequenceClassification, folder, num_labels=self.num_labels)
         backbones.tell_padding(loaded[0], backbones.load_tokenizer(folder))
+        if self.label_names is None:
+            names = getattr(self._data(), "label_names", None)
+            self.label_names = names if names is not None and len(names) == self.num_labels else None
+        elif len(self.label_names) != self.num_labels:
+            raise InputError(f"label_names: {len(self.label_names)} names for {self.num_labels} classes")
+        self._name_classes(loaded[0].config)
         return loaded
 
     def setup(self, stage: str) -> None:
@@ -66,7 +76,28 @@ class SequenceClassification(Task):
 
     def checkpoint_init(self) -> dict[str, Any]:
         """Arguments to build this task again."""
-        return super().checkpoint_init() | {"num_labels": self.num_labels, "metrics": self.metric_names}
+        own = {"num_labels": self.num_labels, "metrics": self.metric_names, "label_names": self.label_names}
+        return super().checkpoint_init() | own
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As in `Task`; and its names of the classes act from now on, in the data module too."""
+        super().on_load_checkpoint(checkpoint)
+        names = checkpoint["lit_spectral"]["init"].get("label_names")
+        if names is None:
+            return
+        if self._given_names not in (None, names):
+            raise InputError(
+                f"the checkpoint's classes are {', '.join(names)}, in this order; leave out label_names, or give these"
+            )
+        self.label_names = names
+        self._name_classes(self.model.config)
+        if hasattr(self._data(), "use_label_names"):
+            self._data().use_label_names(names)
+
+    def _name_classes(self, config: Any) -> None:
+        if self.label_names is not None:
+            config.id2label = dict(enumerate(self.label_names))
+            config.label2id = {name: number for number, name in config.id2label.items()}
 
     def logged_metrics(self) -> list[str]:
         """Those of training, and of each validation set the loss and the metrics."""
@@ -126,8 +157,11 @@ class SequenceClassification(Task):
     def _predictions(self, logits: Tensor) -> Tensor:
         return logits.squeeze(-1) if self.num_labels == 1 else logits.argmax(-1)
 
+    def _data(self) -> Any:
+        return getattr(self._trainer, "datamodule", None)
+
     def _from_data(self, attribute: str) -> Any:
-        data = getattr(self._trainer, "datamodule", None)
+        data = self._data()
         if not hasattr(data, attribute):
             raise InputError(f"{type(self).__name__}: {attribute} is not given, and the data module has none")
         return getattr(data, attribute)

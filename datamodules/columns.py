@@ -1,0 +1,101 @@
+"""Columns used as text, and as numbers, whatever type they have.
+
+Files of JSON and CSV are read as they are spelled (`files`); what Parquet and the hub hold has types. There a whole
+number is written by its digits, another as `str` writes it, true and false as JSON does, a class by its name. A date,
+a time, a list or an object has no one text, and is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any
+
+from lit_spectral.datamodules.files import name_row
+
+from lit_spectral.errors import InputError
+
+__all__ = ["as_number", "as_text", "rows_of"]
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def rows_of(where: str) -> tuple[str, int]:
+    """How errors name the rows of something that is no one file, as in `files.source_of`."""
+    return f"{where}, row ", 0
+
+
+def as_number(value: Any) -> float | None:
+    """The finite number that a value is or spells, blanks round it passed over; None where it is none."""
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.fullmatch(value.strip()) else None
+    if value is None or isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def as_text(rows: Any, columns: Sequence[str], source: tuple[str, int], missing: str | None = None) -> Any:
+    """The rows of a `datasets.Dataset` with these columns as text.
+
+    Args:
+        rows: with the columns.
+        columns: to be used as text.
+        source: how errors name a row, as in `files.source_of`.
+        missing: what stands for null and NaN; None where there must be text.
+
+    Raises:
+        InputError: a value that is no text, or missing, with its row and column.
+    """
+    import datasets
+
+    order = rows.column_names
+    for column in columns:
+        feature = rows.features[column]
+        if isinstance(feature, datasets.Value) and feature.dtype in {"string", "large_string", "string_view"}:
+            cells = rows.select_columns([column]).with_format("arrow")[:].column(0)
+            if not cells.null_count:
+                continue
+            texts = cells.to_pylist()
+        elif isinstance(feature, (datasets.Value, datasets.ClassLabel, datasets.Json)):
+            spell = _speller(feature)
+            texts = [spell(value) for value in rows[column]]
+        else:
+            texts = rows.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()  # pictures stay shut
+        for number, text in enumerate(texts):
+            if text is None and missing is not None:
+                texts[number] = missing
+            elif not isinstance(text, str):
+                remedy = "mend the row or leave it out" if text is None else "write it as text"
+                raise InputError(f"{name_row(source, number)}: {column} is {_shown(text)}, not text; {remedy}")
+        # Under another name at first, since rows without a column are none.
+        rows = rows.add_column(f"{column} as text", texts, feature=datasets.Value("string"))
+        rows = rows.remove_columns(column).rename_column(f"{column} as text", column)
+    return rows if rows.column_names == order else rows.select_columns(order)
+
+
+def _speller(feature: Any) -> Callable[[Any], Any]:
+    """What writes a value of a column as text, gives None for what is missing, and leaves what has no text."""
+    import datasets
+    import numpy
+
+    if isinstance(feature, datasets.ClassLabel):
+        return lambda value: None if value is None or value < 0 else feature.int2str(value)
+    if isinstance(feature, datasets.Json):
+        return lambda value: value
+    real = numpy.dtype(feature.dtype).type if feature.dtype.startswith("float") else float
+
+    def spell(value: Any) -> Any:
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, float):  # in the digits that tell it from others of its own precision
+            return None if math.isnan(value) else str(real(value)) if math.isfinite(value) else value
+        return format(value, "f") if isinstance(value, Decimal) else str(value) if isinstance(value, int) else value
+
+    return spell
+
+
+def _shown(value: Any, most: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,0 +1,138 @@
+"""Labels of sentences: numbers, or the names of classes, and which number each name has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lit_spectral.datamodules.columns import as_number, as_text, rows_of
+
+from lit_spectral.errors import InputError
+
+__all__ = ["Labels", "read_labels"]
+
+
+class Labels(NamedTuple):
+    """The labels of one set.
+
+    Attributes:
+        where: how errors call the set.
+        numbers: one a row; None where the labels are words.
+        words: one a row, without blanks round them; None where the labels are numbers.
+        own_names: the classes of a column that names them (`ClassLabel`), by its own numbers.
+    """
+
+    where: str
+    numbers: list[float] | None = None
+    words: list[str] | None = None
+    own_names: list[str] | None = None
+
+    def are(self, names: Sequence[str]) -> bool:
+        """Whether they are words, and each is one of these names."""
+        known = _table(names)
+        return self.words is not None and all(word in known or word.casefold() in known for word in {*self.words})
+
+    def names(self, classes: int, official: Sequence[str]) -> list[str]:
+        """The classes by their numbers, as these labels give them.
+
+        A column's own; the official ones for numbers, or for words that are all among them; for other
+        words those, sorted. A word in capitals is the same word.
+
+        Raises:
+            InputError: as many names as there are no classes.
+        """
+        if self.words is None:
+            return list(official) or [str(number) for number in range(classes)]
+        names = self.own_names
+        if names is None:
+            if self.are(official):
+                return list(official)
+            # Of several spellings of one word, the first.
+            names = sorted({word.casefold(): word for word in sorted({*self.words}, reverse=True)}.values())
+        if len(names) != classes:
+            listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            raise InputError(
+                f"{self.where}: its labels are {len(names)} words ({listed}), and there are {classes} classes"
+            )
+        return names
+
+    def numbered(self, names: Sequence[str], official: Sequence[str]) -> list[int]:
+        """The number of each label's class.
+
+        Args:
+            names: of the classes by their numbers, whoever gave them.
+            official: names whose numbers everybody knows, so that numbers can stand for them.
+
+        Raises:
+            InputError: a word that is no class, by its row; numbers where classes have names that aren't official.
+        """
+        by_number = [str(number) for number in range(len(names))]
+        if self.words is None:
+            if list(names) not in ([*official], by_number):
+                raise InputError(
+                    f"{self.where}: its labels are numbers, and the classes are called {', '.join(names)}; "
+                    "write their names"
+                )
+            return [int(number) for number in self.numbers or ()]
+        # Where nobody has named the classes, a column's own numbers are theirs.
+        table = _table(self.own_names if self.own_names and list(names) == by_number else names)
+        number_of = {word: table.get(word, table.get(word.casefold())) for word in {*self.words}}
+        found = [number_of[word] for word in self.words]
+        if None in found:
+            row = found.index(None)
+            raise InputError(
+                f"{self.where}, row {row}: label {self.words[row]!r} is none of those trained on: {', '.join(names)}"
+            )
+        return [number for number in found if number is not None]
+
+
+def read_labels(rows: Any, where: str, classes: int, label_range: tuple[float, float]) -> Labels:
+    """The column `label` of a `datasets.Dataset`; numbers may be spelled.
+
+    Args:
+        rows: with the column.
+        where: how errors call the set.
+        classes: how many there are; 1 for regression.
+        label_range: smallest and largest number allowed.
+
+    Raises:
+        InputError: no label, a number outside the range or between classes, words among numbers, words in
+            regression, or labels that are hidden, all -1; with the row.
+    """
+    import datasets
+
+    feature = rows.features["label"]
+    if isinstance(feature, datasets.ClassLabel) and classes > 1:
+        texts = ["" if label is None else str(label) for label in rows["label"]]
+    else:
+        texts = [text.strip() for text in as_text(rows, ["label"], rows_of(where))["label"]]
+    number_of = {text: as_number(text) for text in {*texts}}
+    numbers = [number_of[text] for text in texts]
+    low, high = label_range
+    if low >= 0 and set(number_of.values()) == {-1}:
+        raise InputError(f"{where}: every label is -1, so they are hidden; use validate or predict")
+    words = classes > 1 and numbers[0] is None
+    for row, (text, number) in enumerate(zip(texts, numbers, strict=True)):
+        if not text:
+            raise InputError(f"{where}, row {row}: its label is empty; mend the row or leave it out")
+        if (number is None) != words:
+            what = (
+                "no number" if classes == 1 else f"a {'number' if words else 'word'}, and {texts[0]!r} in row 0 is not"
+            )
+            raise InputError(f"{where}, row {row}: label {text!r} is {what}; write all as numbers or all as names")
+        if number is not None and not low <= number <= high:
+            raise InputError(f"{where}, row {row}: label {text} is outside {low:g} to {high:g}")
+        if number is not None and classes > 1 and number != int(number):
+            raise InputError(f"{where}, row {row}: label {text} is no class; classes are whole numbers")
+    if words:
+        return Labels(where, words=texts)
+    if isinstance(feature, datasets.ClassLabel) and feature.names != [str(i) for i in range(feature.num_classes)]:
+        return Labels(where, words=[feature.names[int(text)] for text in texts], own_names=feature.names)
+    return Labels(where, numbers=[number for number in numbers if number is not None])
+
+
+def _table(names: Sequence[str]) -> dict[str, int]:
+    """From a name to its number, and from a name in small letters where it is the only one spelled so."""
+    small = [name.casefold() for name in names]
+    table = {name: number for number, name in enumerate(small) if small.count(name) == 1}
+    return table | {name: number for number, name in enumerate(names)}
