@@ -117,6 +117,12 @@ class SpectralCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=_Config, help=about)
         return parser
 
+    def before_instantiate_classes(self) -> None:
+        """Checkpoints are read without unpickling, which Lightning else does of those that it downloads."""
+        settings = self.config[self.subcommand] if self.subcommand else {}
+        if "weights_only" in settings and settings.weights_only is None:
+            settings.weights_only = True
+
 
 def run(args: list[str] | None = None) -> SpectralCLI:
     """Run a subcommand (`fit`, `validate`, `test`, `predict`) and return the finished command line.
