@@ -119,7 +119,7 @@ class SpectralCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Checkpoints are read without unpickling, which Lightning else does of those that it downloads."""
-        settings = self.config[self.subcommand] if self.subcommand else {}
+        settings: Any = self.config[self.subcommand] if self.subcommand else {}
         if "weights_only" in settings and settings.weights_only is None:
             settings.weights_only = True
 
