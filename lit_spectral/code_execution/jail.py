@@ -17,7 +17,6 @@ import os
 import resource
 import select
 import signal
-import socket
 import struct
 import sys
 import sysconfig
@@ -32,33 +31,15 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 442, -100, 0x8000, 1, 2
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 4, 22, 38, 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_THP_DISABLE = 1, 4, 22, 38, 41
+SECCOMP_MODE_FILTER = 2
 CAPABILITY_VERSION_3 = 0x20080522
-
-# System calls that go round the walls, by their numbers on x86-64 and on 64-bit ARM.
-FORBIDDEN = {
-    "socket": (41, 198),  # some families, such as AF_VSOCK, heed no network namespace
-    "shmget": (29, 194),  # memory that outlives its mapping counts towards no process; this and the next
-    "memfd_create": (319, 279),
-    "add_key": (248, 217),  # the caller's keyrings are inherited; this and the next two
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "syslog": (103, 116),  # the kernel's log is one for all
-    "unshare": (272, 97),  # wide gates into the kernel that no benchmark's program needs; this and the rest
-    "ptrace": (101, 117),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-}
-# Of each architecture: its name to the kernel's filters, and the column above.
-ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-X32 = 0x40000000  # from here on, numbers are x86-64's other set of the same calls
 
 NOBODY = 65534  # whom the program runs as, seen from inside; root's processes would be under no limit of number
 SCRATCH = "/tmp"
 SCRATCH_BYTES = 16 << 20  # of all files together, and of each: a file in memory counts towards no process
 OPEN_FILES = 64
+PENDING_SIGNALS = 64
 LONGEST_REPORT = 1000
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -78,6 +59,7 @@ def main() -> None:
         _enter_namespaces()
         _replace_file_system()
         _give_up_privileges()
+        _restrict_system_calls(request["system_calls"], request["memory"])
     except (RefusedError, OSError) as error:
         answer = {"refused": str(error)}
     else:
@@ -129,7 +111,7 @@ def _enter_namespaces() -> None:
         raise RefusedError(f"no new user namespace: {os.strerror(failed)}")
     if status:
         raise RefusedError(f"users can't be mapped: {os.strerror(os.waitstatus_to_exitcode(status))}")
-    socket.sethostname("sandbox")
+    _check(libc.sethostname(b"sandbox", 7), "no host name can be given")
     # A user namespace of the program's own would give it rights, and mounts, that no limit here covers.
     with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
         file.write("0")
@@ -199,24 +181,33 @@ def _give_up_privileges() -> None:
     _check(libc.capset(header, none), "capabilities can't be dropped")
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "privileges can't be ruled out")
     _check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "memory can't be hidden")
-    _forbid_system_calls()
+    # Of a huge page all is kept for as long as any of it is mapped.
+    _check(libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), "huge pages can't be ruled out")
 
 
-def _forbid_system_calls() -> None:
-    """A seccomp filter (classic BPF over the call's architecture and number): those forbidden fail with EPERM."""
-    machine = os.uname().machine
-    if machine not in ARCHITECTURES:
-        raise RefusedError(
-            f"the system calls to forbid are not known for {machine}, only for {' and '.join(ARCHITECTURES)}"
-        )
-    name, column = ARCHITECTURES[machine]
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
-    allow, deny, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
-    steps = [(load, 0, 0, 4), (equal, 1, 0, name), (give, 0, 0, kill), (load, 0, 0, 0)]
-    steps += [(at_least, 0, 1, X32), (give, 0, 0, deny)]
-    for numbers in FORBIDDEN.values():
-        steps += [(equal, 0, 1, numbers[column]), (give, 0, 0, deny)]
-    steps.append((give, 0, 0, allow))
+def _restrict_system_calls(rules: dict[str, Any], memory: int) -> None:
+    """A seccomp filter (classic BPF over struct seccomp_data), as of system_calls.py: the rest fails with EPERM."""
+    # Where the kernel puts mappings that ask for no address; all of them are within `memory` of each other.
+    here, reach = ctypes.cast(libc.mmap, ctypes.c_void_p).value or 0, memory + (1 << 30)
+    near = (max(here - reach, 0) >> 32, (here + reach) >> 32)
+    load, mask_, give = 0x20, 0x54, 0x06  # BPF_LD|W|ABS, BPF_ALU|AND|K, BPF_RET|K
+    equal, above, at_least = 0x15, 0x25, 0x35  # BPF_JMP|JEQ|K, JGT, JGE: steps skipped if so, and if not
+    allow, kill = (give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x80000000)
+    deny, unknown = ((give, 0, 0, 0x00050000 | error) for error in (errno.EPERM, errno.ENOSYS))
+    steps = [(load, 0, 0, 4), (equal, 1, 0, rules["architecture"]), kill, (load, 0, 0, 0)]
+    for number in rules["free"]:
+        steps += [(equal, 0, 1, number), allow]
+    for number, conditions in rules["checked"]:
+        block = []
+        for offset, mask, values in conditions:
+            ranges = [near if value is None else (value, value) for value in values]
+            block += [(load, 0, 0, offset), (mask_, 0, 0, mask)]
+            for left, (low, high) in zip(reversed(range(len(ranges))), ranges, strict=True):
+                block += [(at_least, 0, 1, low), (above, 0, 2 * left + 1, high)]
+            block.append(deny)
+        block.append(allow)
+        steps += [(equal, 0, len(block), number), *block]
+    steps += [(above, 0, 1, rules["newest"]), unknown, deny]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     program = struct.pack("HL", len(steps), ctypes.addressof(code))
     _check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "system calls can't be forbidden")
@@ -294,7 +285,7 @@ def _limit(request: dict[str, Any]) -> None:
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: PENDING_SIGNALS,
     }
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))

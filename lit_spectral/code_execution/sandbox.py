@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import platform
 import secrets
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_spectral.code_execution.system_calls import MACHINES, rules
 from lit_spectral.errors import InputError
 
 __all__ = ["Outcome", "available", "run"]
@@ -67,7 +69,7 @@ def run(program: str, timeout: float = 3.0, memory: int = 512, processes: int = 
 
     What holds it, and what doesn't, is in docs/code_execution.md: new user, mount, PID, network, IPC
     and host-name namespaces, a file system with nothing but the interpreter's libraries, an empty
-    environment, no privileges, resource limits. Its output is thrown away.
+    environment, no privileges, few system calls, resource limits. Its output is thrown away.
 
     Args:
         program: source text.
@@ -109,15 +111,25 @@ def available() -> str | None:
     )
 
 
-def _ask(program: str, timeout: float, memory: int, processes: int) -> dict[str, Any]:
-    """The jail's answer to one request."""
-    request = {
+def _request(program: str, timeout: float, memory: int, processes: int) -> dict[str, Any]:
+    """What jail.py is asked."""
+    return {
         "program": program,
         "timeout": timeout,
         "memory": memory << 20,
         "processes": processes,
+        "system_calls": rules(platform.machine()),
         "token": secrets.token_hex(16),  # that the end was reached can't be claimed by printing a word
     }
+
+
+def _ask(program: str, timeout: float, memory: int, processes: int) -> dict[str, Any]:
+    """The jail's answer to one request."""
+    machine = platform.machine()
+    if machine not in MACHINES:
+        known = " and ".join(MACHINES)
+        return {"refused": f"which system calls to allow is not known for {machine}, only for {known}"}
+    request = _request(program, timeout, memory, processes)
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_JAIL)]
     pipe = subprocess.PIPE
     with subprocess.Popen(
