@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_spectral.datamodules.files import check_columns, read_blocks, read_rows, read_split, split_exists
-from lit_spectral.datamodules.python_docs import sentences
 
 from lit_spectral.errors import InputError
+from lit_spectral.python_text import sentences
 
 __all__ = ["CORPORA", "PYTHON_DOCS", "read_passages"]
 
