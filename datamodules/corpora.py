@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from lit_spectral.datamodules.columns import as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_rows, read_split, split_exists
 from lit_spectral.datamodules.plain_text import read_blocks
-from lit_spectral.datamodules.python_docs import sentences
 from lit_spectral.datamodules.splits import FORMATS
 
 from lit_spectral.errors import InputError
+from lit_spectral.python_text import sentences
 
 __all__ = ["CORPORA", "PYTHON_DOCS", "read_passages"]
 

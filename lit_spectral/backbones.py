@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from lit_spectral import tiny
 from lit_spectral.errors import InputError
 
 __all__ = ["BUILT_IN", "fetch", "load_model", "load_tokenizer", "tell_padding"]
@@ -26,8 +27,6 @@ def fetch(backbone: str) -> str:
         InputError: a path that is not a folder with a `config.json`.
     """
     if backbone == BUILT_IN:
-        from lit_spectral import tiny
-
         return str(tiny.fetch())
     folder = Path(backbone).expanduser()
     if folder.is_dir():

@@ -20,17 +20,19 @@ log = logging.getLogger(__name__)
 def cache_folder(name: str) -> Path:
     """A folder below `$LIT_SPECTRAL_CACHE` (default `~/.cache/lit_spectral`), made if missing.
 
+    One that can't be made where nothing may be written, or that is read-only, is for its users to meet.
+
     Raises:
-        InputError: it can't be made, or not be written to.
+        InputError: it can't be a folder, or there is no home to have it in.
     """
     try:
-        root = Path(os.environ.get("LIT_SPECTRAL_CACHE") or Path.home() / ".cache" / "lit_spectral")
-        folder = root / name
+        given = os.environ.get("LIT_SPECTRAL_CACHE")
+        folder = (Path(given).expanduser() if given else Path.home() / ".cache" / "lit_spectral") / name
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    except (FileExistsError, NotADirectoryError, RuntimeError) as error:  # RuntimeError: there is no such home
         raise InputError(f"the cache can't be made ({error}); set LIT_SPECTRAL_CACHE to a folder") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"the cache {folder} can't be written to; set LIT_SPECTRAL_CACHE to a folder")
+    except OSError as error:
+        log.debug("%s can't be made: %s", folder, error)
     return folder
 
 

@@ -6,28 +6,24 @@ re-quantised or transposed weight never meets another's spectrum.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lit_spectral import tensor_files
 from lit_spectral.errors import InputError
+from lit_spectral.files import locked
 from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.partial_svd import check_weight, partial_svd, singular_values
 from lit_spectral.paths import cache_folder
 
-__all__ = ["SVDCache", "content_digest"]
+__all__ = ["SVDCache"]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +40,8 @@ class SVDCache:
         folder: where the files lie; default `spectra` in the package's cache folder. Files are
             written under a temporary name and moved, so a reader never sees half of one. One that
             fails its checksum is computed again. Who computes an entry holds its lock, in `locks`;
-            others wait, then read what was written.
+            others wait, then read what was written. Where a file can't be read or written its
+            spectrum is computed and not kept, which one line says.
 
     Both methods take weights by their module's path and raise InputError, with that path, for one
     that holds NaN or infinity or has no such rank. They compute what is not on disk in batches of
@@ -53,7 +50,6 @@ class SVDCache:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = Path(folder) if folder is not None else cache_folder("spectra")
-        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def singular_values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All singular values of each weight (o, i), largest first, (min(o, i),), float32 on the CPU."""
@@ -85,43 +81,56 @@ class SVDCache:
         started = time.perf_counter()
         paths = {name: self._path(weight, entry) for name, weight in weights.items()}
         # By file, since two names may have one content, whose lock could not be taken twice.
-        found = {path: tensors for path in set(paths.values()) if (tensors := _read(path, rank)) is not None}
+        troubles: dict[Path, Exception] = {}
+        found = _read(set(paths.values()), rank, troubles)
         missing = {path: name for name, path in paths.items() if path not in found}
         computed: list[Path] = []
+        kept: list[Path] = []
         for name in missing.values():
             _check(name, weights[name], rank)
 
         with Progress(transient=True, disable=not missing) as progress:
             task = progress.add_task(f"SVD: {entry}", total=len(missing))
             for batch in _batches({path: weights[name] for path, name in missing.items()}):
-                with ExitStack() as locks:
-                    # In one order everywhere, or two processes could each wait for the other's.
-                    for path in sorted(batch):
-                        locks.enter_context(FileLock(self.folder / "locks" / f"{path.name}.lock"))
+                with locked(*batch) as unavailable:
                     # What another process wrote while this one waited.
-                    found |= {path: tensors for path in batch if (tensors := _read(path, rank)) is not None}
+                    found |= _read(batch, rank, troubles)
                     ours = [path for path in batch if path not in found]
                     if ours:
                         results = compute(torch.stack([batch[path] for path in ours]))
                         results = {key: stack.float().cpu() for key, stack in results.items()}
                         for index, path in enumerate(ours):
                             found[path] = {key: stack[index].contiguous() for key, stack in results.items()}
-                            _write(path, found[path])
+                            trouble = unavailable or _write(path, found[path], troubles.get(path))
+                            if trouble is None:
+                                kept.append(path)
+                            else:
+                                troubles[path] = trouble
                         computed += ours
                 progress.advance(task, len(batch))
+        self._tell(troubles, kept)
         log.info(
             "SVD (%s) of %d matrices: %d computed, %d from the cache, in %.1f s; %.1f MB read, %.1f MB written in %s",
             *(entry, len(found), len(computed), len(found) - len(computed), time.perf_counter() - started),
-            *(_megabytes(found.keys() - set(computed)), _megabytes(computed), self.folder),
+            *(_megabytes(found, found.keys() - set(computed)), _megabytes(found, kept), self.folder),
         )
         return {name: found[path] for name, path in paths.items()}
 
     def _path(self, weight: Tensor, entry: str) -> Path:
-        return self.folder / f"{content_digest(weight)}-{entry}-v{FORMAT}.safetensors"
+        return self.folder / f"{tensor_files.content_digest(weight)}-{entry}-v{FORMAT}.safetensors"
+
+    def _tell(self, troubles: dict[Path, Exception], kept: list[Path]) -> None:
+        """A line for files that were damaged and are mended, and one for those that the next run will miss too."""
+        mended = [error for path, error in troubles.items() if path in kept]
+        missed = [error for path, error in troubles.items() if path not in kept]
+        if mended:
+            log.warning("%d spectra in %s were damaged (%s); computed again", len(mended), self.folder, mended[0])
+        if missed:
+            log.warning("%d spectra can't be kept in %s (%s); computed anew", len(missed), self.folder, missed[0])
 
 
-def _megabytes(paths: Iterable[Path]) -> float:
-    return sum(path.stat().st_size for path in paths) / 1e6
+def _megabytes(found: dict[Path, dict[str, Tensor]], paths: Iterable[Path]) -> float:
+    return sum(tensor.nbytes for path in paths for tensor in found[path].values()) / 1e6
 
 
 def _check(name: str, weight: Tensor, rank: int) -> None:
@@ -144,40 +153,27 @@ def _batches(weights: dict[Path, Tensor]) -> Iterator[dict[Path, Tensor]]:
             yield {path: weights[path] for path in group[first : first + count]}
 
 
-def content_digest(*tensors: Tensor) -> str:
-    """A hash of the tensors' shapes, dtypes and bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        # numpy knows no bfloat16: hash the bytes as they lie.
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _read(paths: Iterable[Path], rank: int, troubles: dict[Path, Exception]) -> dict[Path, dict[str, Tensor]]:
+    """What files hold that have at least `rank` values; `troubles` gets why one can't be read."""
+    found = {}
+    for path in paths:
+        try:
+            tensors = tensor_files.read(path)
+        except (tensor_files.DamagedError, OSError) as error:
+            troubles[path] = error
+            continue
+        troubles.pop(path, None)
+        if tensors is not None and len(tensors["sigma"]) >= rank:
+            found[path] = tensors
+    return found
 
 
-def _read(path: Path, rank: int) -> dict[str, Tensor] | None:
-    """What the file holds; None if there is none, if it is damaged, or holds fewer than `rank` values."""
-    if not path.exists():
-        return None
+def _write(path: Path, tensors: dict[str, Tensor], trouble: Exception | None) -> Exception | None:
+    """Keep an entry, unless there is one that could not be read, which may be whole; returns why it is not kept."""
+    if isinstance(trouble, OSError):
+        return trouble
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            expected = (file.metadata() or {}).get("checksum")
-        if content_digest(*(tensors[name] for name in sorted(tensors))) != expected:
-            raise ValueError("checksum differs")
-    except (SafetensorError, ValueError, OSError) as error:
-        log.warning("%s is damaged (%s); computing it again", path, error)
-        path.unlink(missing_ok=True)
-        return None
-    return tensors if len(tensors["sigma"]) >= rank else None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    checksum = content_digest(*(tensors[name] for name in sorted(tensors)))
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(descriptor)
-    try:
-        save_file(tensors, temporary, metadata={"checksum": checksum})
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        tensor_files.write(path, tensors)
+    except OSError as error:
+        return error
+    return None

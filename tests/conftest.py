@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before any library looks there: neither tests nor the processes that they start see the user's home.
@@ -151,6 +152,35 @@ def surroundings(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("LIT_SPECTRAL_CACHE", str(tmp_path_factory.getbasetemp() / "lit_spectral"))
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.fixture
+def shared_folder():
+    """A folder that another user can come to."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@contextmanager
+def another_user():
+    """Within it, modes of files count: root, who may all, is nobody."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.fixture
+def read_only_folder(shared_folder):
+    """An empty folder in which this process may write nothing."""
+    shared_folder.chmod(0o555)
+    with another_user():
+        yield shared_folder
+    shared_folder.chmod(0o755)
 
 
 @pytest.fixture

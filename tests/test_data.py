@@ -4,9 +4,10 @@ import pytest
 import torch
 from lit_spectral.datamodules import GLUE, MaskedText, PythonDocs
 from lit_spectral.datamodules.glue import TASKS
-from lit_spectral.datamodules.python_docs import AREAS, sentences
+from lit_spectral.datamodules.python_docs import AREAS
 
 from lit_spectral.errors import InputError
+from lit_spectral.python_text import sentences
 
 
 def write(folder, split, rows, suffix="jsonl"):

@@ -83,6 +83,18 @@ def test_a_cache_that_can_not_be_made_is_said_with_what_to_set(elsewhere, monkey
         cache_folder("spectra")
 
 
+def test_a_tilde_in_the_caches_place_is_the_home(elsewhere, monkeypatch):
+    monkeypatch.setenv("HOME", str(elsewhere))
+    monkeypatch.setenv("LIT_SPECTRAL_CACHE", "~/kept")
+    assert cache_folder("spectra") == elsewhere / "kept" / "spectra"
+    assert (elsewhere / "kept" / "spectra").is_dir()
+
+
+def test_a_cache_that_may_not_be_written_to_is_no_mistake(read_only_folder, monkeypatch):
+    monkeypatch.setenv("LIT_SPECTRAL_CACHE", str(read_only_folder))
+    assert cache_folder("spectra") == read_only_folder / "spectra"
+
+
 def test_without_a_home_the_cache_is_asked_for(monkeypatch):
     def no_home():
         raise RuntimeError("Could not determine home directory.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import WORDS, scalars
+from conftest import WORDS, another_user, scalars
 from lit_spectral.callbacks import RetentionMonitor
 from transformers import AutoModel, AutoTokenizer, DebertaV2Config, DebertaV2ForMaskedLM
 
@@ -311,6 +311,34 @@ def test_a_head_is_fitted_once_and_then_measures_as_any_other(headless, text, mo
 
     monkeypatch.setattr(head, "_fit", again)
     assert measured(task, text, fit_head=text) == fitted
+
+
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_a_head_that_is_not_there_whole_is_fitted_and_kept(tmp_path, content):
+    file, fitted = tmp_path / "x.safetensors", {"bias": torch.arange(3.0)}
+    if content is not None:
+        file.write_bytes(content)
+    assert torch.equal(head._kept(file, lambda: fitted)["bias"], torch.arange(3.0))
+    assert torch.equal(head._kept(file, None)["bias"], torch.arange(3.0))
+
+
+def test_a_head_that_can_not_be_read_is_fitted_and_left_as_it_is(shared_folder, caplog):
+    file = shared_folder / "x.safetensors"
+    file.write_bytes(b"another user's")
+    file.chmod(0)
+    shared_folder.chmod(0o777)
+    with another_user():
+        assert head._kept(file, lambda: {"bias": torch.ones(1)}) == {"bias": torch.ones(1)}
+    file.chmod(0o644)
+    assert file.read_bytes() == b"another user's"
+    (line,) = caplog.messages
+    assert line.startswith(f"retention: the head can't be kept in {shared_folder} ([Errno 13] Permission denied")
+
+
+def test_a_head_is_fitted_where_nothing_may_be_written(read_only_folder, caplog):
+    assert head._kept(read_only_folder / "x", lambda: {"bias": torch.ones(1)}) == {"bias": torch.ones(1)}
+    (line,) = caplog.messages
+    assert line.startswith(f"retention: the head can't be kept in {read_only_folder} (")
 
 
 def test_a_head_leaves_random_numbers_and_encoder_alone(headless, text, monkeypatch):

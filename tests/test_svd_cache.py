@@ -1,11 +1,13 @@
 import logging
 import multiprocessing
+import resource
 import time
 
 import pytest
 import torch
+from conftest import another_user
 
-from lit_spectral import svd_cache
+from lit_spectral import svd_cache, tensor_files
 from lit_spectral.errors import InputError
 from lit_spectral.svd_cache import SVDCache
 
@@ -88,7 +90,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, weight, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(svd_cache, "save_file", interrupted)
+    monkeypatch.setattr(tensor_files, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         values(SVDCache(tmp_path), weight)
     assert not files(tmp_path)
@@ -162,6 +164,68 @@ def test_one_line_says_what_was_done(tmp_path, weight, caplog):
     assert [record.name for record in caplog.records] == [svd_cache.__name__] * 2
     assert "2 matrices: 1 computed" in caplog.messages[1]
     assert "1 from the cache" in caplog.messages[1]
+
+
+def test_spectra_of_another_user_are_read_where_nothing_may_be_written(shared_folder, weight, counted, caplog):
+    expected = values(SVDCache(shared_folder), weight)[0]
+    shared_folder.chmod(0o555)
+    with another_user():
+        assert torch.equal(values(SVDCache(shared_folder), weight)[0], expected)
+    shared_folder.chmod(0o755)
+    assert counted == [1]
+    assert not caplog.records
+
+
+def test_a_spectrum_that_can_not_be_read_is_computed_and_the_file_left_as_it_is(shared_folder, weight, counted, caplog):
+    expected = values(SVDCache(shared_folder), weight)[0]
+    (path,) = files(shared_folder)
+    content = path.read_bytes()
+    path.chmod(0)
+    (shared_folder / "locks").chmod(0o777)
+    shared_folder.chmod(0o777)
+    with another_user():
+        assert torch.equal(values(SVDCache(shared_folder), weight)[0], expected)
+    path.chmod(0o644)
+    assert path.read_bytes() == content
+    assert counted == [1, 1]
+    (line,) = caplog.messages
+    assert line.startswith(f"1 spectra can't be kept in {shared_folder} ([Errno 13] Permission denied")
+
+
+def test_damaged_files_that_can_not_be_replaced_cost_one_line(shared_folder, weight, counted, caplog):
+    expected = values(SVDCache(shared_folder), weight, weight + 1)
+    for path in files(shared_folder):
+        path.write_bytes(b"damaged")
+    shared_folder.chmod(0o555)
+    (shared_folder / "locks").chmod(0o555)
+    with another_user():
+        found = values(SVDCache(shared_folder), weight, weight + 1)
+    shared_folder.chmod(0o755)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    (line,) = caplog.messages
+    assert line.startswith(f"2 spectra can't be kept in {shared_folder} (")
+
+
+def test_a_full_disk_costs_one_line_and_leaves_no_file(tmp_path, weight, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        found = values(SVDCache(tmp_path), weight, weight + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    torch.testing.assert_close(found[1], torch.linalg.svdvals(weight + 1))
+    (line,) = caplog.messages
+    assert line.startswith(f"2 spectra can't be kept in {tmp_path} (")
+    assert not files(tmp_path)
+
+
+def test_damaged_files_that_are_mended_are_told_in_one_line(tmp_path, weight, caplog):
+    values(SVDCache(tmp_path), weight, weight + 1)
+    for path in files(tmp_path):
+        path.write_bytes(b"damaged")
+    values(SVDCache(tmp_path), weight, weight + 1)
+    (line,) = caplog.messages
+    assert line.startswith(f"2 spectra in {tmp_path} were damaged (")
 
 
 def compute_when_all_are_ready(folder, weight, ready, calls):

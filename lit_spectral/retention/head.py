@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
-from lit_spectral import backbones
+from lit_spectral import backbones, tensor_files
+from lit_spectral.files import locked
 from lit_spectral.paths import cache_folder
 from lit_spectral.tasks.fit_check import backbone_digest
 
@@ -108,25 +108,48 @@ def fitted_head(source: str, text: str, device: torch.device) -> Any:
         recipe = repr((known, STEPS, BATCH_SIZE, MAX_LENGTH, LEARNING_RATE, LINES, lines))
         digest = hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()
         file = cache_folder("heads") / f"{digest}.safetensors"
-        if not file.exists():
+
+        def fit() -> dict[str, Tensor]:
             log.warning("retention: fitting a masked-language head on %s, once", text)
             options: dict[str, Any] = {"batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "tokenizer": source}
-            _fit(model, missing, MaskedText(text, limit=LINES, **options), file, device)
+            return _fit(model, missing, MaskedText(text, limit=LINES, **options), device)
+
+        fitted = _kept(file, fit)
     with torch.no_grad():
-        for name, value in load_file(file).items():
+        for name, value in fitted.items():
             parameters[name].copy_(value)
     return model.eval().requires_grad_(False)
 
 
-def _fit(model: Any, missing: list[str], data: Any, file: Path, device: torch.device) -> None:
-    """Fit what was missing, and keep it in `file`."""
+def _kept(file: Path, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What a file of the cache holds, or else `fit` returns, which is then kept there if it can be."""
+    with suppress(tensor_files.DamagedError, OSError):
+        if (found := tensor_files.read(file)) is not None:
+            return found
+    with locked(file) as trouble:
+        try:  # what another process wrote while this one waited
+            if (found := tensor_files.read(file)) is not None:
+                return found
+        except tensor_files.DamagedError as error:
+            log.warning("%s is damaged (%s); it is fitted again", file, error)
+        except OSError as error:  # it may be whole, and is left as it is
+            trouble = error
+        found = fit()
+        try:
+            if trouble is not None:
+                raise trouble
+            tensor_files.write(file, found)
+        except OSError as error:
+            log.warning("retention: the head can't be kept in %s (%s); the next run fits it anew", file.parent, error)
+    return found
+
+
+def _fit(model: Any, missing: list[str], data: Any, device: torch.device) -> dict[str, Tensor]:
+    """Fit what was missing; its values, by name."""
     encoder = getattr(model, model.base_model_prefix)
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     options |= {"accelerator": device.type, "devices": 1 if device.type == "cpu" else [device.index or 0]}
     trainer = pl.Trainer(max_steps=STEPS, gradient_clip_val=1.0, limit_val_batches=0, **options)
     trainer.fit(_HeadFit(model, missing), data)
     setattr(model, model.base_model_prefix, encoder)
-    fitted = {name: p.detach().cpu() for name, p in model.named_parameters() if name in missing}
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        save_file(fitted, Path(scratch) / file.name)
-        os.replace(Path(scratch) / file.name, file)
+    return {name: p.detach().cpu() for name, p in model.named_parameters() if name in missing}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lit_spectral.adapters import DenseAdapter, named_changes
 from lit_spectral.errors import InputError
-from lit_spectral.svd_cache import content_digest
 from lit_spectral.tasks.saved_weights import plain
+from lit_spectral.tensor_files import content_digest
 
 __all__ = ["backbone_digest", "check_attached", "check_checkpoint", "check_gradients", "saved_by_task"]
 

@@ -1,0 +1,69 @@
+"""Tensors kept in the cache: files with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_spectral.files import written
+
+__all__ = ["DamagedError", "content_digest", "read", "write"]
+
+
+class DamagedError(ValueError):
+    """A file does not hold what was written."""
+
+
+def content_digest(*tensors: Tensor) -> str:
+    """A hash of the tensors' shapes, dtypes and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        # numpy knows no bfloat16: hash the bytes as they lie.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file, or None where there is none.
+
+    Raises:
+        DamagedError: it holds something else than was written.
+        OSError: it can't be read, being another user's for one; it may well be whole.
+    """
+    try:
+        path.open("rb").close()  # whose errors tell these cases apart
+    except FileNotFoundError:
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expected = (file.metadata() or {}).get("checksum")
+    except (SafetensorError, ValueError) as error:
+        raise DamagedError(str(error)) from error
+    if _checksum(tensors) != expected:
+        raise DamagedError("checksum differs")
+    return tensors
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Keep tensors in a file, whose lock is held.
+
+    Raises:
+        OSError: it can't be written; there is what was there before.
+    """
+    with written(path) as scratch:
+        try:
+            save_file(dict(tensors), scratch, metadata={"checksum": _checksum(tensors)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return content_digest(*(tensors[name] for name in sorted(tensors)))
