@@ -62,7 +62,7 @@ class TextDataModule(pl.LightningDataModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None, **given: Any
+        cls, checkpoint_path: str | os.PathLike[str], *, weights_only: bool | None = None, **given: Any
     ) -> Self:
         """A data module with these arguments, in the state that a checkpoint holds, if it holds any of it.
 

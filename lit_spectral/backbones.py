@@ -21,8 +21,10 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Neither code beside a model is run, nor is the terminal asked whether to.
 _SAFE: dict[str, Any] = {"trust_remote_code": False}
 # What transformers and torch raise where files aren't there, or are damaged, or hold something else.
-_UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, ImportError, AttributeError, TypeError, EOFError)
-_UNREADABLE += (SafetensorError, pickle.UnpicklingError)
+_UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, LookupError, ImportError, AttributeError, TypeError, EOFError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 
 
 def fetch(backbone: str) -> str:

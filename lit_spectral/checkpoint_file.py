@@ -17,12 +17,13 @@ from torch import Tensor
 from lit_spectral.errors import InputError
 from lit_spectral.svd_cache import content_digest
 
-__all__ = ["guard", "is_address", "read", "saved_by_task", "tensor_digests", "unguard"]
+__all__ = ["DIGESTED", "WEIGHTS", "guard", "is_address", "read", "saved_by_task", "tensor_digests", "unguard"]
 
 log = logging.getLogger(__name__)
 
-# Parts of a checkpoint whose tensors a task keeps digests of: what is loaded, and what a run goes on with.
+# The task's own weights: what a checkpoint is loaded for, and those beside averages in its place.
 WEIGHTS = ("state_dict", "current_model_state")
+# Parts whose tensors a task keeps digests of: what is loaded, and what a run goes on with.
 DIGESTED = (*WEIGHTS, "optimizer_states")
 # What Lightning reads of a checkpoint, and what a task has put into it.
 LIGHTNING = {"state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str, "loops": dict}
@@ -56,9 +57,11 @@ def read(path: str | os.PathLike[str], weights_only: bool | None = None, summary
         raise InputError(f"{where} is a folder; {REMEDY}")
     if not os.path.getsize(path):
         raise InputError(f"{where} is empty; {REMEDY}")
+    content: Any = None
     try:
         broken = None if summary else _broken_record(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=summary) if broken is None else None
+        if broken is None:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=summary)
     except Exception as error:  # bytes that are none of a checkpoint can make a reader do anything
         raise InputError(f"{where} {_reason(path, error)}") from error
     if broken is not None:
@@ -71,7 +74,7 @@ def read(path: str | os.PathLike[str], weights_only: bool | None = None, summary
         raise InputError(f"{where}: {error}") from None
     if not summary and (content.get("hyper_parameters") or content.get("datamodule_hyper_parameters")):
         log.warning("%s holds hyper_parameters, which are passed over; the settings that are given act", where)
-    return content  # type: ignore[no-any-return]
+    return dict(content)
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:

@@ -387,12 +387,18 @@ class Task(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None, **given: Any
+        cls,
+        checkpoint_path: str | os.PathLike[str],
+        map_location: str | torch.device | None = None,
+        *,
+        weights_only: bool | None = None,
+        **given: Any,
     ) -> Self:
-        """The task of a checkpoint: backbone loaded, adapter attached, trained weights in place, on the CPU.
+        """The task of a checkpoint: backbone loaded, adapter attached, trained weights in place.
 
         Args:
             checkpoint_path: a `.ckpt` that `fit` wrote.
+            map_location: the device that the task is put on; None for the CPU.
             weights_only: which always holds; false is refused.
             given: arguments of the task, `backbone` say, in place of those that the checkpoint names.
 
@@ -410,4 +416,4 @@ class Task(pl.LightningModule):
         task.configure_model()
         task.on_load_checkpoint(content)
         task.load_state_dict(content["state_dict"], strict=False)
-        return task
+        return task.to(map_location or "cpu")

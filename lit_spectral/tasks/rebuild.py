@@ -36,7 +36,7 @@ def arguments(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     """
     settings = dict(saved["method"])
     name = settings.pop("name", None)
-    method = _named(Method, name)
+    method = _named(Method, name)  # type: ignore[type-abstract]
     if method is None:
         raise InputError(f"it is of the method {name}, which is none that has been imported; import it")
     _check_known(f"the method {name}", method, settings)
