@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,7 +12,11 @@ from lit_spectral.datamodules.sampler import LengthGroupedSampler
 from torch.utils.data import DataLoader
 
 from lit_spectral import backbones
+from lit_spectral.checkpoint_file import read
 from lit_spectral.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["TextDataModule"]
 
@@ -54,6 +59,21 @@ class TextDataModule(pl.LightningDataModule):
         self.splits: dict[str, Any] = {}
         self._tokenizer: Any = None
         self._source: str | None = None  # of the tokenizer, and of the tokens in the splits
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | os.PathLike[str], *, weights_only: bool | None = None, **given: Any
+    ) -> Self:
+        """A data module with these arguments, in the state that a checkpoint holds, if it holds any of it.
+
+        Raises:
+            InputError: as in `lit_spectral.checkpoint_file.read`.
+        """
+        content = read(checkpoint_path, weights_only)
+        module = cls(**given)
+        if cls.__qualname__ in content:
+            module.load_state_dict(content[cls.__qualname__])
+        return module
 
     @property
     def evaluation_sets(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ __all__ = ["BUILT_IN", "fetch", "load_model", "load_tokenizer", "tell_padding"]
 
 BUILT_IN = "tiny"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Neither code beside a model is run, nor is the terminal asked whether to.
+_SAFE: dict[str, Any] = {"trust_remote_code": False}
+# What transformers and torch raise where files aren't there, or are damaged, or hold something else.
+_UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, LookupError, ImportError, AttributeError, TypeError, EOFError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 
 
 def fetch(backbone: str) -> str:
@@ -54,9 +62,9 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
     hf_logging.set_verbosity(logging.ERROR)
     try:
         model, info = auto_class.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_SAFE, **kwargs
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise _unavailable(source, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)
@@ -77,9 +85,9 @@ def load_tokenizer(source: str) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source).get_text_config() if tokenizer.pad_token is None else None
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, **_SAFE)
+        config = AutoConfig.from_pretrained(source, **_SAFE).get_text_config() if tokenizer.pad_token is None else None
+    except _UNREADABLE as error:
         raise _unavailable(source, error) from error
     if config is not None:
         # Decoders come without one. Padding is masked, so that any token will do where the model names none.

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lit_spectral import methods, tasks
 from lit_spectral.errors import InputError
 from lit_spectral.tasks import Task
-from lit_spectral.tasks.fit_check import saved_by_task
 
 __all__ = ["check_ckpt_path", "load", "log_folder", "usable_device"]
 
@@ -28,16 +25,8 @@ def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Tas
     Raises:
         InputError: no file, not one of this package's checkpoints, or it does not fit the backbone.
     """
-    content = _read(checkpoint)
-    saved = saved_by_task(content)
-    settings = dict(saved["method"])
-    method = getattr(methods, settings.pop("name"))(**settings)
-    init = saved["init"] | ({"backbone": backbone} if backbone is not None else {})
-    task: Task = getattr(tasks, saved["task"])(method=method, **init)
-    task.configure_model()
-    task.on_load_checkpoint(content)
-    task.load_state_dict(content["state_dict"], strict=False)
-    return task.eval()
+    given: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
+    return Task.load_from_checkpoint(checkpoint, **given).eval()
 
 
 def check_ckpt_path(ckpt_path: str) -> None:
@@ -68,15 +57,3 @@ def usable_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device: {name} can't be used: {str(error).splitlines()[0]}") from None
     return device
-
-
-def _read(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
-    if not os.path.isfile(checkpoint):
-        raise InputError(f"checkpoint: there is no file {checkpoint}; give a .ckpt that fit wrote")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(f"checkpoint: {checkpoint} can't be read as a checkpoint; give a .ckpt of fit's") from error
-    if not isinstance(content, dict) or "lit_spectral" not in content:
-        raise InputError(f"checkpoint: {checkpoint} was not written by lit-spectral; give a .ckpt of its fit")
-    return content

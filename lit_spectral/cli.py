@@ -17,6 +17,7 @@ import lit_spectral.datamodules  # noqa: F401  (short class names work for what 
 from lit_spectral import __version__
 from lit_spectral.callbacks.prediction_writer import check_has_place
 from lit_spectral.checkpoint import check_ckpt_path
+from lit_spectral.checkpoint_file import is_address, read
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Method
 from lit_spectral.paths import config_file, write_text
@@ -124,6 +125,16 @@ class SpectralCLI(LightningCLI):
             args=args,
             run=run,
         )
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a checkpoint that can't be read before anything is done; Lightning's takes settings from it here.
+
+        They would replace the flags that were given, and name classes to import.
+        """
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if path and (is_address(path) or os.path.isfile(path)):  # else a word, such as `last`, or a sharded one
+            read(path, summary=True)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As LightningCLI's, with our `--config`."""

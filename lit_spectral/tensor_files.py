@@ -20,13 +20,16 @@ class DamagedError(ValueError):
     """A file does not hold what was written."""
 
 
-def content_digest(*tensors: Tensor) -> str:
-    """A hash of the tensors' shapes, dtypes and bytes."""
+def content_digest(*parts: Tensor | str) -> str:
+    """A hash of the tensors' shapes, dtypes and bytes, and of texts between them."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        # numpy knows no bfloat16: hash the bytes as they lie.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(f"{part}\0".encode())
+        else:
+            digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
+            # numpy knows no bfloat16: hash the bytes as they lie.
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

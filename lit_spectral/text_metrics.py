@@ -94,7 +94,7 @@ class BERTScore:
         from transformers import AutoConfig
 
         try:
-            layers = int(AutoConfig.from_pretrained(model).num_hidden_layers)
+            layers = int(AutoConfig.from_pretrained(model, trust_remote_code=False).num_hidden_layers)
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"data.bert_score_model: {model}: {str(error).splitlines()[0]}") from error
         if not 1 <= layer <= layers:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lit_spectral.checkpoint import log_folder
+from lit_spectral.checkpoint_file import read
 from lit_spectral.errors import InputError, Parser
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
@@ -33,6 +34,8 @@ def run(args: list[str]) -> Path:
         InputError: a flag that there isn't; as in `CheckpointLM` and `Tasks`.
     """
     ours, config = _parse(args)
+    if ours.checkpoint is not None:
+        read(ours.checkpoint, summary=True)  # tasks may have to be downloaded
     names = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
     tasks = Tasks(names, config.include_path, config.metadata, config.confirm_run_unsafe_code)
     from lit_spectral.evaluation.model import CheckpointLM  # after what can be wrong with the tasks

@@ -7,7 +7,6 @@ import logging
 import os
 from typing import Any
 
-import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from lit_spectral import backbones
 from lit_spectral.adapters import fold as fold_changes
 from lit_spectral.checkpoint import load, usable_device
+from lit_spectral.checkpoint_file import read
 from lit_spectral.errors import InputError
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.tasks import CausalLM, Task
@@ -96,8 +96,7 @@ class CheckpointLM(AdaptedLM):
                     f"checkpoint: {checkpoint} is of the task {type(task).__name__}; the harness scores "
                     "decoders alone, of CausalLM; use `lit-spectral validate` for others"
                 )
-            # Mapped, since all but this number has been read already.
-            self.step = int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+            self.step = int(read(checkpoint, summary=True)["global_step"])
             about = {"checkpoint": os.path.abspath(checkpoint), "step": self.step, **identity(task), "folded": fold}
         elif backbone is not None:
             task = CausalLM(backbone)

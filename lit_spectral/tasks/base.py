@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -31,18 +32,18 @@ from lit_spectral.callbacks import (
     SpectralBall,
     SpectralMonitor,
 )
+from lit_spectral.checkpoint_file import guard, read, saved_by_task, tensor_digests, unguard
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Method, Peft
 from lit_spectral.run_folder import RunFolder
-from lit_spectral.tasks import resume
+from lit_spectral.tasks import rebuild, resume
 from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging, put_averages
 from lit_spectral.tasks.fit_check import (
     backbone_digest,
     check_attached,
     check_checkpoint,
     check_gradients,
-    saved_by_task,
 )
 from lit_spectral.tasks.meaning import MeaningCheck, check_rates, note_loading
 from lit_spectral.tasks.objective import Objective
@@ -57,6 +58,9 @@ from lit_spectral.tasks.penalties import (
 )
 from lit_spectral.tasks.saved_weights import complete, keep_trained, plain, put_in_place
 from lit_spectral.tasks.settings import differences, run_settings, same_seed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Task"]
 
@@ -146,6 +150,8 @@ class Task(pl.LightningModule):
         What was missing in the backbone's files is trained, and so is the head where `trains_head`.
         A fit that could not do as it was told is refused here, before anything is computed.
         """
+        if self._trainer is not None:
+            guard(self.trainer)
         if self._fits:
             self._begin()
         if self.model is None:
@@ -177,6 +183,10 @@ class Task(pl.LightningModule):
         self._penalised = [adapter for adapter in adapters(model) if adapter.penalty_weight > 0]
         self._budgets = [adapter for adapter in adapters(model) if adapter.budget is not None]
         self._attached = list(named_changes(adapted))
+
+    def teardown(self, stage: str) -> None:
+        """Leave the trainer as it was."""
+        unguard(self.trainer)
 
     @property
     def _fits(self) -> bool:
@@ -375,7 +385,9 @@ class Task(pl.LightningModule):
         keep_trained(checkpoint, self.state_dict(), self._trained())
         progress = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
         run = {"settings": self._settings, "method_state": self.method.state_dict()}
-        checkpoint["lit_spectral"] = self._identity() | progress | run
+        # One process writes it. What others put among the weights must be there by now.
+        digests = {"digests": tensor_digests(checkpoint) if self.trainer.is_global_zero else {}}
+        checkpoint["lit_spectral"] = self._identity() | progress | run | digests
 
     def _trained(self) -> dict[str, Tensor]:
         return {plain(f"model.{name}"): tensor for name, tensor in trained_state(self.model).items()}
@@ -411,3 +423,36 @@ class Task(pl.LightningModule):
             if self._resumed and self._settings:  # a strategy that restores after the optimizer was built
                 resume.check_optimizer(saved["settings"], self._settings)
         self.is_trained = True
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | os.PathLike[str],
+        map_location: str | torch.device | None = None,
+        *,
+        weights_only: bool | None = None,
+        **given: Any,
+    ) -> Self:
+        """The task of a checkpoint: backbone loaded, adapter attached, trained weights in place.
+
+        Args:
+            checkpoint_path: a `.ckpt` that `fit` wrote.
+            map_location: the device that the task is put on; None for the CPU.
+            weights_only: which always holds; false is refused.
+            given: arguments of the task, `backbone` say, in place of those that the checkpoint names.
+
+        Raises:
+            InputError: as in `lit_spectral.checkpoint_file.read`; a checkpoint of another class of task, or
+                one that does not fit the backbone.
+        """
+        content = read(checkpoint_path, weights_only)
+        saved = saved_by_task(content)
+        try:
+            kind: Any = rebuild.class_of(saved, cls)
+            task: Self = kind(**rebuild.arguments(saved, given))
+        except InputError as error:
+            raise InputError(f"checkpoint: {checkpoint_path}: {error}") from error
+        task.configure_model()
+        task.on_load_checkpoint(content)
+        task.load_state_dict(content["state_dict"], strict=False)
+        return task.to(map_location or "cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +12,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.tasks.saved_weights import plain
 from lit_spectral.tensor_files import content_digest
 
-__all__ = ["backbone_digest", "check_attached", "check_checkpoint", "check_gradients", "saved_by_task"]
-
-KEYS = ("task", "init", "method", "backbone_digest", "rng_state", "skipped_steps", "method_state", "settings")
+__all__ = ["backbone_digest", "check_attached", "check_checkpoint", "check_gradients"]
 
 
 def check_attached(model: nn.Module, paths: list[str] | None) -> None:
@@ -24,24 +21,6 @@ def check_attached(model: nn.Module, paths: list[str] | None) -> None:
         raise InputError(
             "fit: the model's adapters are not those that its method put there, as after detach; build the task anew"
         )
-
-
-def saved_by_task(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a task has put into a checkpoint beside weights.
-
-    Raises:
-        InputError: it was not written by this package, or by an earlier version.
-    """
-    saved = checkpoint.get("lit_spectral")
-    if not isinstance(saved, dict):
-        raise InputError("this checkpoint was not written by lit-spectral; it names no method or backbone")
-    missing = [key for key in KEYS if key not in saved]
-    if missing:
-        raise InputError(
-            f"this checkpoint was written by an earlier version of lit-spectral, without {', '.join(missing)}; "
-            "use the version that wrote it, or train anew"
-        )
-    return saved
 
 
 def check_checkpoint(

@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from lit_spectral.adapters import packed
+from lit_spectral.checkpoint_file import WEIGHTS
 
 __all__ = ["complete", "keep_trained", "plain", "put_in_place"]
 
 # What torch.compile and strategies put into the path of a module that they wrap.
 WRAPPERS = {"_orig_mod", "_forward_module", "_fsdp_wrapped_module"}
-# The task's own weights: what a checkpoint is loaded for, and those beside averages in its place.
-WEIGHTS = ("state_dict", "current_model_state")
 # Where no callback puts any.
 OTHERS = {*WEIGHTS, "optimizer_states", "lr_schedulers", "loops", "lit_spectral"}
 
