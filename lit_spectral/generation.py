@@ -101,8 +101,10 @@ def _stop_at(texts: Sequence[str], tokenizer: Any, start: int) -> Any:
     tail = max(map(len, texts)) + 1  # tokens; each is at least a character, and the first may lose its blank
 
     def check(ids: Tensor, scores: Any, **options: Any) -> Tensor:
-        ends = tokenizer.batch_decode(ids[:, max(start, ids.shape[1] - tail) :])
-        return torch.tensor([any(text in end for text in texts) for end in ends], device=ids.device)
+        last = ids[:, max(start, ids.shape[1] - tail) :]
+        # As the answer is given, without special tokens; one of these may be what stops it.
+        ends = zip(tokenizer.batch_decode(last, skip_special_tokens=True), tokenizer.batch_decode(last), strict=True)
+        return torch.tensor([any(text in end for text in texts for end in pair) for pair in ends], device=ids.device)
 
     return check
 

@@ -99,13 +99,21 @@ class RunFolder(Callback):
             raise
 
     def release(self) -> None:
-        """Let others write in the folders, and remove those of loggers in which nothing has begun."""
+        """Let others write in the folders, and remove those in which nothing has begun."""
         for claim in self._claims:
             if claim.root is not None and (claim.folder / UNBEGUN).exists():
                 with FileLock(claim.root / NUMBERS):
                     _remove_unbegun(claim.folder, claim.root)
         for lock in filter(None, self._locks.values()):
             lock.release()
+        for claim in self._claims:
+            if (
+                claim.root is None
+                and claim.folder.is_dir()
+                and {path.name for path in claim.folder.iterdir()} == {LOCK}
+            ):
+                (claim.folder / LOCK).unlink()
+                claim.folder.rmdir()
         self._locks, self._claims, self._undecided = {}, [], []
 
     def on_load_checkpoint(

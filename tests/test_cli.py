@@ -1,15 +1,12 @@
 """The command line, driven in this process or, where a second process is the point, in one of its own."""
 
-import http.server
 import io
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from functools import partial
 
@@ -76,33 +73,6 @@ def test_validate_reads_a_checkpoint(fit):
     path = os.path.join(done.trainer.checkpoint_callback.dirpath, "last.ckpt")
     again = fit("fclora_roberta_mrpc", f"--ckpt_path={path}", command="validate")
     assert again.trainer.callback_metrics["val/loss"] == done.trainer.callback_metrics["val/loss"]
-
-
-class Planted:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_a_checkpoint_that_is_downloaded_is_not_unpickled(fit, monkeypatch, tmp_path, command):
-    served, proof = tmp_path / "served", tmp_path / "unpickled"
-    served.mkdir()
-    torch.save({"state_dict": {}, "planted": Planted(str(proof))}, served / "planted.ckpt")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("no_proxy", "*")
-    files = partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), files) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/planted.ckpt"
-        with pytest.raises(pickle.UnpicklingError):
-            fit("fclora_roberta_mrpc", f"--ckpt_path={url}", command=command)
-        server.shutdown()
-    assert not proof.exists()
 
 
 @pytest.fixture

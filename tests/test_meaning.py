@@ -19,7 +19,10 @@ KEEP = "--trainer.callbacks={class_path: ModelCheckpoint, init_args: {%s}}"
         (["--trainer.max_epochs=0"], r"trainer.max_epochs: 0 leaves nothing to fit"),
         (["--trainer.limit_train_batches=0"], r"trainer.limit_train_batches: 0 leaves nothing to fit"),
         (["--trainer.limit_train_batches=0.0"], r"trainer.limit_train_batches: 0 leaves nothing to fit"),
-        (["--trainer.max_epochs=-1"], r"the schedule needs the number of steps; give --trainer.max_steps"),
+        (
+            ["--trainer.max_epochs=-1"],
+            r"the run has no end over which the learning rate could go; give --trainer.max_steps",
+        ),
         (["--model.optimizer.lr=0"], r"model.optimizer: a learning rate of 0.0 trains nothing"),
         (["--model.optimizer.lr=.inf"], r"model.optimizer: a learning rate of inf trains nothing"),
         (["--trainer.max_steps=1", "--model.warmup_steps=1"], r"warmup_steps: the learning rate is 0 in all"),

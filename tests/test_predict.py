@@ -55,7 +55,8 @@ def test_each_row_has_its_class_and_probabilities_in_the_order_of_rows(fit, trai
     written = read(file)
     assert [set(line) for line in written] == [{"row", "label", "scores"}] * 12
     assert [line["row"] for line in written] == list(range(12))
-    assert [line["label"] for line in written] == expected.argmax(-1).tolist()
+    names = ["not_equivalent", "equivalent"]  # MRPC's own, for 0 and 1
+    assert [line["label"] for line in written] == [names[number] for number in expected.argmax(-1)]
     torch.testing.assert_close(torch.tensor([line["scores"] for line in written]), expected)
     assert capsys.readouterr().out.splitlines() == [f"predictions of 12 rows: {file}"]
     returned = done.trainer.predict_loop.predictions

@@ -139,7 +139,7 @@ def note_loading(task: Any, incompatible: Any) -> None:
 
 
 def _check_start(trainer: pl.Trainer, task: Any) -> None:
-    if trainer.state.fn == TrainerFn.FITTING or task.is_trained:
+    if trainer.state.fn == TrainerFn.FITTING or getattr(task, "is_trained", True):  # or another's module
         return
     verb, random = verb_of(trainer), never_trained(task.model, task.new_weights)
     if random:
