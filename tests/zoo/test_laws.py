@@ -28,15 +28,15 @@ from lit_spectral.methods import (
 from zoo.matrix import FILE, matrix
 from zoo.models import DECODERS, MODELS, has_task, make
 
-# One of each kind of adapter; the others only start, are held or learn otherwise.
+# What is tried on every run; the others behind the marker.
 KINDS = {
     "LoRA": LoRA(rank=4),
-    "PiSSA": PiSSA(rank=4),
     "FCLoRA": FCLoRA(rank=4),
     "HiRA": HiRA(rank=4),
-    "HiPLoRA": HiPLoRA(rank=4, principal_rank=3),
 }
 OTHERS = {
+    "PiSSA": PiSSA(rank=4),
+    "HiPLoRA": HiPLoRA(rank=4, principal_rank=3),
     "RsLoRA": RsLoRA(rank=4),
     "LoRAPlus": LoRAPlus(rank=4),
     "MiLoRA": MiLoRA(rank=4),
