@@ -2,6 +2,7 @@
 # ruff: noqa: E402
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -144,6 +145,16 @@ def mrpc_folder(tmp_path_factory):
             rows.append({"sentence1": first, "sentence2": first if label else sentence(), "label": label, "idx": index})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """What a command does to the package's log is gone after the test."""
+    logger = logging.getLogger("lit_spectral")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from lit_spectral.adapters import find_targets
@@ -43,7 +42,6 @@ and XLM-R whose config names no padding token, and T5 and BART where the end of 
 
 def matrix() -> str:
     """The page."""
-    logging.disable(logging.WARNING)
     rows = []
     for name in MODELS:
         tasks = [task for task in TASKS if has_task(name, task)]
