@@ -13,7 +13,7 @@ from lit_spectral.adapters import adapters
 from lit_spectral.checkpoint import load
 from lit_spectral.methods import MiLoRA, PiSSA
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]  # some CPUs have no bfloat16
 STEPS = 40
 
 
