@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lit_spectral.errors import InputError
-from lit_spectral.paths import write_text
+from lit_spectral.files import write_text
 from lit_spectral.run_folder import has_own_folder, own_folder
 
 __all__ = ["PredictionWriter", "check_has_place"]

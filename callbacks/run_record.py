@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from lit_spectral.callbacks.retention_monitor import RetentionMonitor
 from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
 
 from lit_spectral.errors import InputError
+from lit_spectral.files import write_text
 
 __all__ = ["RunRecord"]
 
@@ -112,10 +112,7 @@ class RunRecord(Callback):
             "seconds_per_step": sum(timed) / max(len(timed), 1) * len(self._seconds) / steps,
             "peak_memory": _peak_memory(pl_module.device),
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_suffix(".part")
-        draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        os.replace(draft, self.file)
+        write_text(self.file, json.dumps(found, indent=1))
 
 
 def _wait(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from lit_spectral.datamodules.prompts import Template
 
 from lit_spectral import humaneval as functions
 from lit_spectral.errors import InputError
+from lit_spectral.files import write_text
 
 __all__ = ["Instructions"]
 
@@ -156,7 +157,7 @@ class Instructions(AnsweredText):
             log.warning("alpaca_eval: no file of outputs is written, since the trainer has no logger")
         else:
             file = folder / "alpaca_eval_outputs.json"
-            file.write_text(json.dumps(outputs, ensure_ascii=False, indent=1), encoding="utf-8")
+            write_text(file, json.dumps(outputs, ensure_ascii=False, indent=1))
             log.info("alpaca_eval: outputs to be judged in %s", file)
         return {"mean_characters": sum(len(output["output"]) for output in outputs) / len(outputs)}
 
@@ -164,7 +165,7 @@ class Instructions(AnsweredText):
         if folder is not None:
             samples = [{"task_id": answer["gold"], "completion": answer["text"]} for answer in answers]
             file = folder / "humaneval_samples.jsonl"
-            file.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
+            write_text(file, "".join(json.dumps(sample) + "\n" for sample in samples))
         if not self.allow_code_execution:
             place = "the trainer has no logger, so they are not kept" if folder is None else f"they are in {file}"
             log.warning("humaneval: completions were not run, since data.allow_code_execution is not given; %s", place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from lit_spectral.errors import InputError
 from lit_spectral.tasks import Task
 
-__all__ = ["check_ckpt_path", "load", "log_folder", "usable_device"]
+__all__ = ["load", "log_folder", "usable_device"]
 
 
 def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Task:
@@ -27,16 +26,6 @@ def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Tas
     """
     given: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
     return Task.load_from_checkpoint(checkpoint, **given).eval()
-
-
-def check_ckpt_path(ckpt_path: str) -> None:
-    """InputError for a path that `trainer.fit` couldn't read; words, such as `last`, and addresses pass."""
-    if ckpt_path in {"best", "last", "hpc"} or "://" in ckpt_path or ckpt_path.startswith("registry"):
-        return
-    if not os.path.exists(ckpt_path):
-        raise InputError(f"ckpt_path: there is no file {ckpt_path}; give a .ckpt that fit wrote")
-    if os.path.isfile(ckpt_path) and not zipfile.is_zipfile(ckpt_path):  # a sharded one is a folder
-        raise InputError(f"ckpt_path: {ckpt_path} can't be read as a checkpoint; give a .ckpt that fit wrote")
 
 
 def log_folder(checkpoint: str | os.PathLike[str]) -> Path:

@@ -11,16 +11,16 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lit_spectral.datamodules  # noqa: F401  (short class names work for what is imported)
 from lit_spectral import __version__
 from lit_spectral.callbacks.prediction_writer import check_has_place
-from lit_spectral.checkpoint import check_ckpt_path
-from lit_spectral.checkpoint_file import is_address, read
+from lit_spectral.checkpoint_file import read
 from lit_spectral.errors import InputError
+from lit_spectral.files import write_text
 from lit_spectral.methods import Method
-from lit_spectral.paths import config_file, write_text
+from lit_spectral.paths import config_file
 from lit_spectral.run_folder import RunFolder, own_folder, set_aside, verb_of
 from lit_spectral.tasks import Task
 from lit_spectral.tasks.meaning import check_limits
@@ -133,7 +133,7 @@ class SpectralCLI(LightningCLI):
         """
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
-        if path and (is_address(path) or os.path.isfile(path)):  # else a word, such as `last`, or a sharded one
+        if path and path not in {"best", "last", "hpc"} and not os.path.isdir(path):  # a sharded one is a folder
             read(path, summary=True)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -142,13 +142,6 @@ class SpectralCLI(LightningCLI):
         about = "YAML of settings: a file of yours, or a shipped configs/NAME.yaml. May be repeated."
         parser.add_argument("-c", "--config", action=_Config, help=about)
         return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Refuse a checkpoint that isn't there before anything else is done."""
-        super().parse_arguments(parser, args)
-        ckpt_path = self.config[self.config.subcommand].get("ckpt_path") if "subcommand" in self.config else None
-        if ckpt_path is not None:
-            check_ckpt_path(ckpt_path)
 
     def after_instantiate_classes(self) -> None:
         """Refuse what would come to nothing and claim the run's folders, before there are other processes."""

@@ -1,4 +1,4 @@
-"""Entries of a folder that several processes and users share: each appears whole or not at all, made by one of them."""
+"""Files that appear whole or not at all, and entries of a folder that several processes and users share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-__all__ = ["locked", "written"]
+__all__ = ["locked", "write_text", "written"]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,13 @@ def written(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             _remove(scratch)
         raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file of UTF-8 as `written`, where one process writes alone. Makes the folder too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written(file) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def _scratch(entry: Path) -> Path:

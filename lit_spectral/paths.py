@@ -1,4 +1,4 @@
-"""Where files are (what this package keeps, the configs that it ships), and how one is written."""
+"""Where files are: what this package keeps, and the configs that it ships."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_spectral.errors import InputError
 
-__all__ = ["cache_folder", "config_file", "write_text"]
+__all__ = ["cache_folder", "config_file"]
 
 log = logging.getLogger(__name__)
 
@@ -66,18 +66,3 @@ def _check_encoding(file: Path) -> None:
         raise InputError(
             f"config: {file} holds more than ASCII, which this locale reads as {encoding}; set PYTHONUTF8=1"
         )
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file of UTF-8, in whole or not at all: beside its place, flushed, renamed. Makes the folder too."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with draft.open("w", encoding="utf-8") as written:
-            written.write(text)
-            written.flush()
-            os.fsync(written.fileno())
-        os.replace(draft, file)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

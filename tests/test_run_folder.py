@@ -179,8 +179,8 @@ def test_a_run_that_broke_off_before_its_first_step_leaves_a_free_folder(fit, tm
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--ckpt_path=nowhere.ckpt"], "ckpt_path: there is no file nowhere.ckpt"),
-        (["--ckpt_path=notes.txt"], "ckpt_path: notes.txt can't be read as a checkpoint"),
+        (["--ckpt_path=nowhere.ckpt"], "checkpoint: there is no file nowhere.ckpt"),
+        (["--ckpt_path=notes.txt"], "checkpoint: notes.txt can't be read as a checkpoint"),
         (["--ckpt_path=last"], "ckpt_path: there is no last checkpoint"),
         (["--ckpt_path=best"], "ckpt_path: best is of a fit in the same process"),
         (["--ckpt_path=hpc"], "ckpt_path: there is no hpc checkpoint"),

@@ -85,7 +85,7 @@ def left_out(model: nn.Module, targets: Collection[str], too_small: Collection[s
             continue
         ending = ".".join(part for part in name.split(".")[-2:] if not part.isdigit())
         matrices = {key: p for key, p in module.named_parameters(recurse=False) if p.ndim > 1}
-        if not matrices or any(name.startswith(f"{target}.") for target in targets):
+        if not matrices:
             continue
         if name in too_small:
             reasons["too small for this rank"].append(ending)

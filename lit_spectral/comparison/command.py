@@ -24,6 +24,7 @@ from lit_spectral.comparison.page import write_page
 from lit_spectral.comparison.results import Comparison, Run, write_csv
 from lit_spectral.comparison.variants import Variant, pairs_of, variants
 from lit_spectral.errors import InputError, Parser
+from lit_spectral.files import write_text
 from lit_spectral.paths import config_file
 from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
@@ -130,7 +131,7 @@ def _show(comparison: Comparison, folder: Path, title: str, args: Sequence[str],
             console.print(escape(f"{run.folder}: validated last {when}; its metrics are of then"), soft_wrap=True)
     write_csv(comparison, folder)
     page = folder / "index.html"
-    page.write_text(write_page(comparison, title, f"lit-spectral compare {shlex.join(args)}"), encoding="utf-8")
+    write_text(page, write_page(comparison, title, f"lit-spectral compare {shlex.join(args)}"))
     console.print(escape(f"table: {folder / 'table.csv'}, each run: {folder / 'runs.csv'}"), soft_wrap=True)
     console.print(f"page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
     return page
@@ -235,7 +236,7 @@ def _claim(planned: Planned, configs: Sequence[Path]) -> None:
                 "--output_folder"
             )
     planned.folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(what, indent=1), encoding="utf-8")
+    write_text(file, json.dumps(what, indent=1))
 
 
 def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]) -> list[str]:

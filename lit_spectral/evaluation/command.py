@@ -15,6 +15,7 @@ from lit_spectral.checkpoint_file import read
 from lit_spectral.errors import InputError, Parser
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
+from lit_spectral.files import write_text
 
 __all__ = ["run"]
 
@@ -52,10 +53,10 @@ def run(args: list[str]) -> Path:
     results = evaluate(model, tasks, **_options(config))
     samples = results.pop("samples", {})
     file = _output(config.output_path)
-    file.write_text(as_json(results, indent=2), encoding="utf-8")
+    write_text(file, as_json(results, indent=2))
     if config.log_samples:
         lines = [as_json({"task": task, **sample}) for task, rows in samples.items() for sample in rows]
-        file.with_suffix(".samples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(file.with_suffix(".samples.jsonl"), "".join(f"{line}\n" for line in lines))
     _log(results, file.parent, model.step)
     _print(results, file, config.show_config)
     return file

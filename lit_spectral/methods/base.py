@@ -135,7 +135,8 @@ class Method:
         """The maps to adapt; of the default ones, those that the method fits into."""
         reading = Reading(encoder)
         targets = find_targets(encoder, self.target_modules, reading)
-        misfits = {name: misfit for name, misfit in self._misfits(_sites(encoder, targets, reading)).items() if misfit}
+        found = {site.name: self._misfit(site) for site in _sites(encoder, targets, reading)}
+        misfits = {name: misfit for name, misfit in found.items() if misfit is not None}
         if misfits and (self.target_modules is not None or len(misfits) == len(targets)):
             raise next(iter(misfits.values()))
         fitting = {name: layer for name, layer in targets.items() if name not in misfits}
@@ -143,15 +144,12 @@ class Method:
             log.info("left out by default: %s", rest)
         return _sites(encoder, fitting, reading)
 
-    def _misfits(self, sites: list[Site]) -> dict[str, InputError | None]:
-        def misfit(site: Site) -> InputError | None:
-            try:
-                _named(self.check, site)
-            except InputError as error:
-                return error
-            return None
-
-        return {site.name: misfit(site) for site in sites}
+    def _misfit(self, site: Site) -> InputError | None:
+        try:
+            _named(self.check, site)
+        except InputError as error:
+            return error
+        return None
 
     def check(self, site: Site) -> None:
         """ValueError if the method can't adapt this map; asked of all maps before anything is computed."""

@@ -16,6 +16,7 @@ from rich.table import Table
 from lit_spectral.checkpoint import load, log_folder, usable_device
 from lit_spectral.errors import InputError, Parser
 from lit_spectral.evaluation.provenance import provenance
+from lit_spectral.files import write_text
 from lit_spectral.retention.retention import Retention
 from lit_spectral.retention.suite import Score, harness_names, is_one_of, retain, suite_scores
 
@@ -66,7 +67,7 @@ def run(args: list[str]) -> Path:
 
 def _write(report: dict[str, Any], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
+    write_text(file, json.dumps(report, indent=1, default=str))
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from lit_spectral import backbones
 from lit_spectral.errors import InputError
+from lit_spectral.files import write_text
 from lit_spectral.generation import continue_batch
 from lit_spectral.methods import Method
-from lit_spectral.paths import write_text
 from lit_spectral.run_folder import own_folder
 from lit_spectral.tasks.base import Task, _adamw
 from lit_spectral.tasks.packing_check import check_packing

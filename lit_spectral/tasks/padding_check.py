@@ -40,8 +40,8 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
     training = model.training
     model.eval()
     try:
-        alone = [_result(model, tokenizer, [row], "right")[0] for row in rows]
-        differences = {side: _difference(alone, rows, _result(model, tokenizer, rows, side), side) for side in _SIDES}
+        alone = [_results(model, tokenizer, [row], "right")[0] for row in rows]
+        differences = {side: _difference(alone, _results(model, tokenizer, rows, side)) for side in _SIDES}
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -64,28 +64,23 @@ _SIDES: tuple[Side, Side] = ("right", "left")
 
 
 @torch.no_grad()
-def _result(model: Any, tokenizer: Any, rows: list[dict[str, Any]], side: Side) -> Tensor:
-    """Logits (rows, …)."""
+def _results(model: Any, tokenizer: Any, rows: list[dict[str, Any]], side: Side) -> list[Tensor]:
+    """Of each row in a batch of them the logits, (classes,), or those of its own tokens, (tokens, …)."""
     device = model.get_input_embeddings().weight.device
     batch = tokenizer.pad(rows, padding_side=side, return_tensors="pt").to(device)
     with torch.autocast(device.type, enabled=False):
         outputs = model(**batch)
-    logits: Tensor = outputs.start_logits if hasattr(outputs, "start_logits") else outputs.logits
-    return logits
+    spans = hasattr(outputs, "start_logits")
+    logits: Tensor = outputs.start_logits if spans else outputs.logits
+    if not spans and logits.ndim == 2:
+        return list(logits)
+    # Counted from the end: prompt methods put virtual tokens in front.
+    own = logits[:, -batch["input_ids"].shape[1] :]
+    return [of_row[mask] for of_row, mask in zip(own, batch["attention_mask"].bool(), strict=True)]
 
 
-def _difference(alone: list[Tensor], rows: list[dict[str, Any]], together: Tensor, side: Side) -> float:
-    """Largest difference of a row's logits, in standard deviations of its logits.
-
-    Logits of tokens are counted from the end: prompt methods put virtual tokens in front.
-    """
-    by_token = together.shape[1] >= max(len(row["input_ids"]) for row in rows)
-    largest = 0.0
-    for row, single, batched in zip(rows, alone, together, strict=True):
-        if by_token:
-            length, longest = len(row["input_ids"]), max(len(other["input_ids"]) for other in rows)
-            start = batched.shape[0] - (longest if side == "right" else length)
-            single, batched = single[-length:], batched[start : start + length]
-        spread = torch.cat([each.flatten() for each in alone]).float().std().clamp(min=1e-6)
-        largest = max(largest, float((single - batched).float().abs().max() / spread))
-    return largest
+def _difference(alone: list[Tensor], together: list[Tensor]) -> float:
+    """The largest difference of any row's logits, in standard deviations of them all."""
+    spread = torch.cat([each.flatten() for each in alone]).float().std().clamp(min=1e-6)
+    differences = [(a - b).float().abs().max() for a, b in zip(alone, together, strict=True)]
+    return float(torch.stack(differences).max() / spread)

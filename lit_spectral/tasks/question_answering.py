@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from lit_spectral import backbones, squad
 from lit_spectral.callbacks import PredictionWriter
 from lit_spectral.errors import InputError
+from lit_spectral.files import write_text
 from lit_spectral.methods import Method
-from lit_spectral.paths import write_text
 from lit_spectral.run_folder import own_folder
 from lit_spectral.tasks.base import Task, _adamw
 

@@ -6,49 +6,32 @@ import transformers
 from conftest import WORDS
 
 from lit_spectral import adapters as ad
+from lit_spectral import methods
 from lit_spectral.generation import generate
-from lit_spectral.methods import (
-    SORSA,
-    FCLoRA,
-    FullFineTuning,
-    HiLoRA,
-    HiPLoRA,
-    HiRA,
-    HiRALoRA,
-    LoRA,
-    LoRAPlus,
-    MiLoRA,
-    MoRA,
-    Peft,
-    PiSSA,
-    ProjLoRA,
-    RandomSVDLoRA,
-    RsLoRA,
-)
 from zoo.matrix import FILE, matrix
 from zoo.models import DECODERS, MODELS, has_task, make
 
 # What is tried on every run; the others behind the marker.
 KINDS = {
-    "LoRA": LoRA(rank=4),
-    "FCLoRA": FCLoRA(rank=4),
-    "HiRA": HiRA(rank=4),
+    "LoRA": methods.LoRA(rank=4),
+    "FCLoRA": methods.FCLoRA(rank=4),
+    "HiRA": methods.HiRA(rank=4),
 }
 OTHERS = {
-    "PiSSA": PiSSA(rank=4),
-    "HiPLoRA": HiPLoRA(rank=4, principal_rank=3),
-    "RsLoRA": RsLoRA(rank=4),
-    "LoRAPlus": LoRAPlus(rank=4),
-    "MiLoRA": MiLoRA(rank=4),
-    "RandomSVDLoRA": RandomSVDLoRA(rank=4),
-    "SORSA": SORSA(rank=4),
-    "FCLoRA zero": FCLoRA(rank=4, start="zero", principal_rank=3),
-    "HiLoRA": HiLoRA(rank=4, ball="q2"),
-    "ProjLoRA": ProjLoRA(rank=4, principal_rank=3),
-    "HiRALoRA": HiRALoRA(rank=4, lora_rank=3),
-    "MoRA": MoRA(rank=2),
-    "FullFineTuning": FullFineTuning(),
-    "DoRA of peft": Peft(config={"peft_type": "LORA", "r": 4, "use_dora": True}),
+    "PiSSA": methods.PiSSA(rank=4),
+    "HiPLoRA": methods.HiPLoRA(rank=4, principal_rank=3),
+    "RsLoRA": methods.RsLoRA(rank=4),
+    "LoRAPlus": methods.LoRAPlus(rank=4),
+    "MiLoRA": methods.MiLoRA(rank=4),
+    "RandomSVDLoRA": methods.RandomSVDLoRA(rank=4),
+    "SORSA": methods.SORSA(rank=4),
+    "FCLoRA zero": methods.FCLoRA(rank=4, start="zero", principal_rank=3),
+    "HiLoRA": methods.HiLoRA(rank=4, ball="q2"),
+    "ProjLoRA": methods.ProjLoRA(rank=4, principal_rank=3),
+    "HiRALoRA": methods.HiRALoRA(rank=4, lora_rank=3),
+    "MoRA": methods.MoRA(rank=2),
+    "FullFineTuning": methods.FullFineTuning(),
+    "DoRA of peft": methods.Peft(config={"peft_type": "LORA", "r": 4, "use_dora": True}),
 }
 EVERY = [
     *((name, method) for name in MODELS for method in KINDS),
@@ -116,7 +99,7 @@ def test_folding_changes_nothing_and_is_undone_to_the_bit(name, method):
     ad.fold(model)
     torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-3 * float(before.std()))
     ad.unfold(model)
-    if not isinstance((KINDS | OTHERS)[method], Peft):
+    if not isinstance((KINDS | OTHERS)[method], methods.Peft):
         assert all(torch.equal(weights[key], tensor) for key, tensor in model.state_dict().items())
 
 

@@ -12,7 +12,8 @@ from squad_rows import passage, questions, write
 from lit_spectral import tasks
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, LoRA, Peft
-from zoo.models import MODELS, TASKS, has_task, make
+from lit_spectral.tasks.padding_check import check_padding
+from zoo.models import MODELS, TASKS, config, has_task, make
 
 PAIRS = [(name, task) for name in MODELS for task in TASKS if has_task(name, task)]
 CLASSIFIERS = [name for name, task in PAIRS if task == "SequenceClassification"]
@@ -148,3 +149,11 @@ def test_where_prompts_hide_a_rows_end_rows_go_alone_or_not_at_all(name, stored,
         trainer.validate(task, data, verbose=False)
     data.batch_size = data.eval_batch_size = 1
     assert trainer.validate(task, data, verbose=False)[0]["val/loss"] > 0
+
+
+def test_many_classes_are_not_taken_for_tokens(backbone_folder):
+    """More of them than the tokens of the texts that are tried."""
+    made = config("GPT-2")
+    made.num_labels = 150
+    model = transformers.AutoModelForSequenceClassification.from_config(made)
+    assert check_padding(model, transformers.AutoTokenizer.from_pretrained(backbone_folder("bert"))) == "right"
