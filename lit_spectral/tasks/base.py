@@ -1,29 +1,24 @@
-"""What every task shares: loading and adapting the backbone, optimising, checkpointing."""
+"""What every task shares: a backbone that is loaded and adapted, and what a run of it needs."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import os
 from abc import abstractmethod
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral import backbones
-from lit_spectral.adapters import Adapter, adapters, named_changes, refuse_folded, trained_state
+from lit_spectral.adapters import adapters, named_changes, refuse_folded
 from lit_spectral.callbacks import (
     FactorRetraction,
     HeldBackbone,
@@ -32,35 +27,19 @@ from lit_spectral.callbacks import (
     SpectralBall,
     SpectralMonitor,
 )
-from lit_spectral.checkpoint_file import guard, read, saved_by_task, tensor_digests, unguard
+from lit_spectral.checkpoint_file import guard, unguard
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
-from lit_spectral.methods import LoRA, Method, Peft
+from lit_spectral.methods import LoRA, Method
 from lit_spectral.run_folder import RunFolder
-from lit_spectral.tasks import rebuild, resume
-from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging, put_averages
-from lit_spectral.tasks.fit_check import (
-    backbone_digest,
-    check_attached,
-    check_checkpoint,
-    check_gradients,
-)
-from lit_spectral.tasks.meaning import MeaningCheck, check_rates, note_loading
-from lit_spectral.tasks.objective import Objective
+from lit_spectral.tasks import resume
+from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging
+from lit_spectral.tasks.fit_check import backbone_digest, check_attached
+from lit_spectral.tasks.meaning import MeaningCheck, check_rates
 from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
 from lit_spectral.tasks.padding_check import check_padding
-from lit_spectral.tasks.penalties import (
-    add_budget_gradients,
-    add_gradients_of,
-    add_orthogonality_gradients,
-    budget_penalty,
-    pull_to_orthogonality,
-)
-from lit_spectral.tasks.saved_weights import complete, keep_trained, plain, put_in_place
-from lit_spectral.tasks.settings import differences, run_settings, same_seed
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from lit_spectral.tasks.settings import differences, run_settings
+from lit_spectral.tasks.stored import StoredModule
 
 __all__ = ["Task"]
 
@@ -71,7 +50,7 @@ def _adamw(params: Any) -> Optimizer:
     return torch.optim.AdamW(params, lr=4e-4, weight_decay=0.0)
 
 
-class Task(pl.LightningModule):
+class Task(StoredModule):
     """A pretrained backbone, adapted by a method, trained on one kind of problem.
 
     The backbone is loaded in `configure_model`, so that building a task costs nothing and needs no
@@ -87,7 +66,6 @@ class Task(pl.LightningModule):
         warmup_steps: linear warm-up: a number of optimizer steps, or below 1 a fraction of them all.
     """
 
-    model: Any
     # Whether the part outside the pretrained encoder is trained, whatever the method.
     trains_head = True
 
@@ -106,28 +84,11 @@ class Task(pl.LightningModule):
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
         self.model = None
-        self.backbone_digest = ""
-        self.skipped_steps = 0
         # Of each row of the batch that was predicted last: what `predict` writes.
         self.predicted: list[dict[str, Any]] = []
-        # Names of weights that the backbone's files lack, and whether anything has been trained or loaded.
-        self.new_weights: list[str] = []
-        self.is_trained = False
-        self.register_load_state_dict_post_hook(note_loading)  # type: ignore[no-untyped-call]
-        # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
-        self.strict_loading = False
-        self._rng_state: Tensor | None = None
-        self._objective = Objective()
-        self._gradients_checked = False
         self._attached: list[str] | None = None  # paths of the method's changes
-        # Settings of the run, of its parameter groups, and of the checkpoint that it goes on from.
-        self._settings: dict[str, Any] = {}
-        self._options: list[dict[str, Any]] = []
-        self._resumed: dict[str, Any] | None = None
-        self._differences: list[str] = []
+        self._options: list[dict[str, Any]] = []  # settings of the parameter groups
         self._output_layers: list[nn.Linear] = []  # in a list, so that it isn't a second module of the task
-        self._penalised: list[Adapter] = []
-        self._budgets: list[Adapter] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Task:
         """As of any module, but for the optimizer callable: the command line's can't be copied."""
@@ -180,23 +141,17 @@ class Task(pl.LightningModule):
             if id(parameter) in new and ".original_module." not in name:  # peft trains a copy of that
                 parameter.requires_grad_(True)
         self.model, self.new_weights = adapted.train(), missing
-        self._penalised = [adapter for adapter in adapters(model) if adapter.penalty_weight > 0]
-        self._budgets = [adapter for adapter in adapters(model) if adapter.budget is not None]
+        self._penalise(adapters(model))
         self._attached = list(named_changes(adapted))
 
     def teardown(self, stage: str) -> None:
         """Leave the trainer as it was."""
         unguard(self.trainer)
 
-    @property
-    def _fits(self) -> bool:
-        trainer: Any = self._trainer
-        return trainer is not None and bool(trainer.training)
-
     def _begin(self) -> None:
         """Forget earlier runs, and check that the model and all schedules are fit for this one."""
-        self._resumed, self._rng_state, self._settings, self.skipped_steps = None, None, {}, 0
-        self._objective, self._gradients_checked = Objective(), False
+        self._start_steps()
+        self._start_anew()
         check_averaging(self.trainer, self.method.allocates)
         if self.model is not None:
             refuse_folded(self.model, "fit")
@@ -258,90 +213,6 @@ class Task(pl.LightningModule):
             resume.check_optimizer(self._resumed, self._settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def mean_loss(self, summed: Tensor, count: Tensor | int) -> Tensor:
-        """What `training_step` returns of a batch's summed loss and what it is summed over: tokens, rows.
-
-        The objective of an optimizer step is the mean over all that its micro-batches score on all processes,
-        logged as `train/loss`.
-        """
-        if self._trainer is None:  # called by hand
-            return summed / max(float(count), 1.0)
-        return self._objective.part(summed, count, self.trainer)
-
-    def logged_metrics(self) -> list[str]:
-        """Names of the metrics that this fit logs for checkpoints and early stopping to go by."""
-        names: dict[str, Any] = {"train/orthogonality_penalty": self._penalised, "train/budget_penalty": self._budgets}
-        names["train/method_penalty"] = isinstance(self.method, Peft)
-        return ["train/loss", "train/skipped_steps", "sigma_max", *(name for name, present in names.items() if present)]
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the loss and the penalties, and add the gradients of those that go that way, once an optimizer step.
-
-        They are never part of the loss.
-        """
-        if self._objective.value is not None:
-            self.log("train/loss", self._objective.value, prog_bar=True)
-        coupled = [adapter for adapter in self._penalised if not adapter.decoupled_penalty]
-        if coupled:
-            self.log("train/orthogonality_penalty", add_orthogonality_gradients(coupled))
-        if self._budgets:
-            self.log("train/budget_penalty", budget_penalty(self._budgets))
-            add_budget_gradients(self._budgets)
-        penalty = self.method.penalty()
-        if penalty is not None:
-            self.log("train/method_penalty", penalty.detach())
-            add_gradients_of(penalty, [p for p in self.model.parameters() if p.grad is not None])
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Step on the mean of all micro-batches, and let the method follow unless the step was skipped."""
-
-        def closure() -> Any:
-            result = optimizer_closure() if optimizer_closure is not None else None
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            self._objective.finish(gradients, self.trainer)
-            if not self._gradients_checked:
-                check_gradients(self.model)
-                self._gradients_checked = True
-            return result
-
-        skipped = self.skipped_steps
-        super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        if self.skipped_steps == skipped:
-            self.method.after_step()
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip, and drop the step when the gradient's norm is not finite.
-
-        Optimizers pass over parameters without a gradient, so such a step changes neither weights
-        nor optimizer state, in any precision.
-        """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            for parameter in parameters:
-                parameter.grad = None
-            self.skipped_steps += 1
-            log.warning("step %d skipped: the gradient's norm is %s", self.global_step, float(norm))
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            decoupled = [adapter for adapter in self._penalised if adapter.decoupled_penalty]
-            if decoupled:
-                group = optimizer.param_groups[0]
-                value = pull_to_orthogonality(decoupled, group["lr"] / group["lr_ratio"])
-                self.log("train/orthogonality_penalty", value)
-        self.log("train/skipped_steps", float(self.skipped_steps))
-
     def on_fit_start(self) -> None:
         """Refuse precisions in which a bound can't be held."""
         held = [a for a in adapters(self.model) if a.bounded or a.ball_radius is not None or a.confined or a.retracted]
@@ -372,87 +243,3 @@ class Task(pl.LightningModule):
         changed = self._differences + differences(saved, self._settings)
         if changed and self.trainer.is_global_zero:
             log.warning("settings that are not the checkpoint's, and act from here on: %s", "; ".join(changed))
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Continue the random numbers of the run that was resumed."""
-        if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state)
-            self._rng_state = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep of the weights that are there, averages perhaps, what is trained, and how to rebuild the rest."""
-        put_averages(self.trainer, self, checkpoint)
-        keep_trained(checkpoint, self.state_dict(), self._trained())
-        progress = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
-        run = {"settings": self._settings, "method_state": self.method.state_dict()}
-        # One process writes it. What others put among the weights must be there by now.
-        digests = {"digests": tensor_digests(checkpoint) if self.trainer.is_global_zero else {}}
-        checkpoint["lit_spectral"] = self._identity() | progress | run | digests
-
-    def _trained(self) -> dict[str, Tensor]:
-        return {plain(f"model.{name}"): tensor for name, tensor in trained_state(self.model).items()}
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "task": type(self).__name__,
-            "init": self.checkpoint_init(),
-            "method": {"name": type(self.method).__name__, **asdict(self.method)},
-            "defines_change": list(self.method.defines_change),
-            "backbone_digest": self.backbone_digest,
-        }
-
-    def checkpoint_init(self) -> dict[str, Any]:
-        """Arguments, all primitive, with which `lit_spectral.load` builds this task again."""
-        return {"backbone": self.backbone}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not fit, or that a fit can't go on from, naming what differs."""
-        saved, resumes = saved_by_task(checkpoint), self._fits
-        refuse_folded(self.model, "a checkpoint")
-        if resumes:
-            resume.prepare(self.trainer, checkpoint)
-        live, trained = self.state_dict(), self._trained()
-        found = put_in_place(checkpoint, live)
-        at_start = self.method.acts_at_start if resumes else ()
-        self._differences = check_checkpoint(saved, found, self._identity(), trained, at_start)
-        self.method.load_state_dict(saved["method_state"])
-        complete(checkpoint, live, trained)
-        if resumes:
-            self._resumed, self.skipped_steps = saved["settings"], saved["skipped_steps"]
-            self._rng_state = saved["rng_state"] if same_seed(saved["settings"]) else None
-            if self._resumed and self._settings:  # a strategy that restores after the optimizer was built
-                resume.check_optimizer(saved["settings"], self._settings)
-        self.is_trained = True
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | os.PathLike[str],
-        map_location: str | torch.device | None = None,
-        *,
-        weights_only: bool | None = None,
-        **given: Any,
-    ) -> Self:
-        """The task of a checkpoint: backbone loaded, adapter attached, trained weights in place.
-
-        Args:
-            checkpoint_path: a `.ckpt` that `fit` wrote.
-            map_location: the device that the task is put on; None for the CPU.
-            weights_only: which always holds; false is refused.
-            given: arguments of the task, `backbone` say, in place of those that the checkpoint names.
-
-        Raises:
-            InputError: as in `lit_spectral.checkpoint_file.read`; a checkpoint of another class of task, or
-                one that does not fit the backbone.
-        """
-        content = read(checkpoint_path, weights_only)
-        saved = saved_by_task(content)
-        try:
-            kind: Any = rebuild.class_of(saved, cls)
-            task: Self = kind(**rebuild.arguments(saved, given))
-        except InputError as error:
-            raise InputError(f"checkpoint: {checkpoint_path}: {error}") from error
-        task.configure_model()
-        task.on_load_checkpoint(content)
-        task.load_state_dict(content["state_dict"], strict=False)
-        return task.to(map_location or "cpu")
