@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_spectral.errors import InputError
 
-__all__ = ["Call", "Reading", "read", "watched"]
+__all__ = ["Call", "Reading", "place", "read", "watched"]
 
 LENGTH = 16
 
@@ -53,6 +54,14 @@ class Reading:
             return None
         return calls
 
+    def uses(self, name: str) -> bool:
+        """Whether the module of this path is called, or another expert in its place; True where nothing is known."""
+        return self._places is None or place(name) in self._places
+
+    @cached_property
+    def _places(self) -> set[str] | None:
+        return None if self.calls is None else {place(call.name) for call in self.calls}
+
     @cached_property
     def causal(self) -> bool:
         """Whether no state depends on tokens behind its own; False where nothing is known."""
@@ -72,6 +81,11 @@ class Reading:
         output: Any = read(self._encoder, tokens)
         states: Tensor = output[0]
         return states
+
+
+def place(path: str) -> str:
+    """A path without the number of an expert: which of them are called depends on the text."""
+    return re.sub(r"(expert[a-z_]*[._])\d+", r"\1#", path)
 
 
 @torch.no_grad()

@@ -1,43 +1,17 @@
 """The objective of a step: a mean over all that it scores, however it is cut."""
 
-import json
 import subprocess
 import sys
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import WORDS, scalars
-from lit_spectral.datamodules import GLUE, MaskedText, PromptedText, SQuAD
-from squad_rows import passage, questions, write
+from conftest import scalars
+from lit_spectral.datamodules import MaskedText
+from task_rows import data_modules
 
 from lit_spectral import tasks
 from lit_spectral.methods import LoRA
-
-
-@pytest.fixture(scope="module")
-def data(mrpc_folder, tmp_path_factory):
-    """From a task to eight training rows that hold unequal numbers of scored tokens, in their order."""
-    root = tmp_path_factory.mktemp("uneven")
-    generator = torch.Generator().manual_seed(0)
-    prompted = [{"q": WORDS[i], "a": passage(generator, 1 + 5 * (i % 4))} for i in range(8)]
-    for split in ("train", "validation"):
-        (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompted))
-    (root / "lines.txt").write_text("\n".join(passage(generator, 2 + 4 * i) for i in range(16)))
-    (root / "squad").mkdir()
-    for seed, split in enumerate(("train", "validation")):
-        write(root / "squad", split, questions(8, seed, longest=12))
-
-    def rows(task, batch_size):
-        size = {"batch_size": batch_size, "max_length": 40}
-        return {
-            "SequenceClassification": lambda: GLUE("mrpc", mrpc_folder, **size),
-            "QuestionAnswering": lambda: SQuAD(str(root / "squad"), stride=2, max_query_length=4, **size),
-            "MaskedLM": lambda: FixedMasks(str(root / "lines.txt"), validation_fraction=0.5, **size),
-            "CausalLM": lambda: PromptedText(str(root), "{q}", "{a}", **size),
-        }[task]()
-
-    return rows
 
 
 class FixedMasks(MaskedText):
@@ -49,6 +23,14 @@ class FixedMasks(MaskedText):
             return super().collate(rows)
         finally:
             self.trainer = trainer
+
+
+@pytest.fixture(scope="module")
+def data(mrpc_folder, tmp_path_factory):
+    """From a task and the size of a batch to rows that hold unequal numbers of scored tokens."""
+    root = tmp_path_factory.mktemp("uneven")
+    prompts, lines = [(1, 1 + 5 * (i % 4)) for i in range(8)], [2 + 4 * i for i in range(16)]
+    return data_modules(root, mrpc_folder, prompts, lines, asked=(8, 12), stride=2, masked=FixedMasks)
 
 
 class InOrder(pl.Callback):

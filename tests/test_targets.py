@@ -1,5 +1,6 @@
 """What is a linear map, and which of them are adapted by default."""
 
+import copy
 import logging
 import re
 from dataclasses import replace
@@ -15,6 +16,7 @@ from lit_spectral import adapters as ad
 from lit_spectral.adapters.linear import is_linear, is_plain_and_frozen
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, HiRA, LoRA, Peft
+from lit_spectral.tasks.fit_check import check_gradients
 
 
 class Codes(nn.Linear):
@@ -229,3 +231,25 @@ def test_a_change_of_peft_that_can_not_be_folded_stops_folding():
     with pytest.raises(InputError, match=r"^fold: .*embed_tokens changes a Embedding, no linear map"):
         ad.fold(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class FirstExpert(nn.Module):
+    """Experts as modules of their own, of which these tokens need one."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.experts = nn.ModuleList([mlp, copy.deepcopy(mlp)])
+
+    def forward(self, x):
+        return self.experts[0](x)
+
+
+def test_experts_that_a_text_does_not_need_are_adapted_like_those_that_it_does():
+    model = make("Llama", "CausalLM")
+    for layer in model.model.layers:
+        layer.mlp = FirstExpert(layer.mlp)
+    LoRA(rank=2).apply(model, model.base_model)
+    inside = {name.partition("experts.")[2] for name in ad.named_changes(model) if "experts" in name}
+    assert inside == {"0.up_proj", "0.down_proj", "1.up_proj", "1.down_proj"}
+    model(torch.arange(6)[None]).logits.sum().backward()
+    check_gradients(model)

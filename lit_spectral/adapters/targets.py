@@ -12,7 +12,7 @@ from lit_spectral.adapters.base import Adapter
 from lit_spectral.adapters.foreign import is_peft_layer
 from lit_spectral.adapters.linear import is_linear, linear_shape, resembles_linear
 from lit_spectral.errors import InputError
-from lit_spectral.reading import Call, Reading
+from lit_spectral.reading import Call, Reading, place
 
 __all__ = ["find_targets", "left_out"]
 
@@ -64,8 +64,9 @@ def find_targets(
             )
         if owners[id(module.weight)] > 1:
             raise InputError(f"the weight of {name} is tied to another module's; leave it out of target_modules")
-    for name in _unread(found, reading):
-        raise InputError(f"{name}: the model reads text without this map; leave it out of target_modules")
+    unread = next((name for name in found if not reading.uses(name)), None)
+    if unread is not None:
+        raise InputError(f"{unread}: the model reads text without this map; leave it out of target_modules")
     return found
 
 
@@ -79,7 +80,6 @@ def left_out(model: nn.Module, targets: Collection[str], too_small: Collection[s
         reading: of the model.
     """
     blocks, reasons = _blocks(dict(model.named_modules())), defaultdict[str, list[str]](list)
-    used = None if reading.calls is None else {call.name for call in reading.calls}
     for name, module in model.named_modules():
         if not name.startswith(blocks) or name in targets or isinstance(module, nn.Embedding):
             continue
@@ -94,7 +94,7 @@ def left_out(model: nn.Module, targets: Collection[str], too_small: Collection[s
         elif not is_linear(module):
             kind = f"{ending} ({type(module).__name__}: {', '.join(matrices)})"
             reasons["no linear maps, which stay as they are"].append(kind)
-        elif used is not None and name not in used:
+        elif not reading.uses(name):
             reasons["not used when text is read"].append(ending)
         else:
             reasons["gates and what closes attention, as in the papers"].append(ending)
@@ -108,10 +108,11 @@ def left_out(model: nn.Module, targets: Collection[str], too_small: Collection[s
 
 def _default_targets(modules: dict[str, nn.Module], reading: Reading) -> dict[str, nn.Module]:
     blocks = _blocks(modules)
-    inside = {name: module for name, module in modules.items() if name.startswith(blocks)}
-    if reading.calls is not None:
-        used = {call.name for call in reading.calls}
-        inside = {name: module for name, module in inside.items() if name in used or any(module.children())}
+    inside = {
+        name: module
+        for name, module in modules.items()
+        if name.startswith(blocks) and (reading.uses(name) or any(module.children()))
+    }
     for name, module in inside.items():
         if resembles_linear(module):
             raise InputError(f"{name} is {_what_it_is(module)}; give the backbone with its plain weights")
@@ -131,7 +132,8 @@ def _default_targets(modules: dict[str, nn.Module], reading: Reading) -> dict[st
             gates |= _gate(members, modules)
     gated = bool(gates) or any(_has_fused_gate(members, modules) for members in by_parent.values())
     if reading.causal and (gated or _has_experts(inside)):
-        return {name: module for name, module in found.items() if name not in gates | closing}
+        left = {place(name) for name in gates | closing}
+        return {name: module for name, module in found.items() if place(name) not in left}
     return found
 
 
@@ -179,14 +181,6 @@ def _has_experts(inside: Mapping[str, nn.Module]) -> bool:
         for module in inside.values()
         for p in module.parameters(recurse=False)
     )
-
-
-def _unread(found: Mapping[str, nn.Module], reading: Reading) -> list[str]:
-    """Which of these maps are not called when the model reads text; none where that isn't known."""
-    if reading.calls is None:
-        return []
-    used = {call.name for call in reading.calls}
-    return [name for name in found if name not in used]
 
 
 def _what_it_is(module: nn.Module) -> str:

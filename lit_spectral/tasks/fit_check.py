@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lit_spectral.adapters import DenseAdapter, named_changes
 from lit_spectral.errors import InputError
+from lit_spectral.reading import place
 from lit_spectral.tasks.saved_weights import plain
 from lit_spectral.tensor_files import content_digest
 
@@ -83,12 +84,14 @@ def check_checkpoint(
 
 def check_gradients(model: Any) -> None:
     """After a backward pass: InputError naming the adapters that it did not reach, so that they can't learn."""
-    idle = []
+    reached: dict[str, bool] = {}
     for name, change in named_changes(model).items():
         trained = [p for p in model.get_submodule(name).parameters() if p.requires_grad]
         # Of full fine-tuning the part that is used learns; nothing was put where it isn't.
-        if trained and all(p.grad is None for p in trained) and not isinstance(change, DenseAdapter):
-            idle.append(name)
+        if trained and not isinstance(change, DenseAdapter):
+            reached[name] = any(p.grad is not None for p in trained)
+    places = {place(name) for name, has_gradient in reached.items() if has_gradient}
+    idle = [name for name in reached if place(name) not in places]
     drops_layers = any("layerdrop" in key and value for key, value in model.config.to_dict().items())
     if idle and not drops_layers:  # else another batch may reach them
         raise InputError(

@@ -1,13 +1,9 @@
 """What must hold of every architecture in every task that it has a head for, from files to metrics."""
 
-import json
-
 import lightning.pytorch as pl
 import pytest
-import torch
 import transformers
-from lit_spectral.datamodules import GLUE, MaskedText, PromptedText, SQuAD
-from squad_rows import passage, questions, write
+from task_rows import data_modules
 
 from lit_spectral import tasks
 from lit_spectral.errors import InputError
@@ -46,25 +42,9 @@ def stored(backbone_folder, tmp_path_factory):
 def rows(mrpc_folder, tmp_path_factory):
     """From a task to its data module with rows of many lengths."""
     root = tmp_path_factory.mktemp("rows")
-    generator = torch.Generator().manual_seed(0)
-    prompted = [{"q": passage(generator, 1 + i % 13), "a": passage(generator, 1 + i % 4)} for i in range(24)]
-    for split in ("train", "validation"):
-        (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompted))
-    (root / "lines.txt").write_text("\n".join(passage(generator, 2 + i % 15) for i in range(40)))
-    (root / "squad").mkdir()
-    for seed, split in enumerate(("train", "validation")):
-        write(root / "squad", split, questions(8, seed, longest=20))
-
-    def data(task):
-        size = {"batch_size": 8, "max_length": 40}
-        return {
-            "SequenceClassification": lambda: GLUE("mrpc", mrpc_folder, **size),
-            "QuestionAnswering": lambda: SQuAD(str(root / "squad"), stride=4, max_query_length=4, **size),
-            "MaskedLM": lambda: MaskedText(str(root / "lines.txt"), validation_fraction=0.5, **size),
-            "CausalLM": lambda: PromptedText(str(root), "{q}", "{a}", **size),
-        }[task]()
-
-    return data
+    prompts, lines = [(1 + i % 13, 1 + i % 4) for i in range(24)], [2 + i % 15 for i in range(40)]
+    modules = data_modules(root, mrpc_folder, prompts, lines, asked=(8, 20), stride=4)
+    return lambda task: modules(task, 8)
 
 
 @pytest.fixture
