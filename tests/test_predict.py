@@ -20,6 +20,7 @@ from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Peft
 from lit_spectral.tasks import CausalLM, SequenceClassification
+from lit_spectral.tasks.padding_check import TEXTS
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_steps": 2}
 
@@ -167,9 +168,21 @@ def test_predictions_without_a_place_are_refused_unless_they_are_returned(fit, t
 
 
 def test_scores_that_are_no_numbers_are_refused(fitted, mrpc_folder, tmp_path):
+    data = GLUE("mrpc", mrpc_folder)
+    pl.Trainer(**QUIET).predict(fitted, data)
+    tried = {token for text in TEXTS for token in data.tokenizer(text)["input_ids"]}
+    own = next(token for token in data.splits["test"][0]["input_ids"] if token not in tried)
+    with torch.no_grad():
+        fitted.model.get_input_embeddings().weight[own] = torch.nan
+    with pytest.raises(InputError, match="row 0: its scores are not finite"):
+        pl.Trainer(**QUIET, default_root_dir=tmp_path / "second").predict(fitted, data)
+    assert not list(tmp_path.glob("second/**/predictions*"))
+
+
+def test_weights_that_have_diverged_are_named_before_a_row_is_read(fitted, mrpc_folder, tmp_path):
     with torch.no_grad():
         fitted.model.classifier.bias.fill_(torch.nan)
-    with pytest.raises(InputError, match="row 0: its scores are not finite"):
+    with pytest.raises(InputError, match="^backbone: its scores of a short text are not finite"):
         pl.Trainer(**QUIET).predict(fitted, GLUE("mrpc", mrpc_folder))
     assert not list(tmp_path.rglob("predictions*"))
 
