@@ -5,12 +5,12 @@ export HF_HUB_OFFLINE ?= 1
 # Set-up is done again when what is to be installed has changed.
 READY := .venv/.ready
 
-.PHONY: quickstart test lint zoo real bench clean
+.PHONY: quickstart test lint slow real bench clean
 
 quickstart: $(READY)  ## LoRA beside FCLoRA on text that ships with Python
 	$(BIN)/lit-spectral quickstart
 
-test: $(READY) lint  ## all tests, in parallel
+test: $(READY) lint  ## all tests but the slow ones, in parallel
 	$(BIN)/pytest -n auto
 
 lint: $(READY)  ## style, and types of the package as it is built
@@ -21,8 +21,8 @@ lint: $(READY)  ## style, and types of the package as it is built
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 	rm -rf build/lib build/typed
 
-zoo: $(READY)  ## every architecture under every method, a few minutes
-	$(BIN)/pytest -n auto -m zoo tests/zoo
+slow: $(READY)  ## tests that take long: whole processes, every architecture under every method
+	$(BIN)/pytest -n auto -m slow
 
 real: $(READY)  ## a few dozen steps on a real backbone and MRPC, from LIT_SPECTRAL_BACKBONE and LIT_SPECTRAL_MRPC
 	$(BIN)/pytest -m real

@@ -252,6 +252,7 @@ def test_templates_given_as_flags_are_no_yaml(command, joined):
     assert done.datamodule.templates == {"prompt": "question: {question}\n", "input": "", "answer": "{reply}"}
 
 
+@pytest.mark.slow
 def test_processes_together_count_every_token_once(command, folder, decoder_folder):
     # 11 rows in batches of 4 on two processes: 6 and 5 rows, of unlike numbers of tokens.
     flags = [f"--model.backbone={decoder_folder()}", "--trainer.strategy=ddp", "--trainer.devices=2"]

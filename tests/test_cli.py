@@ -115,6 +115,7 @@ def command(models_and_data):
     return [sys.executable, "-m", "lit_spectral", "fit", *models_and_data, *flags]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_a_checkpoint_that_loads_and_resumes(command, fit, tmp_path):
     process = subprocess.Popen(
         [*command, "--trainer.max_epochs=100000"],
@@ -138,6 +139,7 @@ def test_an_interrupted_run_leaves_a_checkpoint_that_loads_and_resumes(command, 
     assert done.trainer.global_step == step + 2
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_same_feasible_parameters(command, tmp_path):
     flags = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_steps=20", "--trainer.max_epochs=-1"]
     script = (

@@ -223,6 +223,7 @@ def test_a_config_that_ships_is_compared_from_anywhere(compare, backbone_folder,
     assert Path("runs/compare/lora_roberta_mrpc/index.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("here", "status"),
     [
@@ -345,6 +346,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(compare, capsys, monkeyp
     assert "another process is at it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_stops_no_other(compare, tmp_path, capsys):
     """Methods of very different size: the second is refused when it starts, in a process of its own."""
     with pytest.raises(SystemExit) as stopped:
@@ -355,6 +357,7 @@ def test_a_run_that_fails_stops_no_other(compare, tmp_path, capsys):
     assert (FOLDER / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_quickstart_ends_with_the_path_of_a_page(compare, monkeypatch, capsys):
     monkeypatch.setattr(command, "_call", lambda flags: 0 if cli.run(flags) else 1)
     cli.main(["quickstart", "tiny.yaml"])

@@ -160,6 +160,7 @@ def test_the_harness_finds_the_model_by_its_name(decoder_folder):
     assert model.model.config.model_type == "llama"
 
 
+@pytest.mark.slow
 def test_the_command_line_does_not_import_the_harness():
     script = "import sys, lit_spectral.cli; assert not [name for name in sys.modules if name.startswith('lm_eval')]"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -255,6 +255,7 @@ def test_sets_are_answered_scored_and_written(command, commonsense, monkeypatch)
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_processes_together_answer_every_row_once(command, commonsense, decoder_folder, tmp_path):
     flags = ["--data=Commonsense", f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.max_new_tokens=3"]
     model = ["--config=experiment.yaml", f"--model.backbone={decoder_folder()}"]

@@ -75,6 +75,7 @@ def test_the_callback_refuses_what_is_no_decoder(backbone_folder, mrpc_folder, d
         trainer.fit(SequenceClassification(backbone_folder("bert")), GLUE("mrpc", mrpc_folder))
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_evaluates_and_both_end_alike(data, decoder_folder, tmp_path):
     script = (
         "import sys, torch, lightning.pytorch as pl\n"

@@ -67,6 +67,8 @@ PEFT = {
     "prefix tuning": Peft(config={"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}),
 }
 METHODS = OURS | PEFT
+# One of each kind of state on every run, the others where there is time.
+QUICK = {"LoRA", "FCLoRA", "HiRA", "HiPLoRA", "AdaLoRA"}
 # The same in three steps, in which AdaLoRA gets through its schedule.
 SHORT = METHODS | {"AdaLoRA": Peft(config=PEFT["AdaLoRA"].config | {"tinit": 0, "tfinal": 1, "total_step": 3})}
 CONFINED = [HiPLoRA(rank=4, principal_rank=6), ProjLoRA(rank=4, principal_rank=6)]
@@ -136,7 +138,11 @@ def test_a_checkpoint_rebuilds_the_trained_task(train, tmp_path, method):
         assert torch.equal(load(tmp_path / "task.ckpt")(tokens), task(tokens))
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(method, marks=[] if name in QUICK else pytest.mark.slow) for name, method in METHODS.items()],
+    ids=METHODS,
+)
 def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(train, tmp_path, method):
     class Save(pl.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
@@ -181,6 +187,7 @@ def test_every_method_works_with_the_language_tasks_too(backbone_folder, kind, b
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in task.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CONFINED, ids=["HiPLoRA", "ProjLoRA"])
 @pytest.mark.parametrize("options", RUNS, **ids)
 def test_the_residual_channel_keeps_out_of_the_principal_directions(train, method, options):

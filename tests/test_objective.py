@@ -88,6 +88,7 @@ def test_a_step_is_the_same_in_micro_batches_as_in_one(
     assert scalars(trainer)["train/loss"] == [(0, pytest.approx(whole.value, rel=1e-5))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_two_processes_step_as_one(accumulated, data, decoder_folder, tmp_path):
     whole, _ = first_step("CausalLM", decoder_folder(), data, tmp_path, 8, 1, count=8)

@@ -146,6 +146,7 @@ def test_its_parts_are_found_wherever_it_is_started_and_no_one_elses(places, ins
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("installed", "cwd", "command"),
     [

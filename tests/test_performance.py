@@ -97,6 +97,7 @@ def test_the_monitors_norms_are_those_of_the_dense_changes(method):
     torch.testing.assert_close(spectral_norms(changes), expected, rtol=2e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_ratios_beside_their_aims_and_writes_them(tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.json"
     flags = ["--sizes", "tiny", "--dtypes", "bfloat16", "--rounds", "1", "--json", str(path)]

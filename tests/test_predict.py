@@ -64,6 +64,7 @@ def test_each_row_has_its_class_and_probabilities_in_the_order_of_rows(fit, trai
     assert torch.cat(returned).tolist() == expected.argmax(-1).tolist()
 
 
+@pytest.mark.slow
 def test_processes_together_write_every_row_once(fit, trained, backbone_folder, mrpc_folder, tmp_path):
     path = trained()
     alone = fit("lora_roberta_mrpc", f"--ckpt_path={path}", command="predict").trainer.log_dir
@@ -182,7 +183,7 @@ def test_scores_that_are_no_numbers_are_refused(fitted, mrpc_folder, tmp_path):
 def test_weights_that_have_diverged_are_named_before_a_row_is_read(fitted, mrpc_folder, tmp_path):
     with torch.no_grad():
         fitted.model.classifier.bias.fill_(torch.nan)
-    with pytest.raises(InputError, match="^backbone: its scores of a short text are not finite"):
+    with pytest.raises(InputError, match=r"^backbone: its scores of a short text are not finite"):
         pl.Trainer(**QUIET).predict(fitted, GLUE("mrpc", mrpc_folder))
     assert not list(tmp_path.rglob("predictions*"))
 

@@ -222,6 +222,7 @@ def test_another_data_module_is_refused(command, mrpc_folder):
         command("validate", "--data=GLUE", "--data.task=mrpc", f"--data.path={mrpc_folder}")
 
 
+@pytest.mark.slow
 def test_processes_together_score_every_question_once(command, folder):
     script = (
         "import sys, json; from lit_spectral import cli; trainer = cli.run(sys.argv[1:]).trainer\n"

@@ -86,6 +86,7 @@ def declared(trainer):
     return [*found, [(group["name"], group["lr_ratio"]) for group in groups]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BASES)
 def test_every_setting_of_every_method_acts_or_is_refused(run, tmp_path, name, caplog):
     kind, path = getattr(methods, name), tmp_path / "done.ckpt"

@@ -67,6 +67,7 @@ def started(backbone_folder, mrpc_folder, tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_have_a_folder_each(started, tmp_path):
     both = [started("--trainer.max_steps=2", f"--seed_everything={seed}") for seed in (1, 2)]
     assert [process.wait(240) for process in both] == [0, 0]
@@ -79,6 +80,7 @@ def test_two_runs_at_once_have_a_folder_each(started, tmp_path):
     assert sorted(seeds) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_folder_is_refused_while_a_run_writes_there_and_not_after_it_was_killed(started, fit, tmp_path):
     process = started(MINE, "--trainer.max_epochs=100000")
     last = tmp_path / "runs" / CONFIG / "mine" / "checkpoints" / "last.ckpt"

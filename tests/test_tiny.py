@@ -50,6 +50,7 @@ def made_twice(tmp_path_factory):
     return [folder for cache in caches for folder in cache.glob("backbones/tiny-*")]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_vocabulary(made_twice):
     first, second = ((folder / "tokenizer.json").read_bytes() for folder in made_twice)
     assert first == second

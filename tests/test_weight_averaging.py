@@ -254,6 +254,7 @@ def test_a_second_fit_averages_from_its_own_first_step(train, backbone_folder):
         assert average._average_model.n_averaged == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averages", [[], [EMAWeightAveraging]], ids=["plain", "averaged"])
 def test_a_compiled_models_checkpoint_is_that_of_the_model(train, backbone_folder, tmp_path, averages):
     def compiled(folder):
@@ -273,6 +274,7 @@ def test_a_compiled_models_checkpoint_is_that_of_the_model(train, backbone_folde
     assert all(torch.equal(found[name], tensor) for name, tensor in raw.items())
 
 
+@pytest.mark.slow
 def test_the_command_averages_and_goes_on(fit):
     flags = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.8", "--trainer.max_epochs=2"]
     path = fit("fclora_roberta_mrpc", *flags).trainer.checkpoint_callback.best_model_path

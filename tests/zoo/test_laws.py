@@ -35,7 +35,7 @@ OTHERS = {
 }
 EVERY = [
     *((name, method) for name in MODELS for method in KINDS),
-    *(pytest.param(name, method, marks=pytest.mark.zoo) for name in MODELS for method in OTHERS),
+    *(pytest.param(name, method, marks=pytest.mark.slow) for name in MODELS for method in OTHERS),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOKENS = torch.tensor([[2, 9, 30, 17, 44, 8, 3], [2, 5, 6, 7, 40, 41, 3]])

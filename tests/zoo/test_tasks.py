@@ -13,6 +13,8 @@ from zoo.models import MODELS, TASKS, config, has_task, make
 
 PAIRS = [(name, task) for name in MODELS for task in TASKS if has_task(name, task)]
 CLASSIFIERS = [name for name, task in PAIRS if task == "SequenceClassification"]
+# One of each kind on every run, the others where there is time.
+QUICK = {"BERT", "RoBERTa", "XLNet", "T5", "GPT-2", "Llama", "Gemma 3, with vision"}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -63,7 +65,10 @@ def losses(trainer, task, data):
     return found
 
 
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [pytest.param(*pair, marks=[] if pair[0] in QUICK else pytest.mark.slow) for pair in PAIRS],
+)
 def test_defaults_train_and_a_row_alone_is_the_row_in_any_batch(name, kind, stored, rows, trainer):
     task, data = getattr(tasks, kind)(stored(name, kind), FCLoRA()), rows(kind)
     trainer.fit(task, data)
@@ -80,9 +85,8 @@ PADDING = {
 }
 # Some count positions from the padding's number, some take the end of a text, which then pads, for its place.
 NEED_A_TOKEN = {"RoBERTa", "XLM-R", "T5", "BART"}
-QUICK = {"BERT", "RoBERTa", "XLNet", "T5", "GPT-2", "Llama", "Gemma 3, with vision"}
 PADDED = [
-    pytest.param(name, how, marks=[] if name in QUICK else pytest.mark.zoo) for name in CLASSIFIERS for how in PADDING
+    pytest.param(name, how, marks=[] if name in QUICK else pytest.mark.slow) for name in CLASSIFIERS for how in PADDING
 ]
 
 
