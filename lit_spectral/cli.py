@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from typing import Any
 
-from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lit_spectral.datamodules  # noqa: F401  (short class names work for what is imported)
 from lit_spectral import __version__
 from lit_spectral.callbacks.prediction_writer import check_has_place
 from lit_spectral.checkpoint_file import read
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, mistake, of_settings
 from lit_spectral.files import write_text
 from lit_spectral.methods import Method
-from lit_spectral.paths import config_file
+from lit_spectral.parsing import ConfigFile, SettingsParser
 from lit_spectral.run_folder import RunFolder, own_folder, set_aside, verb_of
 from lit_spectral.tasks import Task
 from lit_spectral.tasks.meaning import check_limits
@@ -65,16 +67,6 @@ def _parser_log() -> logging.Logger:
     handler.addFilter(_DiscardedSettings())
     logger.handlers = [handler]
     return logger
-
-
-class _Config(ActionConfigFile):
-    """`--config`, which finds the files that ship with this package too."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Read one of them."""
-        # What has a colon is a URL, or the settings themselves.
-        file = values if ":" in values else str(config_file(values))
-        super().__call__(parser, namespace, file, option_string)  # type: ignore[no-untyped-call]
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -138,10 +130,19 @@ class SpectralCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As LightningCLI's, with our `--config`."""
-        parser = LightningArgumentParser(dump_header=[f"lit-spectral=={__version__}"], **kwargs)
+        parser = SettingsParser(dump_header=[f"lit-spectral=={__version__}"], **kwargs)
         about = "YAML of settings: a file of yours, or a shipped configs/NAME.yaml. May be repeated."
-        parser.add_argument("-c", "--config", action=_Config, help=about)
+        parser.add_argument("-c", "--config", action=ConfigFile, help=about)
         return parser
+
+    def instantiate_classes(self) -> None:
+        """As LightningCLI's; what Lightning or torch refuse of the settings is a mistake in them."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if mistake(error) is None and of_settings(error):
+                raise InputError(f"settings: {error}") from error
+            raise
 
     def after_instantiate_classes(self) -> None:
         """Refuse what would come to nothing and claim the run's folders, before there are other processes."""
@@ -215,19 +216,19 @@ def main(args: list[str] | None = None) -> None:
             retain.run(args[1:])
         else:
             run(args)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning stops with 1 and 0; whoever started this is to know what it was.
+        if isinstance(stop, SIGTERMException):
+            sys.exit(128 + signal.SIGTERM)
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(128 + signal.SIGINT)
+        raise
     except Exception as error:
-        mistake = _mistake(error)
-        if mistake is None:
+        line = mistake(error)
+        if line is None:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-
-
-def _mistake(error: BaseException | None) -> InputError | None:
-    """The InputError behind an exception; the parser wraps those that constructors raise in its own."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 if __name__ == "__main__":
