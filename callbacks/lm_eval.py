@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least, check_positive
 
 if TYPE_CHECKING:  # it is a part of what imports this
     from lit_spectral.evaluation.harness import Tasks
@@ -59,8 +59,9 @@ class LMEvalCallback(Callback):
         metadata: dict[str, Any] | None = None,
         confirm_run_unsafe_code: bool = False,
     ) -> None:
-        if batch_size < 1 or every_n_epochs < 0 or (limit is not None and limit <= 0):
-            raise InputError("LMEvalCallback: batch_size is at least 1, every_n_epochs at least 0, limit above 0")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, every_n_epochs=every_n_epochs, num_fewshot=num_fewshot)
+        check_positive(limit=limit)
         self.tasks = tasks
         self.every_n_epochs = every_n_epochs
         self.include_path = include_path

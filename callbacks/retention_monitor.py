@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 
 if TYPE_CHECKING:  # it is made of what imports this
     from lit_spectral.retention import Retention
@@ -46,7 +46,8 @@ class RetentionMonitor(Callback):
         batch_size: int = 8,
         fit_head: str | None = None,
     ) -> None:
-        if every_n_epochs < 0 or every_n_steps < 0 or not (every_n_epochs or every_n_steps):
+        check_at_least(0, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
+        if not (every_n_epochs or every_n_steps):
             raise InputError("RetentionMonitor: give every_n_epochs or every_n_steps, at least 1 of either")
         self.corpora = corpora
         self.sts = sts

@@ -36,11 +36,13 @@ class RunRecord(Callback):
     Args:
         file: where to write; in whole, or not at all.
         parameters: how many trainable parameters are expected, to 5 %; None for any number.
+        monitor: a metric that is to be among `metrics`; a fit that doesn't log it is refused, as for any callback.
     """
 
-    def __init__(self, file: str, parameters: int | None = None) -> None:
+    def __init__(self, file: str, parameters: int | None = None, monitor: str | None = None) -> None:
         self.file = Path(file)
         self.parameters = parameters
+        self.monitor = monitor
         self._seconds: list[float] = []
         self._started = 0.0
         self._first_step = 0

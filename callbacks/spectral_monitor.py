@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_spectral import linalg
 from lit_spectral.adapters import Change, Factors, named_changes
 from lit_spectral.adapters.stacking import grams, singular_values, spectral_norms
+from lit_spectral.errors import check_at_least
 
 __all__ = ["SpectralMonitor"]
 
@@ -42,6 +43,8 @@ class SpectralMonitor(Callback):
     """
 
     def __init__(self, every_n_steps: int = 1, flush_every_n_steps: int = 50) -> None:
+        check_at_least(0, every_n_steps=every_n_steps)
+        check_at_least(1, flush_every_n_steps=flush_every_n_steps)
         self.every_n_steps = every_n_steps
         self.flush_every_n_steps = flush_every_n_steps
         self._recorded: list[tuple[int, Tensor]] = []

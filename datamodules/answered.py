@@ -13,7 +13,7 @@ from lit_spectral.datamodules.prompted import PromptedText
 from lit_spectral.datamodules.prompts import Template
 from torch.utils.data import DataLoader
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.generation import pad_left
 from lit_spectral.scoring import Scorer
 
@@ -51,8 +51,7 @@ class AnsweredText(PromptedText):
         super().__init__(
             path, prompt="{instruction}", answer="{output}", input="{input}", template=template, **settings
         )
-        if max_new_tokens < 1 or (limit is not None and limit < 1):
-            raise InputError(f"max_new_tokens and limit are at least 1, not {max_new_tokens} and {limit}")
+        check_at_least(1, max_new_tokens=max_new_tokens, limit=limit)
         self.max_new_tokens = max_new_tokens
         self.limit = limit
         self.generation = generation

@@ -15,7 +15,7 @@ from lit_spectral.datamodules.splits import FORMATS
 from lit_spectral.errors import InputError
 from lit_spectral.python_text import sentences
 
-__all__ = ["CORPORA", "PYTHON_DOCS", "read_passages"]
+__all__ = ["CORPORA", "PYTHON_DOCS", "check_corpus", "read_passages"]
 
 PYTHON_DOCS = "python-docs"
 
@@ -68,6 +68,12 @@ def read_passages(path: str) -> Iterator[str]:
             raise InputError(f"data.path: there is no {path}; give a file, a folder, or one of {', '.join(CORPORA)}")
         texts = read_blocks(path)
     return (text if text.endswith("\n") else f"{text}\n" for text in texts)
+
+
+def check_corpus(path: str) -> None:
+    """InputError, as of `read_passages`, for a corpus of which not one line can be read; that is all that is read."""
+    if not any(text.strip() for text in read_passages(path)):
+        raise InputError(f"data.path: {path} holds no text")
 
 
 def _texts(rows: Any, where: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from lit_spectral.datamodules.corpora import PYTHON_DOCS, read_passages
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 
 __all__ = ["MaskedText"]
 
@@ -43,9 +43,11 @@ class MaskedText(TextDataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, max_length=max_length, **settings)
         if not 0 < mask_fraction < 1 or not 0 < validation_fraction <= 1:
-            raise InputError("mask_fraction lies between 0 and 1, and validation_fraction above 0 and not above 1")
-        if limit is not None and limit < 2:
-            raise InputError(f"limit is at least 2, not {limit}")
+            raise InputError(
+                "mask_fraction lies between 0 and 1, and validation_fraction above 0 and not above 1; they are "
+                f"{mask_fraction} and {validation_fraction}"
+            )
+        check_at_least(2, limit=limit)
         self.path = path
         self.limit = limit
         self.mask_fraction = mask_fraction
@@ -61,7 +63,7 @@ class MaskedText(TextDataModule):
             rows = parts["train" if name == "train" else "test"]
         elif name == "train":
             raise InputError("data.validation_fraction: 1 leaves nothing to train on; use validate, or give less")
-        tokenizer, longest = self.tokenizer, self._longest
+        tokenizer, longest = self.tokenizer, self._room()
 
         def encode(batch: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
             options = {"truncation": True, "max_length": longest, "return_special_tokens_mask": True}

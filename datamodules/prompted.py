@@ -15,7 +15,7 @@ from lit_spectral.datamodules.text import TextDataModule
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 
 __all__ = ["PromptedText"]
 
@@ -85,8 +85,8 @@ class PromptedText(TextDataModule):
     ) -> None:
         # Logits of long rows over a large vocabulary don't leave room for four times the batch.
         super().__init__(batch_size, eval_batch_size or batch_size, max_length, **settings)
-        if max_length < 2 or validation_rows < 1:
-            raise InputError(f"max_length is at least 2 and validation_rows 1, not {max_length} and {validation_rows}")
+        check_at_least(2, max_length=max_length)
+        check_at_least(1, validation_rows=validation_rows)
         self.path = path
         self.subset = subset
         self.validation_rows = validation_rows

@@ -84,7 +84,8 @@ class SentenceDataModule(TextDataModule):
         rows = as_text(rows, self.text_columns, rows_of(where))
         if labelled:
             self._labels[name] = read_labels(rows, where, self.num_labels, self.label_range)
-        tokenizer, columns, longest = self.tokenizer, list(self.text_columns), self._longest
+        tokenizer, columns = self.tokenizer, list(self.text_columns)
+        longest = self._room(pair=len(columns) > 1)
 
         def encode(batch: dict[str, Any]) -> dict[str, Any]:
             return dict(tokenizer(*(batch[c] for c in columns), truncation=True, max_length=longest))

@@ -11,7 +11,7 @@ from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 
 __all__ = ["SQuAD"]
 
@@ -54,10 +54,8 @@ class SQuAD(TextDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, max_length=max_length, **settings)
-        if stride < 0 or max_query_length < 1:
-            raise InputError(
-                f"stride is at least 0 and max_query_length at least 1, not {stride} and {max_query_length}"
-            )
+        check_at_least(0, stride=stride)
+        check_at_least(1, max_query_length=max_query_length)
         self.path = path
         self.version_2 = version_2
         self.stride = stride

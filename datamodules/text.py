@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lit_spectral import backbones
 from lit_spectral.checkpoint_file import read
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,8 +47,10 @@ class TextDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or max_length < 1:
-            raise InputError(f"batch_size and max_length must be at least 1, not {batch_size} and {max_length}")
+        if None in (batch_size, max_length, num_workers, seed):
+            raise InputError("data: batch_size, max_length, num_workers and seed are whole numbers, not null")
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, max_length=max_length)
+        check_at_least(0, num_workers=num_workers, seed=seed)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or 4 * batch_size
         self.max_length = max_length
@@ -119,7 +121,8 @@ class TextDataModule(pl.LightningDataModule):
             self._find_source()
             if self._source is None:
                 raise InputError("data.tokenizer is not given, and there is no model to take it from")
-            self._tokenizer = backbones.load_tokenizer(backbones.fetch(self._source))
+            setting = "backbone" if self.tokenizer_name is None else "data.tokenizer"
+            self._tokenizer = backbones.load_tokenizer(backbones.fetch(self._source, setting), setting)
         return self._tokenizer
 
     def _find_source(self) -> None:
@@ -139,11 +142,25 @@ class TextDataModule(pl.LightningDataModule):
     def _longest(self) -> int:
         return min(self.max_length, int(self.tokenizer.model_max_length))
 
+    def _room(self, pair: bool = False) -> int:
+        """Tokens of a row at most, if beside the tokenizer's special ones there is any; it would not cut rows else."""
+        special = self.tokenizer.num_special_tokens_to_add(pair=pair)
+        if self._longest <= special:
+            raise InputError(
+                f"data.max_length: {self._longest} leaves no room beside the tokenizer's {special} special tokens; "
+                "give more"
+            )
+        return self._longest
+
     @property
     def _opening(self) -> list[int]:
         """BOS where the tokenizer puts one before a text, else nothing."""
         ids: list[int] = self.tokenizer("")["input_ids"]
         return ids[:1] if ids and ids[0] == self.tokenizer.bos_token_id else []
+
+    def longest_row(self) -> int:
+        """Tokens of the longest row of what was set up."""
+        return max((max(self._lengths(rows), default=0) for rows in self.splits.values()), default=0)
 
     def _stage(self) -> str:
         return self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit"
@@ -163,6 +180,8 @@ class TextDataModule(pl.LightningDataModule):
     def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
         rows = self.splits[name]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if len(rows) < world:  # one without a batch would wait for the others for ever
+            raise InputError(f"data: {name} has {len(rows)} rows for {world} processes; give more, or fewer devices")
         lengths = self._lengths(rows)
         return DataLoader(
             rows,

@@ -8,7 +8,7 @@ from typing import Any
 from lit_spectral.datamodules.corpora import read_passages
 from lit_spectral.datamodules.text import TextDataModule
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 
 __all__ = ["TextWindows"]
 
@@ -39,8 +39,8 @@ class TextWindows(TextDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size, batch_size, max_length, **settings)
-        if max_length < 2 or (limit is not None and limit < 1):
-            raise InputError(f"max_length is at least 2 and limit at least 1, not {max_length} and {limit}")
+        check_at_least(2, max_length=max_length)
+        check_at_least(1, limit=limit)
         self.path = path
         self.limit = limit
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from lit_spectral import tiny
 from lit_spectral.errors import InputError
@@ -28,8 +28,12 @@ _UNREADABLE = (
 )
 
 
-def fetch(backbone: str) -> str:
+def fetch(backbone: str, setting: str = "backbone") -> str:
     """What to give to `from_pretrained`: a folder, or a hub id; `tiny` is pretrained first if need be.
+
+    Args:
+        backbone: a hub id, a folder, or `tiny`.
+        setting: which the user gave it as.
 
     Raises:
         InputError: a path that is not a folder with a `config.json`.
@@ -39,10 +43,10 @@ def fetch(backbone: str) -> str:
     folder = Path(backbone).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise InputError(f"backbone: {folder} has no config.json; give a folder written by save_pretrained")
+            raise InputError(f"{setting}: {backbone!r} has no config.json; give a folder written by save_pretrained")
         return str(folder)
     if backbone.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(backbone):
-        raise InputError(f"backbone: there is no folder {backbone}; give a folder in Hugging Face format, or a hub id")
+        raise InputError(f"{setting}: there is no folder {backbone}; give a folder in Hugging Face format, or a hub id")
     return backbone
 
 
@@ -68,6 +72,9 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
         raise _unavailable(source, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)
+    damaged = next((name for name, weight in model.named_parameters() if not _finite(weight)), None)
+    if damaged is not None:
+        raise InputError(f"backbone: {damaged} in the files of {source} is not finite; give undamaged ones")
     lacking = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
     # Only a pooler may be missing from an encoder: checkpoints of masked-language models have none.
     inside = f"{model.base_model_prefix}."
@@ -80,15 +87,20 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
     return model, lacking
 
 
-def load_tokenizer(source: str) -> Any:
-    """The backbone's tokenizer, with a padding token; InputError when it can't be had."""
+def load_tokenizer(source: str, setting: str = "backbone") -> Any:
+    """A tokenizer with a padding token; InputError, by the setting that named it, when it can't be had."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **_SAFE)
         config = AutoConfig.from_pretrained(source, **_SAFE).get_text_config() if tokenizer.pad_token is None else None
     except _UNREADABLE as error:
-        raise _unavailable(source, error) from error
+        raise _unavailable(source, error, setting) from error
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        raise InputError(
+            f"{setting}: the tokenizer of {source} knows no token of a text, since its files are missing there; copy "
+            "them beside the model (tokenizer.json, or what its class reads)"
+        )
     if config is not None:
         # Decoders come without one. Padding is masked, so that any token will do where the model names none.
         named = getattr(config, "pad_token_id", None)
@@ -98,9 +110,14 @@ def load_tokenizer(source: str) -> Any:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise InputError(
-            f"backbone: the tokenizer of {source} has no token to pad with (pad, eos or unk); give it a pad token"
+            f"{setting}: the tokenizer of {source} has no token to pad with (pad, eos or unk); give it a pad token"
         )
     return tokenizer
+
+
+def _finite(weight: Tensor) -> bool:
+    """Whether all of it is; a NaN or an infinity is passed on to the least or the largest, without a copy."""
+    return weight.numel() == 0 or bool(torch.isfinite(torch.stack(weight.detach().aminmax())).all())
 
 
 def tell_padding(model: Any, tokenizer: Any) -> None:
@@ -109,11 +126,11 @@ def tell_padding(model: Any, tokenizer: Any) -> None:
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def _unavailable(source: str, error: Exception) -> InputError:
+def _unavailable(source: str, error: Exception, setting: str = "backbone") -> InputError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(source).is_dir():
-        return InputError(f"backbone: {source} can't be loaded: {reason}")
+        return InputError(f"{setting}: {source} can't be loaded: {reason}")
     return InputError(
-        f"backbone: {source} is neither a local folder nor to be had from the hub now; "
-        f"give --model.backbone FOLDER with a local copy ({reason})"
+        f"{setting}: {source} is neither a local folder nor to be had from the hub now; "
+        f"give --{'model.' * (setting == 'backbone')}{setting} FOLDER with a local copy ({reason})"
     )

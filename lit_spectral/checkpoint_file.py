@@ -7,14 +7,16 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 from torch import Tensor
 
 from lit_spectral.errors import InputError
+from lit_spectral.files import written
 from lit_spectral.tensor_files import content_digest
 
 __all__ = ["DIGESTED", "WEIGHTS", "guard", "is_address", "read", "saved_by_task", "tensor_digests", "unguard"]
@@ -105,8 +107,8 @@ def tensor_digests(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     return {part: _digest(checkpoint[part]) for part in DIGESTED if checkpoint.get(part)}
 
 
-class _CheckpointReader(CheckpointIO):
-    """Loads by `read`, whatever the trainer is told, and leaves the rest to the trainer's own."""
+class _CheckpointFiles(CheckpointIO):
+    """Loads by `read`, whatever the trainer is told, and writes files that appear whole or not at all."""
 
     def __init__(self, inner: CheckpointIO) -> None:
         self.inner = inner
@@ -116,8 +118,16 @@ class _CheckpointReader(CheckpointIO):
         return read(path, weights_only)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """The trainer's own."""
-        self.inner.save_checkpoint(checkpoint, path, storage_options)
+        """Beside its place, flushed, renamed: Lightning's own writes where TMPDIR is, and copies from another disk.
+
+        A trainer's plugin, and what is not on this machine, are left to the trainer.
+        """
+        if type(self.inner) is not TorchCheckpointIO or "://" in str(path):
+            self.inner.save_checkpoint(checkpoint, path, storage_options)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with written(Path(path)) as scratch:
+            torch.save(checkpoint, scratch)
 
     def remove_checkpoint(self, path: Any) -> None:
         """The trainer's own."""
@@ -129,14 +139,14 @@ class _CheckpointReader(CheckpointIO):
 
 
 def guard(trainer: pl.Trainer) -> None:
-    """Have a trainer read checkpoint files by `read`; those that a strategy reads itself, in shards, are its own."""
-    if not isinstance(trainer.strategy.checkpoint_io, _CheckpointReader):
-        trainer.strategy.checkpoint_io = _CheckpointReader(trainer.strategy.checkpoint_io)
+    """Have a trainer read and write checkpoint files as here; those that a strategy has in shards are its own."""
+    if not isinstance(trainer.strategy.checkpoint_io, _CheckpointFiles):
+        trainer.strategy.checkpoint_io = _CheckpointFiles(trainer.strategy.checkpoint_io)
 
 
 def unguard(trainer: pl.Trainer) -> None:
     """Have a trainer read them as before; its next run may be of another module."""
-    if isinstance(trainer.strategy.checkpoint_io, _CheckpointReader):
+    if isinstance(trainer.strategy.checkpoint_io, _CheckpointFiles):
         trainer.strategy.checkpoint_io = trainer.strategy.checkpoint_io.inner
 
 
@@ -159,6 +169,8 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
             "or allow a class that you trust by torch.serialization.add_safe_globals"
         )
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not zipfile.is_zipfile(path):  # torch speaks of another format of its own
+        reason = "it is none, or its end is lost"
     return f"can't be read as a checkpoint ({reason}); {REMEDY}"
 
 

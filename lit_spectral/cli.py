@@ -19,7 +19,7 @@ import lit_spectral.datamodules  # noqa: F401  (short class names work for what 
 from lit_spectral import __version__
 from lit_spectral.callbacks.prediction_writer import check_has_place
 from lit_spectral.checkpoint_file import read
-from lit_spectral.errors import InputError, mistake, of_settings
+from lit_spectral.errors import InputError, check_at_least, mistake, nearest, of_settings
 from lit_spectral.files import write_text
 from lit_spectral.methods import Method
 from lit_spectral.parsing import ConfigFile, SettingsParser
@@ -103,6 +103,10 @@ class SpectralCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         shared = {"logger": _parser_log()}
         about = {"prog": "lit-spectral", "description": DESCRIPTION, "epilog": EPILOG}
+        known, given = self.subcommands(), sys.argv[1:] if args is None else args
+        verb = next((arg for arg in given if arg in known or arg in {"-h", "--help"}), None)
+        if run and verb in known:
+            self.subcommands = lambda: {verb: known[verb]}  # parsers of the others would take most of the start
         warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
         super().__init__(
             Task,
@@ -113,7 +117,7 @@ class SpectralCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=_SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            parser_kwargs={**shared, **about, **dict.fromkeys(LightningCLI.subcommands(), shared)} if run else shared,
+            parser_kwargs={**shared, **about, **dict.fromkeys(self.subcommands(), shared)} if run else shared,
             args=args,
             run=run,
         )
@@ -125,7 +129,9 @@ class SpectralCLI(LightningCLI):
         """
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
-        if path and path not in {"best", "last", "hpc"} and not os.path.isdir(path):  # a sharded one is a folder
+        if (
+            path is not None and path not in {"best", "last", "hpc"} and not os.path.isdir(path)
+        ):  # a sharded one is a folder
             read(path, summary=True)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -140,9 +146,17 @@ class SpectralCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            if mistake(error) is None and of_settings(error):
-                raise InputError(f"settings: {error}") from error
+            if mistake(error) is None and (refusal := of_settings(error)):
+                raise InputError(f"settings: {refusal}") from error
             raise
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool):
+            check_at_least(0, seed_everything=seed)
+            if seed >= 2**32:  # what numpy takes
+                raise InputError(f"seed_everything must be below 2^32, not {seed}")
+        super()._set_seed()
 
     def after_instantiate_classes(self) -> None:
         """Refuse what would come to nothing and claim the run's folders, before there are other processes."""
@@ -187,6 +201,14 @@ def _templates_as_text(args: list[str]) -> list[str]:
     return written
 
 
+def _check_verb(args: list[str]) -> None:
+    verbs = [*LightningCLI.subcommands(), "quickstart", "humaneval", "evaluate", "retain", "compare"]
+    if not args:
+        raise InputError(f"no subcommand is given; there are {', '.join(verbs)}, each with --help")
+    if not args[0].startswith("-") and args[0] not in verbs:
+        raise InputError(f"there is no subcommand {args[0]}{nearest(args[0], verbs)}")
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a mistake in what was given is one line on stderr and exit status 2."""
     args = sys.argv[1:] if args is None else args
@@ -215,6 +237,7 @@ def main(args: list[str] | None = None) -> None:
             _show_progress()
             retain.run(args[1:])
         else:
+            _check_verb(args)
             run(args)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning stops with 1 and 0; whoever started this is to know what it was.

@@ -5,19 +5,41 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import math
 from collections.abc import Iterable
 from typing import NoReturn
 
-__all__ = ["InputError", "Parser", "mistake", "nearest"]
+__all__ = [
+    "InputError",
+    "Parser",
+    "check_at_least",
+    "check_finite",
+    "check_positive",
+    "mistake",
+    "nearest",
+    "of_settings",
+]
 
 # Characters of a line of the command line.
 LONGEST = 300
 # What the system says of a place that can't be written to, or has no room.
 _PLACES = {
     getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "EMFILE")
+    for name in (
+        "EACCES",
+        "EPERM",
+        "EROFS",
+        "ENOSPC",
+        "EDQUOT",
+        "ENOTDIR",
+        "EISDIR",
+        "EEXIST",
+        "ENAMETOOLONG",
+        "EMFILE",
+    )
 }
 _LIBRARIES = {"lightning", "torch", "lightning_utilities"}
+_REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError)
 
 
 class InputError(ValueError):
@@ -25,6 +47,27 @@ class InputError(ValueError):
 
     The command line prints it as one line, without a traceback.
     """
+
+
+def check_at_least(least: float, **settings: float | None) -> None:
+    """InputError for a setting that is given and not finite or less than `least`."""
+    for name, value in settings.items():
+        if value is not None and not least <= value < math.inf:
+            raise InputError(f"{name} must be at least {least}{' and finite' * (value > 0)}, not {value}")
+
+
+def check_positive(**settings: float | None) -> None:
+    """InputError for a setting that is given and not finite and above 0."""
+    for name, value in settings.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} must be finite and above 0, not {value}")
+
+
+def check_finite(**settings: float | None) -> None:
+    """InputError for a setting that is given and not finite."""
+    for name, value in settings.items():
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{name} must be finite, not {value}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,31 +98,39 @@ def mistake(error: BaseException | None) -> str | None:
     Those are InputErrors, also within an exception of the parser's, what Lightning or torch say of settings that they
     are given, and a place that can't be written to.
     """
-    chain = []
-    while error is not None:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
+    chain = _chain(error)
     for each in chain:
         if isinstance(each, InputError):
             return _line(str(each))
     if chain and isinstance(chain[0], OSError) and chain[0].errno in _PLACES:
         place = f"{chain[0].filename}: " if chain[0].filename else ""
         return _line(f"{place}{chain[0].strerror}; give another place, or make room there")
-    if chain and type(chain[0]).__name__ == "MisconfigurationException":
-        return _line(str(chain[0]))
-    return None
+    # Lightning's own for a user's mistake; not imported, since that takes seconds.
+    theirs = [each for each in chain if type(each).__name__ == "MisconfigurationException"]
+    return _line(str(theirs[-1])) if theirs else None
 
 
-def of_settings(error: Exception) -> bool:
-    """Whether an exception that was raised while settings were turned into objects is on those settings.
+def of_settings(error: BaseException) -> str | None:
+    """What Lightning or torch say of settings, of an exception that was raised while objects were made of them.
 
-    It is where Lightning or torch raised it, and a bug where this package or a class of the user's did.
+    None where this package, or a class of the user's, raised it first: that is a bug.
     """
-    traceback = error.__traceback__
+    first = _chain(error)[-1]
+    traceback = first.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
-    return module.split(".")[0] in _LIBRARIES and isinstance(error, (ValueError, TypeError, KeyError, RuntimeError))
+    of_them = module.split(".")[0] in _LIBRARIES and isinstance(first, _REFUSALS)
+    return str(first) if of_them else None
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An exception and those that it was raised from or while handling, the first of all last."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
 
 
 def _line(message: str) -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-__all__ = ["locked", "write_text", "written"]
+from lit_spectral.errors import InputError
+
+__all__ = ["SCRATCH", "check_place", "locked", "write_text", "written"]
 
 log = logging.getLogger(__name__)
 
+# Ends the name of what is not whole yet.
 SCRATCH = ".part"
 
 
@@ -45,7 +49,9 @@ def locked(*entries: Path) -> Iterator[OSError | None]:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A path beside `path`, whose lock is held, for a file or folder that takes its place, flushed, at the end.
+    """A path beside `path`, for a file or folder that takes its place, flushed, at the end.
+
+    For one process at a time: `path` is `locked`, or lies in a folder of this process alone.
 
     Who may read the folder may read it. After an exception there is neither.
     """
@@ -65,11 +71,26 @@ def written(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_place(file: Path, setting: str) -> None:
+    """InputError unless a file can be written there, which is to be seen before the work and not after it.
+
+    Makes its folder.
+    """
+    try:
+        if file.is_dir():
+            raise InputError(f"{setting}: {file} is a folder; give a file")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{setting}: {file} can't be written ({error.strerror}); give another place") from error
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a file of UTF-8 as `written`, where one process writes alone. Makes the folder too."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with written(file) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", newline="")  # line ends as they are given
 
 
 def _scratch(entry: Path) -> Path:

@@ -16,11 +16,14 @@ from rich.progress import track
 from lit_spectral.code_execution import Outcome, available, pass_at_k, run
 from lit_spectral.datamodules.columns import as_text, rows_of
 from lit_spectral.datamodules.files import check_columns, read_split
-from lit_spectral.errors import InputError, Parser
+from lit_spectral.errors import InputError, Parser, check_at_least
+from lit_spectral.files import check_place, write_text
 
 __all__ = ["STOP", "Problem", "Scores", "check_isolation", "cut", "evaluate", "program", "read_problems", "score"]
 
 HUB_ID = "openai/openai_humaneval"
+# Seconds; in less no interpreter starts, so that every program would fail.
+SHORTEST = 0.1
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # the paper's, where a function body has ended
 USUAL_K = (1, 5, 10, 100)  # the paper's, and HiP-LoRA's 5
 
@@ -181,15 +184,15 @@ def evaluate(
         completions.setdefault(row["task_id"], []).append(row["completion"])
     given = Path(samples).expanduser()
     target = Path(results).expanduser() if results else given.with_name(f"{given.stem}_results.jsonl")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):  # before the work, not after
-        raise InputError(f"humaneval: {target} can't be written; give another file with --results")
+    check_place(target, "humaneval: --results")
+    check_at_least(SHORTEST, timeout=timeout)
     scores = score(read_problems(path), completions, timeout=timeout, allow_code_execution=allow_code_execution)
     draws = {task: iter(outcomes) for task, outcomes in scores.outcomes.items()}
-    with target.open("w", encoding="utf-8") as file:
-        for row in rows:
-            outcome = next(draws[row["task_id"]])
-            judged = {**row, "passed": outcome.status == "passed", **outcome._asdict()}
-            file.write(json.dumps(judged) + "\n")
+    lines = []
+    for row in rows:
+        outcome = next(draws[row["task_id"]])
+        lines.append(json.dumps({**row, "passed": outcome.status == "passed", **outcome._asdict()}))
+    write_text(target, "".join(f"{line}\n" for line in lines))
     return scores.pass_at_k
 
 

@@ -19,8 +19,9 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ign
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_spectral.errors import InputError
+from lit_spectral.files import SCRATCH
 
-__all__ = ["RunFolder", "has_own_folder", "own_folder", "remove_run", "set_aside", "verb_of"]
+__all__ = ["RunFolder", "has_own_folder", "is_written_to", "own_folder", "remove_run", "set_aside", "verb_of"]
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ class RunFolder(Callback):
             raise InputError(f"{folder}: another run is writing there; give another {claim.setting}") from None
         self._locks[folder] = lock
         self._claims.append(claim)
+        _remove(folder, (f"*{SCRATCH}", f"checkpoints/*{SCRATCH}"))  # of a process that was killed
         if (folder / UNBEGUN).exists():
             _remove(folder, RECORDS)
         elif claim.root is not None and not _holds_run(claim):
@@ -222,6 +224,15 @@ def verb_of(trainer: pl.Trainer) -> str:
     """What the trainer is at: `fit`, `validate`, `test` or `predict`."""
     assert trainer.state.fn is not None
     return str(trainer.state.fn.value)
+
+
+def is_written_to(folder: Path) -> bool:
+    """Whether a process has claimed it, and lives."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def remove_run(folder: Path) -> None:

@@ -42,7 +42,10 @@ def find_targets(
             raise InputError(f"{adapted[0]} has an adapter already; detach it first")
         found = _default_targets(modules, reading)
     elif isinstance(target_modules, str):
-        found = {name: m for name, m in modules.items() if re.fullmatch(target_modules, name)}
+        try:
+            found = {name: m for name, m in modules.items() if name and re.fullmatch(target_modules, name)}
+        except re.error as error:
+            raise InputError(f"target_modules: {target_modules!r} is no regular expression: {error}") from error
     else:
         endings = tuple(target_modules)
         found = {n: m for n, m in modules.items() if any(n == e or n.endswith("." + e) for e in endings)}

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -23,12 +24,14 @@ from rich.markup import escape
 from lit_spectral.comparison.page import write_page
 from lit_spectral.comparison.results import Comparison, Run, write_csv
 from lit_spectral.comparison.variants import Variant, pairs_of, variants
-from lit_spectral.errors import InputError, Parser
-from lit_spectral.files import write_text
+from lit_spectral.datamodules.corpora import check_corpus
+from lit_spectral.datamodules.files import read_split
+from lit_spectral.errors import InputError, Parser, check_at_least
+from lit_spectral.files import check_place, write_text
 from lit_spectral.paths import config_file
 from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
-from lit_spectral.run_folder import remove_run
+from lit_spectral.run_folder import is_written_to, remove_run
 
 __all__ = ["run"]
 
@@ -73,6 +76,7 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     Raises:
         InputError: flags that can't be used; a folder with runs of other settings; no run that came to its end.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     given, rest = _parse(args)
     files = [config_file(name) for name in given.config]
     console = Console()
@@ -83,19 +87,26 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     seeded, seeds = hasattr(cli.datamodule, "seed"), list(dict.fromkeys(given.seeds))
     extra = [] if _saves_last(cli) else _SAVE_LAST
     plan = [_planned(variant, seed, folder, seeded, extra, given) for seed in seeds for variant in compared]
-    for planned in plan:
-        _claim(planned, files)
+    check_place(folder / "index.html", "compare: --output_folder")
+    damaged = {planned.folder: damage for planned in plan if (damage := _claim(planned, files))}
     runs: list[Run] = []
     failed, interrupted = [], False
     for number, planned in enumerate(plan, 1):
         title = escape(f"{number} of {len(plan)}: {planned.variant.name}, seed {planned.seed}")
+        if planned.folder in damaged:
+            failed.append(f"{title}: {damaged[planned.folder]}")
+            continue
         if planned.record.exists():
             console.print(f"[dim]{title}: done before[/dim]", soft_wrap=True)
         else:
             console.rule(title)
             try:
                 with FileLock(planned.folder / ".lock", timeout=0):
-                    status = _fit(planned, [] if given.unmatched else _expected(planned, runs, compared))
+                    # Its own lock too: whoever started a run may be gone.
+                    if is_written_to(planned.folder):
+                        raise Timeout(str(planned.folder))
+                    expected = [] if given.unmatched else _expected(planned, runs, compared)
+                    status = _fit(planned, expected, metric)
             except Timeout:
                 at_it = "another process is at it; run the same command again when that is done"
                 console.print(at_it, soft_wrap=True)
@@ -103,14 +114,13 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
             except KeyboardInterrupt:
                 interrupted = True
                 break
-            if status:
+            if status or not planned.record.exists():
                 failed.append(title)
                 continue
-        record = json.loads(planned.record.read_text(encoding="utf-8"))
-        if metric not in record["metrics"]:
-            logged = ", ".join(record["metrics"])
-            raise InputError(f"compare: metric: {planned.folder} logged no {metric}; give --metric, one of {logged}")
-        runs.append(Run(planned.variant, planned.seed, record, planned.folder, planned.command))
+        try:
+            runs.append(_recorded(planned, metric))
+        except InputError as error:
+            failed.append(f"{title}: {error}")
     if not runs:
         raise InputError("compare: no run came to its end; what went wrong stands above")
     page = _show(Comparison(compared, runs, metric, higher), folder, Path(given.config[-1]).stem, args, console)
@@ -119,6 +129,19 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     if failed or interrupted:
         sys.exit(130 if interrupted else 1)
     return page
+
+
+def _recorded(planned: Planned, metric: str) -> Run:
+    """A run that came to its end; InputError for a record that is none, or lacks the metric."""
+    try:
+        record = json.loads(planned.record.read_text(encoding="utf-8"))
+        logged = list(record["metrics"])
+        record["validated_step"], record["steps"], record["trainable_parameters"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{planned.record} is no record of a run; remove its folder") from error
+    if metric not in logged:
+        raise InputError(f"{planned.folder} logged no {metric}; give --metric, one of {', '.join(logged)}")
+    return Run(planned.variant, planned.seed, record, planned.folder, planned.command)
 
 
 def _show(comparison: Comparison, folder: Path, title: str, args: Sequence[str], console: Console) -> Path:
@@ -163,10 +186,10 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     given, rest = parser.parse_known_args(split)
     given.methods = given.methods or ["LoRA", "FCLoRA"]
     given.seeds = [0, 1, 2] if given.seeds is None else given.seeds
-    if min(given.seeds) < 0:
-        raise InputError(f"compare: --seeds are 0 or more, not {min(given.seeds)}")
-    if given.output_folder and Path(given.output_folder).is_file():
-        raise InputError(f"compare: --output_folder {given.output_folder} is a file; give a folder")
+    if min(given.seeds) < 0 or max(given.seeds) >= 2**32:
+        odd = min(given.seeds) if min(given.seeds) < 0 else max(given.seeds)
+        raise InputError(f"compare: --seeds are 0 or more and below 2^32, not {odd}")
+    check_at_least(0, limit=given.limit)
     return given, rest
 
 
@@ -174,6 +197,10 @@ def _check(build: Callable[[list[str]], Any], compared: Sequence[Variant], given
     """Have every variant's flags read before anything runs; returns the last one's LightningCLI."""
     if given.corpora or given.sts or given.fit_head:
         Retention(named_corpora(given.corpora), given.sts, given.limit or None, fit_head=given.fit_head)
+        for text in [*named_corpora(given.corpora).values(), *filter(None, [given.fit_head])]:
+            check_corpus(text)
+        if given.sts:
+            read_split(given.sts, "validation")
     lightning = logging.getLogger("lightning.pytorch")
     level = lightning.level
     lightning.setLevel(logging.WARNING)  # each run tells of its own devices
@@ -222,14 +249,17 @@ def _planned(
     return Planned(variant, seed, place, command)
 
 
-def _claim(planned: Planned, configs: Sequence[Path]) -> None:
-    """Write down what is run in a folder, or refuse one where something else was."""
+def _claim(planned: Planned, configs: Sequence[Path]) -> str | None:
+    """Write down what is run in a folder, or refuse one where something else was; returns why it can't be told."""
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in configs]
     what, file = {"command": planned.command, "configs": digests}, planned.folder / COMMAND
     if file.exists() and (planned.record.exists() or planned.last.exists()):
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if before != what:
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
             flags = sorted(set(before["command"]) ^ set(planned.command))
+        except (ValueError, KeyError, TypeError):
+            return f"{file} is damaged, so that nobody knows what was run there; remove the folder"
+        if before != what:
             other = ", ".join(flags) or "what the config says"
             raise InputError(
                 f"compare: {planned.folder} has a run of other settings ({other}); remove it or give another "
@@ -237,6 +267,7 @@ def _claim(planned: Planned, configs: Sequence[Path]) -> None:
             )
     planned.folder.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(what, indent=1))
+    return None
 
 
 def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]) -> list[str]:
@@ -248,9 +279,10 @@ def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]
     return [f"--trainer.callbacks.parameters={numbers[0]}"] if numbers else []
 
 
-def _fit(planned: Planned, expected: list[str]) -> int:
+def _fit(planned: Planned, expected: list[str], metric: str) -> int:
     """Run it, from its last checkpoint if it has one; returns the exit status."""
     recording = ["--trainer.callbacks+=lit_spectral.callbacks.RunRecord", f"--trainer.callbacks.file={planned.record}"]
+    recording += [f"--trainer.callbacks.monitor={metric}"] if metric.startswith("val") else []
     command = [*planned.command, *recording, *expected]
     if planned.last.exists():
         status = _call([*command, f"--ckpt_path={planned.last}"])
@@ -269,5 +301,9 @@ def _call(command: list[str]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
+            process.wait()
+            raise
+        except SystemExit:  # this process was told to stop, and the run was not
+            process.terminate()
             process.wait()
             raise

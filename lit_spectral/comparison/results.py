@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_spectral.comparison.variants import Variant
+from lit_spectral.files import write_text
 
 __all__ = ["Comparison", "Difference", "Measure", "Run", "deviation", "paired_difference", "write_csv"]
 
@@ -208,15 +210,17 @@ def write_csv(comparison: Comparison, folder: Path) -> None:
     """Writes `runs.csv`, everything that was recorded of each run, and `table.csv`, a row a variant."""
     flat = [_flat(run) for run in comparison.runs]
     columns = list(dict.fromkeys(column for row in flat for column in row))
-    with open(folder / "runs.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(flat)
+    _write_rows(folder / "runs.csv", columns, flat)
     summary = [_summary(comparison, variant) for variant in comparison.variants]
-    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(column for row in summary for column in row)))
-        writer.writeheader()
-        writer.writerows(summary)
+    _write_rows(folder / "table.csv", list(dict.fromkeys(column for row in summary for column in row)), summary)
+
+
+def _write_rows(file: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 def _summary(comparison: Comparison, variant: Variant) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 
 from lit_spectral.checkpoint import log_folder
 from lit_spectral.checkpoint_file import read
-from lit_spectral.errors import InputError, Parser
+from lit_spectral.errors import InputError, Parser, check_at_least, check_positive
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
-from lit_spectral.files import write_text
+from lit_spectral.files import check_place, write_text
 
 __all__ = ["run"]
 
@@ -37,6 +38,7 @@ def run(args: list[str]) -> Path:
     ours, config = _parse(args)
     if ours.checkpoint is not None:
         read(ours.checkpoint, summary=True)  # tasks may have to be downloaded
+    file = _output(config.output_path)
     names = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
     tasks = Tasks(names, config.include_path, config.metadata, config.confirm_run_unsafe_code)
     from lit_spectral.evaluation.model import CheckpointLM  # after what can be wrong with the tasks
@@ -52,7 +54,6 @@ def run(args: list[str]) -> Path:
     )
     results = evaluate(model, tasks, **_options(config))
     samples = results.pop("samples", {})
-    file = _output(config.output_path)
     write_text(file, as_json(results, indent=2))
     if config.log_samples:
         lines = [as_json({"task": task, **sample}) for task, rows in samples.items() for sample in rows]
@@ -83,7 +84,12 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         print()
-    given = theirs.parse_args(["run", *rest])
+    try:
+        given = theirs.parse_args(["run", *rest])
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:  # of a flag's JSON
+        raise InputError(f"evaluate: {error}") from error
     for name in _NOT_HERE:
         if getattr(given, name, None):
             raise InputError(f"evaluate: --{name} is for lm_eval alone; lit-spectral writes JSON and TensorBoard files")
@@ -93,9 +99,15 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
         (log_folder(ours.checkpoint) if ours.checkpoint else Path()) / "lm_eval"
     )
     try:
-        return ours, EvaluatorConfig.from_cli(given)
+        config = EvaluatorConfig.from_cli(given)
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"evaluate: {str(error).splitlines()[0]}") from error
+    check_positive(limit=config.limit)
+    check_at_least(0, num_fewshot=config.num_fewshot)
+    check_at_least(1, max_batch_size=config.max_batch_size)
+    if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", str(config.batch_size)):
+        raise InputError(f"evaluate: --batch_size is a number of at least 1, auto or auto:N, not {config.batch_size}")
+    return ours, config
 
 
 def _options(config: Any) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def _output(path: str) -> Path:
     file = Path(path)
     if file.suffix != ".json":
         file /= f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    check_place(file, "evaluate: --output_path")
     return file
 
 

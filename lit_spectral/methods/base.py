@@ -14,7 +14,7 @@ from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
 from lit_spectral.adapters.linear import linear_shape, weight_matrix
 from lit_spectral.adapters.targets import left_out
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least, check_positive
 from lit_spectral.input_directions import leading_input_directions
 from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.reading import Reading
@@ -29,7 +29,6 @@ __all__ = [
     "Site",
     "Spectra",
     "check_fits",
-    "check_positive",
     "resolve_bound",
 ]
 
@@ -120,6 +119,8 @@ class Method:
 
     def __post_init__(self) -> None:
         check_positive(head_lr=self.head_lr)
+        if not 0 <= self.seed < 2**63:  # what torch's generators take
+            raise InputError(f"seed must be at least 0 and below 2^63, not {self.seed}")
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Freeze `model`, put adapters on the targets in `encoder`, its pretrained part, and return the model.
@@ -218,8 +219,7 @@ class RankMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"rank must be at least 1, not {self.rank}")
+        check_at_least(1, rank=self.rank)
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout must be in [0, 1), not {self.dropout}")
 
@@ -233,13 +233,6 @@ def check_fits(what: str, rank: int, site: Site) -> None:
     out_features, in_features = linear_shape(site.layer)
     if rank > min(out_features, in_features):
         raise ValueError(f"{what} {rank} is above the largest a {out_features} x {in_features} matrix can have")
-
-
-def check_positive(**settings: float | None) -> None:
-    """InputError for a setting that is given and not finite and above 0."""
-    for name, value in settings.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} must be finite and above 0, not {value}")
 
 
 @dataclass
@@ -259,8 +252,7 @@ class LowRankMethod(RankMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.input_rank is not None and self.input_rank < 0:
-            raise InputError(f"input_rank must not be negative, not {self.input_rank}")
+        check_at_least(0, input_rank=self.input_rank)
 
     def check(self, site: Site) -> None:
         """ValueError if rank and input_rank together are above what a matrix of this shape can have."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lit_spectral.adapters import SVDAdapter
 from lit_spectral.adapters.svd import SigmaMode
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least, check_positive
 from lit_spectral.linalg import SingularTriplets
-from lit_spectral.methods.base import Bound, LowRankMethod, Site, check_positive, resolve_bound
+from lit_spectral.methods.base import Bound, LowRankMethod, Site, resolve_bound
 
 __all__ = ["FCLoRA", "HiLoRA"]
 
@@ -63,11 +63,8 @@ class FCLoRA(LowRankMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.principal_rank < 0:
-            raise InputError(f"principal_rank must not be negative, not {self.principal_rank}")
         check_positive(sigma_lr=self.sigma_lr, factor_lr=self.factor_lr)
-        if self.gamma < 0:
-            raise InputError(f"gamma must not be negative, not {self.gamma}")
+        check_at_least(0, principal_rank=self.principal_rank, gamma=self.gamma)
         if self.sigma != "bounded" and self.start == "singular":
             raise InputError(f"sigma: {self.sigma} starts at 1; only start: zero leaves the model unchanged at first")
         if self.orthogonality == "gram-schmidt" and self.start == "zero":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_spectral.adapters import LowRankAdapter, TwoChannelAdapter
-from lit_spectral.errors import InputError
-from lit_spectral.methods.base import ScaledMethod, Site, check_fits, check_positive
+from lit_spectral.errors import check_at_least, check_positive
+from lit_spectral.methods.base import ScaledMethod, Site, check_fits
 
 __all__ = ["HiPLoRA", "ProjLoRA"]
 
@@ -28,8 +28,7 @@ class ProjLoRA(ScaledMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.principal_rank < 1:
-            raise InputError(f"principal_rank must be at least 1, not {self.principal_rank}")
+        check_at_least(1, principal_rank=self.principal_rank)
 
     def check(self, site: Site) -> None:
         """ValueError if rank, principal_rank and input_rank together leave no room in a matrix of this shape."""
@@ -71,8 +70,7 @@ class HiPLoRA(ProjLoRA):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(delta_lr=self.delta_lr)
-        if self.budget < 0:
-            raise InputError(f"budget must not be negative, not {self.budget}")
+        check_at_least(0, budget=self.budget, sensitivity=self.sensitivity)
 
     @property
     def scale(self) -> float:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter
 from lit_spectral.adapters.linear import weight_matrix
-from lit_spectral.errors import InputError
-from lit_spectral.methods.base import RankMethod, Site, check_fits, check_positive
+from lit_spectral.errors import InputError, check_at_least, check_positive
+from lit_spectral.methods.base import RankMethod, Site, check_fits
 
 __all__ = ["HiRA", "HiRALoRA"]
 
@@ -39,8 +39,7 @@ class HiRA(RankMethod):
         super().__post_init__()
         if (self.reference == "truncated") != (self.reference_rank is not None):
             raise InputError("reference: truncated and reference_rank belong together; give both or neither")
-        if self.reference_rank is not None and self.reference_rank < 1:
-            raise InputError(f"reference_rank must be at least 1, not {self.reference_rank}")
+        check_at_least(1, reference_rank=self.reference_rank)
 
     def check(self, site: Site) -> None:
         """ValueError if a rank is above what a matrix of this shape can have."""
@@ -98,8 +97,7 @@ class HiRALoRA(RankMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lora_rank < 1:
-            raise InputError(f"lora_rank must be at least 1, not {self.lora_rank}")
+        check_at_least(1, lora_rank=self.lora_rank)
         check_positive(alpha=self.alpha)
 
     def check(self, site: Site) -> None:

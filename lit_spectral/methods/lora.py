@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_spectral.adapters import LowRankAdapter
-from lit_spectral.errors import InputError
+from lit_spectral.errors import check_at_least
 from lit_spectral.methods.base import ScaledMethod, Site
 
 __all__ = ["LoRA", "LoRAPlus", "RsLoRA"]
@@ -42,8 +42,7 @@ class LoRAPlus(LoRA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lr_ratio < 1:
-            raise InputError(f"lr_ratio must be at least 1, not {self.lr_ratio}")
+        check_at_least(1, lr_ratio=self.lr_ratio)
 
     def build(self, site: Site) -> LowRankAdapter:
         """The adapter for one linear map."""

@@ -64,7 +64,7 @@ class Peft(Method):
         try:
             wrapped: Any = peft.get_peft_model(model, config)
         except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            raise InputError(f"method.config: {_first_line(error)}; is a field missing?") from error
+            raise InputError(f"method.config: {_first_line(error)}") from error
         after = {id(parameter): float(parameter.double().sum()) for parameter in wrapped.parameters()}
         if any(after.get(key, total) != total for key, total in before.items()):
             raise InputError(
@@ -165,7 +165,7 @@ class Peft(Method):
         try:
             config = kind(**fields)
         except (ValueError, TypeError) as error:
-            raise InputError(f"method.config: {_first_line(error)}; is a field missing?") from error
+            raise InputError(f"method.config: {_first_line(error)}") from error
         if config.is_prompt_learning and config.task_type is None:
             endings = [task for ending, task in TASK_TYPES.items() if type(model).__name__.endswith(ending)]
             config.task_type = (endings or ["FEATURE_EXTRACTION"])[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lit_spectral.adapters import DifferenceAdapter, SVDDifferenceAdapter
-from lit_spectral.errors import InputError
+from lit_spectral.errors import check_at_least
 from lit_spectral.linalg import Part
 from lit_spectral.methods.base import LowRankMethod, ScaledMethod, Site
 
@@ -56,8 +56,7 @@ class SORSA(LowRankMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gamma < 0:
-            raise InputError(f"gamma must not be negative, not {self.gamma}")
+        check_at_least(0, gamma=self.gamma)
 
     def build(self, site: Site) -> SVDDifferenceAdapter:
         """The adapter for one linear map."""

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_spectral.checkpoint import load, log_folder, usable_device
-from lit_spectral.errors import InputError, Parser
+from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.evaluation.provenance import provenance
-from lit_spectral.files import write_text
+from lit_spectral.files import check_place, write_text
 from lit_spectral.retention.retention import Retention
 from lit_spectral.retention.suite import Score, harness_names, is_one_of, retain, suite_scores
 
@@ -43,9 +43,10 @@ def run(args: list[str]) -> Path:
     task = load(given.checkpoint, given.backbone).to(device)
     rounded = torch.autocast(device.type, torch.bfloat16) if given.bf16 else nullcontext()
     limit = given.limit or None
+    file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
+    check_place(file, "retain: --output_path")
     settings = {name: value for name, value in vars(given).items() if name != "output_path"} | {"device": str(device)}
     report: dict[str, Any] = {"settings": settings, "model": task._identity(), **provenance()}
-    file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
     if given.corpora or given.sts or not given.tasks:
         how = (limit, given.max_length, given.batch_size, given.fit_head)
         retention = Retention(named_corpora(given.corpora), given.sts, *how)
@@ -107,8 +108,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
             raise InputError(f"retain: --leave_out {left_out} is none of --tasks {' '.join(given.tasks)}")
     if given.tasks and all(is_one_of(name, given.leave_out) for name in asked):
         raise InputError("retain: --leave_out names every task; give one that the model wasn't trained for")
-    if given.output_path and Path(given.output_path).is_dir():
-        raise InputError(f"retain: --output_path {given.output_path} is a folder; give a file")
+    check_at_least(0, limit=given.limit, num_fewshot=given.num_fewshot)
+    check_at_least(1, batch_size=given.batch_size, max_length=given.max_length)
     return given
 
 

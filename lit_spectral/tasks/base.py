@@ -6,11 +6,12 @@ import copy
 import logging
 from abc import abstractmethod
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -29,7 +30,7 @@ from lit_spectral.callbacks import (
 )
 from lit_spectral.checkpoint_file import guard, unguard
 from lit_spectral.datamodules.text import TextDataModule
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, of_settings
 from lit_spectral.methods import LoRA, Method
 from lit_spectral.run_folder import RunFolder
 from lit_spectral.tasks import resume
@@ -37,13 +38,26 @@ from lit_spectral.tasks.averaging import average_what_is_trained, check_averagin
 from lit_spectral.tasks.fit_check import backbone_digest, check_attached
 from lit_spectral.tasks.meaning import MeaningCheck, check_rates
 from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
-from lit_spectral.tasks.padding_check import check_padding
+from lit_spectral.tasks.padding_check import check_length, check_padding
 from lit_spectral.tasks.settings import differences, run_settings
 from lit_spectral.tasks.stored import StoredModule
 
 __all__ = ["Task"]
 
 log = logging.getLogger(__name__)
+
+
+def _built(make: OptimizerCallable, groups: list[dict[str, Any]]) -> Optimizer:
+    """The optimizer; InputError where torch refuses its settings, or it can't go with adapters."""
+    try:
+        optimizer = make(groups)
+    except Exception as error:
+        if refusal := of_settings(error):
+            raise InputError(f"model.optimizer: {refusal}; give other settings of it, or another") from error
+        raise
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise InputError("model.optimizer: SparseAdam is for sparse gradients, which adapters have none of; give AdamW")
+    return optimizer
 
 
 def _adamw(params: Any) -> Optimizer:
@@ -64,8 +78,11 @@ class Task(StoredModule):
             biases, norms) are never decayed. In a resumed run its settings are those given then.
         lr_scheduler: a schedule of transformers' `get_scheduler`, over all optimizer steps of the run.
         warmup_steps: linear warm-up: a number of optimizer steps, or below 1 a fraction of them all.
+        lr_scheduler_options: what the schedule needs besides, such as `{min_lr_rate: 0.1}` of `cosine_with_min_lr`.
     """
 
+    # Of this package's data modules those whose rows the task can read; all of a user's own.
+    data_modules: ClassVar[tuple[type[TextDataModule], ...]] = ()
     # Whether the part outside the pretrained encoder is trained, whatever the method.
     trains_head = True
 
@@ -76,13 +93,15 @@ class Task(StoredModule):
         optimizer: OptimizerCallable = _adamw,
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
+        lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.method = copy.copy(method) if method is not None else LoRA()  # what it remembers is of this task
-        self.optimizer = optimizer
+        self.optimizer = optimizer or _adamw  # a config's null
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
+        self.lr_scheduler_options = lr_scheduler_options or {}
         self.model = None
         # Of each row of the batch that was predicted last: what `predict` writes.
         self.predicted: list[dict[str, Any]] = []
@@ -112,6 +131,11 @@ class Task(StoredModule):
         A fit that could not do as it was told is refused here, before anything is computed.
         """
         if self._trainer is not None:
+            if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                raise InputError(
+                    "trainer.strategy: ModelParallelStrategy would train a model of its own in every process, since "
+                    "nothing here is sharded yet; give ddp"
+                )
             guard(self.trainer)
         if self._fits:
             self._begin()
@@ -120,6 +144,7 @@ class Task(StoredModule):
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, TextDataModule):
             backbones.tell_padding(self.model, data.tokenizer)
+            check_length(self.model, data.tokenizer, data.longest_row())
             if max(data.batch_size, data.eval_batch_size) > 1:
                 data.padding_side = check_padding(self.model, data.tokenizer)
 
@@ -166,7 +191,10 @@ class Task(StoredModule):
         # To look whether something runs, no schedule need be gone through.
         with suppress(InputError) if trainer.fast_dev_run else nullcontext():
             self.method.plan(steps)
-            check_schedule(self.lr_scheduler, self.warmup_steps, steps)
+            check_schedule(self.lr_scheduler, self.warmup_steps, steps, self.lr_scheduler_options)
+
+    def _schedule(self, optimizer: Optimizer, steps: int) -> LambdaLR:
+        return build_schedule(self.lr_scheduler, self.warmup_steps, optimizer, steps, self.lr_scheduler_options)
 
     @property
     def encoder(self) -> nn.Module:
@@ -183,6 +211,7 @@ class Task(StoredModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Those that adapters, the backbone and a run's files need, unless the trainer has its own."""
+        self._check_data()
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor, HeldBackbone]
         defaults += [MeaningCheck, PredictionWriter, RunFolder]
@@ -192,22 +221,32 @@ class Task(StoredModule):
                 callback.before(self.trainer)  # anything is read or written
         return added
 
+    def _check_data(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        ours = isinstance(data, TextDataModule) and type(data).__module__.startswith("lit_spectral.")
+        if ours and not isinstance(data, self.data_modules):
+            raise InputError(
+                f"data: {type(data).__name__} is not for {type(self).__name__}, which takes "
+                f"{' or '.join(kind.__name__ for kind in self.data_modules)} and what derives from it; give another "
+                "--data, or another --model"
+            )
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over groups of one kind of parameters, and its schedule."""
         groups = parameter_groups(self.model, self._output_layers, self.method.head_lr)
         if not groups:
             raise InputError(f"model.method: {type(self.method).__name__} leaves nothing of this model to train")
-        optimizer = self.optimizer(groups)
+        optimizer = _built(self.optimizer, groups)
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * group["lr_ratio"]
             if {"fused", "foreach"} <= group.keys() and group["fused"] is None and group["foreach"] is None:
                 group["fused"] = True  # one call for all parameters; torch's own choice is a loop on CPUs
         steps = run_steps(self.trainer)
         self._plan(steps)
-        scheduler = build_schedule(self.lr_scheduler, self.warmup_steps, optimizer, steps)
+        scheduler = self._schedule(optimizer, steps)
         check_rates(optimizer, scheduler, steps)
         self._options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        schedule = {"lr_scheduler": self.lr_scheduler, "warmup_steps": self.warmup_steps}
+        schedule = {name: getattr(self, name) for name in ("lr_scheduler", "warmup_steps", "lr_scheduler_options")}
         self._settings = run_settings(self.trainer, self, optimizer, **schedule)
         if self._resumed:
             resume.check_optimizer(self._resumed, self._settings)
@@ -238,7 +277,7 @@ class Task(StoredModule):
         assert isinstance(scheduler, LambdaLR)
         steps = resume.run_length(self.trainer, saved, self._settings)
         self._plan(steps)
-        planned = build_schedule(self.lr_scheduler, self.warmup_steps, optimizer, steps)
+        planned = self._schedule(optimizer, steps)
         resume.put_back(optimizer, self._options, scheduler, planned)
         changed = self._differences + differences(saved, self._settings)
         if changed and self.trainer.is_global_zero:

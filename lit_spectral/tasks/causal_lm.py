@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral import backbones
+from lit_spectral.datamodules.prompted import PromptedText
+from lit_spectral.datamodules.text_windows import TextWindows
 from lit_spectral.errors import InputError
 from lit_spectral.files import write_text
 from lit_spectral.generation import continue_batch
@@ -43,7 +45,10 @@ class CausalLM(Task):
         optimizer: as in `Task`.
         lr_scheduler: as in `Task`.
         warmup_steps: as in `Task`.
+        lr_scheduler_options: as in `Task`.
     """
+
+    data_modules = (PromptedText, TextWindows)
 
     trains_head = False
 
@@ -54,8 +59,9 @@ class CausalLM(Task):
         optimizer: OptimizerCallable = _adamw,
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
+        lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps)
+        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps, lr_scheduler_options)
         self._totals: dict[str, Tensor] = {}
         self._answers: dict[str, list[dict[str, Any]]] = {}
 

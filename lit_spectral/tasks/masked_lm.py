@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral import backbones
+from lit_spectral.datamodules.masked_text import MaskedText
 from lit_spectral.tasks.base import Task
 
 __all__ = ["MaskedLM"]
@@ -16,6 +17,8 @@ class MaskedLM(Task):
 
     Arguments are those of `Task`.
     """
+
+    data_modules = (MaskedText,)
 
     trains_head = False
 

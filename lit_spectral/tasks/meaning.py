@@ -18,12 +18,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral.adapters import named_changes, trained_state
 from lit_spectral.adapters.foreign import PeftChange
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.run_folder import verb_of
 
 __all__ = ["MeaningCheck", "check_limits", "check_rates", "never_trained", "note_loading"]
 
 log = logging.getLogger(__name__)
+
+# The least that settings of a trainer may be, where Lightning takes less without a word.
+_LEAST = {
+    "gradient_clip_val": 0,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "min_epochs": 0,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": 0,
+}
 
 
 class MeaningCheck(Callback):
@@ -53,6 +63,15 @@ class MeaningCheck(Callback):
         if trainer.global_step - pl_module.skipped_steps != self._steps_before:
             pl_module.is_trained = True
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Before a checkpoint is written as if of a trained model: InputError if every step so far was skipped."""
+        made = trainer.global_step - pl_module.skipped_steps
+        if self._steps_before == made and pl_module.skipped_steps and trainer.scaler is None:
+            raise InputError(
+                f"fit: all {pl_module.skipped_steps} steps were skipped, since no gradient was finite; give a smaller "
+                "learning rate, or undamaged weights and data"
+            )
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say it if no step was made: of a run that goes on from its end, or one whose every step was skipped."""
         if trainer.is_global_zero and self._steps_before in {None, trainer.global_step - pl_module.skipped_steps}:
@@ -73,6 +92,10 @@ class MeaningCheck(Callback):
 
 def check_limits(trainer: pl.Trainer, verb: str) -> None:
     """InputError for limits that leave nothing to `fit`, `validate`, `test` or `predict`."""
+    for name, least in _LEAST.items():
+        value = getattr(trainer, name, None)
+        if value != math.inf:  # Lightning's word for all
+            check_at_least(least, **{f"trainer.{name}": value})
     part = {"fit": "train", "validate": "val"}.get(verb, verb)
     for name in (f"limit_{part}_batches", *(("max_steps", "max_epochs") if verb == "fit" else ())):
         if getattr(trainer, name) == 0:

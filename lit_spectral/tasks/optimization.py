@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral.adapters import adapters
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, nearest
 
 __all__ = ["build_schedule", "check_schedule", "parameter_groups", "run_steps"]
 
@@ -51,7 +51,12 @@ def parameter_groups(model: nn.Module, head: Sequence[nn.Module], head_lr: float
 
 def run_steps(trainer: pl.Trainer) -> int:
     """Optimizer steps of the whole run; InputError where it has no end, or none."""
-    steps = trainer.estimated_stepping_batches
+    try:
+        steps = trainer.estimated_stepping_batches
+    except (ValueError, OverflowError) as error:  # which looks at the data too
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"trainer: {error}") from error
     if not 0 <= steps < math.inf:  # below 0 where rows can't be counted
         raise InputError("the run has no end over which the learning rate could go; give --trainer.max_steps")
     if steps < 1:
@@ -59,7 +64,7 @@ def run_steps(trainer: pl.Trainer) -> int:
     return int(steps)
 
 
-def check_schedule(name: str, warmup: float, steps: int) -> None:
+def check_schedule(name: str, warmup: float, steps: int, options: Mapping[str, Any]) -> None:
     """InputError for a schedule that there is not, or whose warm-up is none or does not end in so many steps."""
     if not 0 <= warmup < math.inf:
         raise InputError(f"warmup_steps must be finite and not negative, not {warmup}")
@@ -70,10 +75,10 @@ def check_schedule(name: str, warmup: float, steps: int) -> None:
             f"warmup_steps {warmup} is above the run's {steps} optimizer steps, in which the learning rate would "
             "not get to its value; give fewer, or below 1 a fraction of them"
         )
-    build_schedule(name, warmup, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), steps)
+    build_schedule(name, warmup, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), steps, options)
 
 
-def build_schedule(name: str, warmup: float, optimizer: Optimizer, steps: int) -> LambdaLR:
+def build_schedule(name: str, warmup: float, optimizer: Optimizer, steps: int, options: Mapping[str, Any]) -> LambdaLR:
     """A schedule of transformers' `get_scheduler` over so many steps.
 
     Args:
@@ -81,16 +86,22 @@ def build_schedule(name: str, warmup: float, optimizer: Optimizer, steps: int) -
         warmup: steps, or below 1 a fraction of them all.
         optimizer: whose groups' learning rates it scales.
         steps: of the run.
+        options: what the schedule needs besides, such as `min_lr` of `cosine_with_min_lr`.
 
     Raises:
-        InputError: no such schedule, or none of steps alone.
+        InputError: no such schedule, none of steps alone, or options that it doesn't take or lacks.
     """
-    from transformers import get_scheduler
+    from transformers import SchedulerType, get_scheduler
 
+    names = [each.value for each in SchedulerType]
+    if name not in names:
+        raise InputError(f"lr_scheduler: there is no {name!r}{nearest(name, names)}")
     try:
-        scheduler = get_scheduler(name, optimizer, math.ceil(warmup if warmup >= 1 else warmup * steps), steps)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"lr_scheduler: {name} can't be had: {str(error).splitlines()[0]}") from error
+        planned = math.ceil(warmup if warmup >= 1 else warmup * steps)
+        scheduler = get_scheduler(name, optimizer, planned, steps, scheduler_specific_kwargs=dict(options))
+    except (ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"lr_scheduler: {name}: {reason}; give --model.lr_scheduler_options") from error
     if not isinstance(scheduler, LambdaLR):
         raise InputError(f"lr_scheduler: {name} follows a metric; give a schedule over steps")
     return scheduler

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_spectral.errors import InputError
 
-__all__ = ["Side", "check_padding"]
+__all__ = ["Side", "check_length", "check_padding"]
 
 Side = Literal["left", "right"]
 TEXTS = ["one two three", "four five six seven eight nine ten eleven twelve"]
@@ -62,6 +62,29 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
         f"backbone: under this method a row's result depends on the padding beside it (by {differences['right']:.2g} "
         "standard deviations); give another backbone or method, or --data.batch_size 1 --data.eval_batch_size 1"
     )
+
+
+def check_length(model: Any, tokenizer: Any, longest: int) -> None:
+    """InputError where a row has more tokens than the backbone has positions, if it can't do with more.
+
+    Tried with one row of that length where the config says fewer; by most, positions are counted in angles.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or longest + (tokenizer.pad_token_id or 0) + 1 <= positions:
+        return  # some begin to count after the padding's number
+    token = next(iter(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
+    row = torch.full((1, longest), token, device=model.get_input_embeddings().weight.device)
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=row, attention_mask=torch.ones_like(row))
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise InputError(
+            f"data.max_length: a row has {longest} tokens, and the backbone has {positions} positions, some of which "
+            f"it may keep for itself; give --data.max_length {positions - 2} or less"
+        ) from error
+    finally:
+        model.train(training)
 
 
 _SIDES: tuple[Side, Side] = ("right", "left")

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from lit_spectral import backbones, squad
 from lit_spectral.callbacks import PredictionWriter
-from lit_spectral.errors import InputError
+from lit_spectral.datamodules.squad import SQuAD
+from lit_spectral.errors import InputError, check_at_least, check_finite
 from lit_spectral.files import write_text
 from lit_spectral.methods import Method
 from lit_spectral.run_folder import own_folder
@@ -48,7 +49,10 @@ class QuestionAnswering(Task):
         optimizer: as in `Task`.
         lr_scheduler: as in `Task`.
         warmup_steps: as in `Task`.
+        lr_scheduler_options: as in `Task`.
     """
+
+    data_modules = (SQuAD,)
 
     def __init__(
         self,
@@ -59,10 +63,11 @@ class QuestionAnswering(Task):
         optimizer: OptimizerCallable = _adamw,
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
+        lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps)
-        if max_answer_length < 1:
-            raise InputError(f"max_answer_length is at least 1, not {max_answer_length}")
+        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps, lr_scheduler_options)
+        check_at_least(1, max_answer_length=max_answer_length)
+        check_finite(null_threshold=null_threshold)
         self.max_answer_length = max_answer_length
         self.null_threshold = null_threshold
         self._windows: dict[str, Tensor] = {}

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral import backbones
-from lit_spectral.errors import InputError
+from lit_spectral.datamodules.sentences import SentenceDataModule
+from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.methods import Method
 from lit_spectral.tasks.base import Task, _adamw
 from lit_spectral.tasks.metrics import build_metrics
@@ -30,7 +31,10 @@ class SequenceClassification(Task):
         warmup_steps: as in `Task`.
         label_names: of the classes by their numbers. None takes the checkpoint's, else the data
             module's, which numbers its labels by them; none where labels have no names.
+        lr_scheduler_options: as in `Task`.
     """
+
+    data_modules = (SentenceDataModule,)
 
     def __init__(
         self,
@@ -42,8 +46,10 @@ class SequenceClassification(Task):
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
         label_names: list[str] | None = None,
+        lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps)
+        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps, lr_scheduler_options)
+        check_at_least(1, num_labels=num_labels)
         self.num_labels = num_labels
         self.label_names = self._given_names = label_names
         self.metric_names = metrics
@@ -67,8 +73,11 @@ class SequenceClassification(Task):
 
     def setup(self, stage: str) -> None:
         """Make one set of metrics for each evaluation set."""
+        known = getattr(self._data(), "num_labels", None)
         if self.num_labels is None:
             self.num_labels = self._from_data("num_labels")
+        elif known is not None and known != self.num_labels:
+            raise InputError(f"model.num_labels: {self.num_labels}, and the data have {known} classes; leave it out")
         if self.metric_names is None:
             self.metric_names = list(self._from_data("metrics"))
         for name in self.evaluation_sets():

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_spectral.adapters import Adapter
+from lit_spectral.errors import InputError
 from lit_spectral.methods import Method, Peft
 from lit_spectral.tasks.fit_check import check_gradients
 from lit_spectral.tasks.objective import Objective
@@ -28,6 +29,10 @@ __all__ = ["SteppedModule"]
 
 log = logging.getLogger(__name__)
 
+# Steps in a row without a finite gradient, after which no later one is hoped for. A gradient scaler, which starts at
+# 2^16 and halves at each, has found its scale by then.
+MOST_SKIPPED = 25
+
 
 class SteppedModule(pl.LightningModule):
     """A module with an adapted `model` and the `method` that adapted it, as it is optimised.
@@ -41,7 +46,7 @@ class SteppedModule(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.skipped_steps = 0
+        self.skipped_steps = self._skipped_in_a_row = 0
         self._objective = Objective()
         self._gradients_checked = False
         self._penalised: list[Adapter] = []
@@ -49,7 +54,8 @@ class SteppedModule(pl.LightningModule):
 
     def _start_steps(self) -> None:
         """Forget the steps of earlier fits."""
-        self.skipped_steps, self._objective, self._gradients_checked = 0, Objective(), False
+        self.skipped_steps = self._skipped_in_a_row = 0
+        self._objective, self._gradients_checked = Objective(), False
 
     def _penalise(self, attached: list[Adapter]) -> None:
         """Add the penalties that these adapters declare to every step."""
@@ -126,7 +132,9 @@ class SteppedModule(pl.LightningModule):
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
+        self._skipped_in_a_row = 0 if torch.isfinite(norm) else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row:
+            self._stop_if_hopeless()
             for parameter in parameters:
                 parameter.grad = None
             self.skipped_steps += 1
@@ -139,3 +147,13 @@ class SteppedModule(pl.LightningModule):
                 value = pull_to_orthogonality(decoupled, group["lr"] / group["lr_ratio"])
                 self.log("train/orthogonality_penalty", value)
         self.log("train/skipped_steps", float(self.skipped_steps))
+
+    def _stop_if_hopeless(self) -> None:
+        """InputError after MOST_SKIPPED steps in a row."""
+        if self._skipped_in_a_row < MOST_SKIPPED:
+            return
+        odd = (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
+        raise InputError(
+            f"fit: the gradient was not finite in {MOST_SKIPPED} steps in a row, of {next(odd, 'the model')} first; "
+            "give a smaller learning rate, or undamaged weights and data"
+        )

@@ -1,0 +1,199 @@
+"""The parser of the command line, whose mistakes are single lines, and of YAML, whose keys stand once."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from torch.optim import Optimizer
+
+from lit_spectral.errors import InputError, nearest
+from lit_spectral.paths import config_file
+
+__all__ = ["ConfigFile", "SettingsParser"]
+
+
+class SettingsParser(LightningArgumentParser):
+    """LightningCLI's, which raises InputError where it would print the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong, with the nearest of what would be right."""
+        if not self.exit_on_error:  # a class's own, whose errors the command line's gathers
+            super().error(message, ex)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        raise InputError(_in_short(message, flags)) from ex
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config`, which finds the files that ship with this package too."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Read one of them."""
+        # What has a colon is a URL, or the settings themselves.
+        if ":" in values:
+            file = values
+        else:
+            file = str(config_file(values))
+            sections = {action.dest.split(".")[0] for action in parser._actions}
+            check_yaml(Path(file), sections | {"fit", "validate", "test", "predict"})
+        super().__call__(parser, namespace, file, option_string)  # type: ignore[no-untyped-call]
+
+
+def check_yaml(file: Path, sections: Collection[str]) -> None:
+    """InputError for a file that is no YAML of these sections, or says a key twice, with the line."""
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"config: {file} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config: {file} is not text in UTF-8; give a YAML file") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"config: {file}, line {line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:  # a character that none may have
+        raise InputError(f"config: {file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise InputError(f"config: {file} holds no settings; write sections such as `model:`, `data:` and `trainer:`")
+    _check_keys(root, file)
+    for key, section in root.value:
+        if key.value not in sections:
+            what = f"config: {file}, line {key.start_mark.line + 1}: there is no section {key.value}"
+            raise InputError(what + nearest(str(key.value), sections))
+        if key.value in {"trainer", "fit"} and not isinstance(section, yaml.MappingNode):
+            raise InputError(f"config: {file}, line {key.start_mark.line + 1}: {key.value} is a section of settings")
+
+
+def _check_keys(node: yaml.Node, file: Path) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            _check_keys(each, file)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[Any, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise InputError(
+                        f"config: {file}, line {line}: {key.value} stands in line {seen[key.value]} already; leave "
+                        "one out"
+                    )
+                seen[key.value] = line
+            _check_keys(value, file)
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "list": "a list",
+    "dict": "a mapping",
+    "tuple": "a list of that length",
+    "Iterable": "a list",
+}
+
+
+def _in_short(message: str, flags: Iterable[str]) -> str:
+    """A message of the parser, which has a line for each type that a value might have had, in one."""
+    if match := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
+        unknown = match[1].split()[0]
+        if not unknown.startswith("-"):
+            return f"{unknown}: no flag stands before it; write --flag=value"
+        return f"{unknown.partition('=')[0]}: there is no such flag{nearest(unknown.partition('=')[0], flags)}"
+    if match := re.search(r"does not accept option '([^']*)'", message):
+        names = [flag.removeprefix("--") for flag in flags]
+        return f"{match[1]}: there is no such setting{nearest(match[1].split('.')[0], names)}"
+    path, owner, leaf = _innermost(message)
+    if match := re.search(r"Option '([^']*)' is not accepted", leaf):
+        known = _settings(owner) if owner else []
+        return f"{path}.{match[1]}: {_name(owner)} has no such setting{nearest(match[1], known)}"
+    if match := re.search(r"arguments are required: (.*)", leaf):
+        return f"{path}: {_name(owner)} needs {match[1]}; give --{path}.{match[1].split(',')[0]}"
+    nested = re.findall(r"NestedArg\(key='[^']*', val=(?:'([^']*)'|(.*))\)$", message, re.MULTILINE)
+    value = re.search(r"(?:Given value|Got value): (.*?)(?:\. Got value|$)", leaf, re.MULTILINE)
+    shown = (nested[-1][0] or nested[-1][1] if nested else value[1] if value else "")[:80]
+    if re.search(r"dot import path|Import path|No module named|not accessible or invalid|valid subclass", leaf):
+        kind = re.findall(r"Subtypes: \[.*?<class '([\w.]+)'>", leaf)
+        known = _classes(kind[-1] if kind else "", path.rpartition(".")[2])
+        if known:
+            return f"{path}: there is no {shown}{nearest(shown.rpartition('.')[2], known)}"
+    kinds = re.findall(r"Expected an? (?:<class '([^']+)'>|typing\.Literal\[(.*?)\]|(\w+\[[^\]]*\]))", leaf)
+    wanted = [_KINDS.get(c.rpartition(".")[2], c or ch.replace("'", "") or w) for c, ch, w in kinds]
+    if wanted:
+        return f"{path}: {shown!r} is not {' or '.join(dict.fromkeys(wanted))}"
+    if "has no attribute" in leaf:
+        return f"{path}: {shown!r} is no mapping of settings"
+    lines = [line.strip(" -") for line in leaf.splitlines() if line.strip(" -")]
+    return f"{path}: {lines[0]}" if path else " ".join(lines)
+
+
+def _innermost(message: str) -> tuple[str, str, str]:
+    """The setting at fault, the class whose it is ("" for the command line's), and what is wrong with it.
+
+    The parser goes into each type that a value might have had; here the first that got to a class is followed.
+    """
+    path: list[str] = []
+    owner, lines = "", message.splitlines()
+    while True:
+        steps = (
+            (n, re.search(r"given class_path '([^']+)'|Parser key \"([^\"]+)\"", line)) for n, line in enumerate(lines)
+        )
+        number, match = next(((n, found) for n, found in steps if found), (0, None))
+        if match is None:
+            return ".".join(path), owner, "\n".join(lines)
+        owner, key = match[1] or owner, match[2]
+        if key and path[-1:] != [key]:
+            path.append(key)
+        given = [
+            found[1] for line in lines if (found := re.search(r"Got value: Namespace\(class_path='([^']+)'", line))
+        ]
+        owner = given[0] if given else owner
+        inside = _deeper(lines[number + 1 :], len(lines[number]) - len(lines[number].lstrip(" ")))
+        # A line may go on with what is wrong.
+        lines = [lines[number][match.end() :].lstrip(":"), *inside]
+
+
+def _deeper(lines: list[str], indent: int) -> Iterator[str]:
+    """The lines up to one that isn't indented deeper."""
+    return itertools.takewhile(lambda line: not line.strip() or len(line) - len(line.lstrip(" ")) > indent, lines)
+
+
+def _name(class_path: str) -> str:
+    return class_path.rpartition(".")[2] or "it"
+
+
+def _settings(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    owner = getattr(importlib.import_module(module), name)
+    names = [name for each in inspect.getmro(owner)[:-1] for name in inspect.signature(each).parameters]
+    return [name for name in names if name not in {"self", "args", "kwargs", "settings", "params"}]
+
+
+def _classes(class_path: str, key: str) -> list[str]:
+    """Names of the classes that may stand where one of this class, or of this setting, is asked for."""
+    base: Any = {"optimizer": Optimizer, "callbacks": Callback}.get(key)
+    module, _, name = class_path.rpartition(".")
+    if base is None and module:
+        base = getattr(importlib.import_module(module), name, None)
+    if not isinstance(base, type) or base.__module__ == "builtins":
+        return []
+    found, left = [], [base]
+    while left:
+        each = left.pop()
+        left += each.__subclasses__()
+        package = sys.modules.get(each.__module__.rpartition(".")[0])
+        # What a package exports is meant to be named; its bases aren't.
+        if each is not base and not inspect.isabstract(each) and getattr(package, each.__name__, None) is each:
+            found.append(each.__name__)
+    return found

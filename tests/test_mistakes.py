@@ -1,0 +1,105 @@
+"""Every mistake at the command line is one line: what, where, remedy; and what is accepted on purpose."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+
+import mistakes
+import pytest
+from conftest import CONFIGS
+from squad_rows import questions, write
+
+from lit_spectral import cli
+from lit_spectral.errors import LONGEST
+
+SECTIONS = ("ENCODER", "ENCODER_LATER", "DECODER", "QUESTIONS", "MASKED_WORDS", "VERBS")
+ROWS = [(name, *line.split(" ⇒ ")) for name in SECTIONS for line in getattr(mistakes, name).strip().splitlines()]
+TABLE = [
+    pytest.param(*row, id=f"{row[0]}: {row[1]}", marks=pytest.mark.slow if row[0] == "ENCODER_LATER" else [])
+    for row in ROWS
+]
+# What may look like a mistake, and why it is none.
+ACCEPTED = {
+    "--trainer.callbacks+=SpectralMonitor --trainer.callbacks.every_n_steps=0": "switches the monitor off",
+    "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/loss --trainer.callbacks.patience=-1": (
+        "Lightning's: it stops after the first validation"
+    ),
+    "--trainer.default_root_dir=/proc/nowhere": "nothing is written there, since the logger has a folder",
+    "--trainer.precision=16-mixed": "Lightning takes bf16-mixed on a CPU, and says so",
+    "--model.metrics=[accuracy,accuracy]": "counted once",
+    "--model.optimizer=null": "the default",
+    "--model.optimizer.lr=3": "a rate like any other",
+    "--model.method.principal_rank=31": "one direction is left",
+    "--data.max_length=1000000": "the tokenizer's bound holds",
+}
+
+
+@pytest.fixture(scope="module")
+def place(backbone_folder, decoder_folder, mrpc_folder, tmp_path_factory):
+    """A folder with what mistakes are made with, and from a section to the flags that come before."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name, content in mistakes.FILES.items():
+        (folder / name).write_bytes(content)
+    for name in ("prompts", "squad", "tasks"):
+        (folder / name).mkdir()
+    for split, count in (("train", 20), ("validation", 6), ("test", 6)):
+        write(folder / "prompts", split, [{"question": "the cat sat on", "answer": "the mat"}] * count)
+    for split, count in (("train", 9), ("validation", 6)):
+        write(folder / "squad", split, questions(count, 0))
+    task = {"task": "local_arc", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"}
+    task |= {"doc_to_text": "{{given}}", "doc_to_choice": "choices", "doc_to_target": "gold"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(folder / "choices.jsonl")}}}
+    (folder / "tasks" / "local_arc.yaml").write_text(json.dumps(task))
+    write(folder, "choices", [{"given": "the cat", "choices": ["a", "b"], "gold": 0}] * 4)
+    quiet = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    quiet.append("--trainer.enable_model_summary=false")
+    bert, llama = f"--model.backbone={backbone_folder('bert')}", f"--model.backbone={decoder_folder()}"
+    roberta = f"--model.backbone={backbone_folder('roberta')}"
+    prompted = ["--data=PromptedText", "--data.path=prompts", "--data.prompt={question}", "--data.answer={answer}"]
+    before = {
+        "ENCODER": [f"--config={CONFIGS / 'fclora_roberta_mrpc.yaml'}", roberta, f"--data.path={mrpc_folder}", *quiet],
+        "DECODER": ["--model=CausalLM", llama, *prompted, *quiet],
+        "QUESTIONS": ["--model=QuestionAnswering", bert, "--data=SQuAD", "--data.path=squad", *quiet],
+        "MASKED_WORDS": ["--model=MaskedLM", bert, "--data=MaskedText", "--data.path=text.txt", *quiet],
+        "VERBS": [],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cli.main(["fit", *before["ENCODER"], "--trainer.logger.init_args.save_dir=made"])
+    settings = {"class_path": "SequenceClassification", "init_args": {"backbone": backbone_folder("bert")}}
+    data = {"class_path": "GLUE", "init_args": {"path": mrpc_folder}}
+    (folder / "own.yaml").write_text(json.dumps({"model": settings, "data": data, "trainer": {"accelerator": "cpu"}}))
+    paths = {"CKPT": str(next(folder.rglob("last.ckpt"))), "CONFIG": "own.yaml", "BACKBONE": decoder_folder()}
+    return folder, before, paths
+
+
+def give(place, section, command):
+    """Exit status and stderr of a command."""
+    folder, before, paths = place
+    for word, path in paths.items():
+        command = command.replace(word, path)
+    verb, *flags = command.split()
+    section = section.removesuffix("_LATER")
+    args = [] if verb == "nothing" else [verb, *before[section], *flags]
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said), redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        try:
+            cli.main(args)
+        except SystemExit as stop:
+            return stop.code, said.getvalue()
+    return 0, said.getvalue()
+
+
+@pytest.mark.parametrize(("section", "command", "begins"), TABLE)
+def test_a_mistake_is_one_line(place, section, command, begins):
+    status, said = give(place, section, command)
+    lines = [line for line in said.splitlines() if line.startswith(("error:", "usage:", "Traceback"))]
+    assert (status, len(lines)) == (2, 1)
+    assert lines[0].startswith(f"error: {begins}")
+    assert len(lines[0]) <= LONGEST
+
+
+@pytest.mark.parametrize("flags", ACCEPTED)
+def test_what_is_accepted_on_purpose(place, flags):
+    assert give(place, "ENCODER", f"fit {flags}")[0] == 0
