@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, FactoredAdapter, adapters
 from lit_spectral.adapters.stacking import group_by_shape, singular_values, stack_factors
+from lit_spectral.errors import InputError
 
 __all__ = ["FactorRetraction", "SigmaClamp", "SpectralBall", "projector"]
 
@@ -78,6 +79,15 @@ def projector(projections: Iterable[Projection], attached: list[Adapter]) -> Cal
                 projection.project(concerned)
 
     return project_all
+
+
+def _refuse_diverged(*factors: torch.Tensor) -> None:
+    """InputError for factors that no projection brings back: a NaN or an infinity has no nearest point in a set."""
+    if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+        raise InputError(
+            "fit: a factor of ΔW is not finite, so that no bound can hold it: the run has diverged; give a smaller "
+            "learning rate or weight decay"
+        )
 
 
 class SigmaClamp(Projection):
@@ -145,12 +155,24 @@ class SpectralBall(Projection):
             lefts = [free[i][0].left for i in indices]
             left, right = stack_factors([free[i][0] for i in indices])
             radius = torch.tensor([free[i][1] for i in indices], device=left.device)
-            contracted = left.double() @ linalg.contract_to_spectral_ball(left, right, radius)
-            torch._foreach_copy_(lefts, list(contracted.float().unbind()))
-        self._retreat([adapter for adapter in factored if adapter.free_factors() is None])
+            _refuse_diverged(left, right)
+            contracted = (left.double() @ linalg.contract_to_spectral_ball(left, right, radius)).float()
+            # By differences in float64, then cast; where that can't be told from outside, 0 is in the ball.
+            lost = linalg.lost_in_rounding(left, right, radius, 1e-15)
+            lost |= linalg.lost_in_rounding(contracted, right, radius, 6e-8)
+            torch._foreach_copy_(lefts, list(contracted.masked_fill(lost[:, None, None], 0.0).unbind()))
+        # What rounding had left outside of a subspace has grown beside the columns that were contracted, so that
+        # two channels may add up.
+        whole = [adapter for adapter in factored if adapter.confined or adapter.free_factors() is None]
+        self._retreat(whole)
 
     def _retreat(self, attached: list[FactoredAdapter]) -> None:
         """Scale back by radius/‖ΔW‖₂ until inside: once is enough but where parts of ΔW cancel."""
+        for adapter in attached:
+            left, right = stack_factors([adapter.factors()])
+            _refuse_diverged(left, right)
+            if bool(linalg.lost_in_rounding(left, right, left.new_tensor([adapter.ball_radius]), 6e-8)):
+                adapter.retreat(0.0)
         longest = 1.0
         while attached:
             values = singular_values([adapter.factors() for adapter in attached])

@@ -122,7 +122,9 @@ class TextDataModule(pl.LightningDataModule):
             if self._source is None:
                 raise InputError("data.tokenizer is not given, and there is no model to take it from")
             setting = "backbone" if self.tokenizer_name is None else "data.tokenizer"
-            self._tokenizer = backbones.load_tokenizer(backbones.fetch(self._source, setting), setting)
+            tokenizer = backbones.load_tokenizer(backbones.fetch(self._source, setting), setting)
+            backbones.check_reads_text(tokenizer, self._source, setting)
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     def _find_source(self) -> None:

@@ -96,11 +96,6 @@ def load_tokenizer(source: str, setting: str = "backbone") -> Any:
         config = AutoConfig.from_pretrained(source, **_SAFE).get_text_config() if tokenizer.pad_token is None else None
     except _UNREADABLE as error:
         raise _unavailable(source, error, setting) from error
-    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
-        raise InputError(
-            f"{setting}: the tokenizer of {source} knows no token of a text, since its files are missing there; copy "
-            "them beside the model (tokenizer.json, or what its class reads)"
-        )
     if config is not None:
         # Decoders come without one. Padding is masked, so that any token will do where the model names none.
         named = getattr(config, "pad_token_id", None)
@@ -113,6 +108,15 @@ def load_tokenizer(source: str, setting: str = "backbone") -> Any:
             f"{setting}: the tokenizer of {source} has no token to pad with (pad, eos or unk); give it a pad token"
         )
     return tokenizer
+
+
+def check_reads_text(tokenizer: Any, source: str, setting: str = "backbone") -> None:
+    """InputError for a tokenizer made without its files, to which every text is empty."""
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        raise InputError(
+            f"{setting}: the tokenizer of {source} knows no token of a text, since its files are missing there; copy "
+            "them beside the model (tokenizer.json, or what its class reads)"
+        )
 
 
 def _finite(weight: Tensor) -> bool:

@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import Any
 
-from jsonargparse import set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -106,7 +106,8 @@ class SpectralCLI(LightningCLI):
         known, given = self.subcommands(), sys.argv[1:] if args is None else args
         verb = next((arg for arg in given if arg in known or arg in {"-h", "--help"}), None)
         if run and verb in known:
-            self.subcommands = lambda: {verb: known[verb]}  # parsers of the others would take most of the start
+            # Parsers of the others would take most of the start.
+            self.subcommands = lambda: {verb: known[verb]}  # type: ignore[method-assign]
         warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
         super().__init__(
             Task,

@@ -13,7 +13,6 @@ __all__ = [
     "InputError",
     "Parser",
     "check_at_least",
-    "check_finite",
     "check_positive",
     "mistake",
     "nearest",
@@ -61,13 +60,6 @@ def check_positive(**settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} must be finite and above 0, not {value}")
-
-
-def check_finite(**settings: float | None) -> None:
-    """InputError for a setting that is given and not finite."""
-    for name, value in settings.items():
-        if value is not None and not math.isfinite(value):
-            raise InputError(f"{name} must be finite, not {value}")
 
 
 class Parser(argparse.ArgumentParser):

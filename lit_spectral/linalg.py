@@ -19,6 +19,7 @@ __all__ = [
     "contract_to_spectral_ball",
     "factor_spectrum",
     "largest_singular_value",
+    "lost_in_rounding",
     "orthogonality_error",
     "orthogonality_gradient",
     "orthogonality_pull",
@@ -118,6 +119,16 @@ def contract_to_spectral_ball(left_nor: Tensor, right_nri: Tensor, radius_n: Ten
     excess = torch.where(values > radius * (1 + 1e-6), radius / values - 1, 0.0)
     gram_left = left_nor.mT.double() @ left_nor.double()
     return torch.eye(values.shape[-1]).to(values) + (lift * excess.unsqueeze(-2)) @ lift.mT @ gram_left
+
+
+def lost_in_rounding(left_nor: Tensor, right_nri: Tensor, radius_n: Tensor, precision: float) -> Tensor:
+    """Of each product whether nobody can tell that it is in the ball of its radius to 1e-3 of that, (n,), bool.
+
+    Rounding to a relative `precision` moves the product by some precision ‖left‖ ‖right‖: more than the radius where
+    huge columns cancel, as when an optimizer diverges.
+    """
+    norms = torch.linalg.matrix_norm(left_nor.double()) * torch.linalg.matrix_norm(right_nri.double())
+    return ~(norms * precision <= 1e-3 * radius_n)
 
 
 def orthogonality_error(columns_nmr: Tensor) -> Tensor:

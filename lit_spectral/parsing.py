@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
@@ -126,6 +126,8 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
     if re.search(r"dot import path|Import path|No module named|not accessible or invalid|valid subclass", leaf):
         kind = re.findall(r"Subtypes: \[.*?<class '([\w.]+)'>", leaf)
         known = _classes(kind[-1] if kind else "", path.rpartition(".")[2])
+        if shown in known:
+            return f"{path}: several classes are named {shown}; write its module before it, as in torch.optim.AdamW"
         if known:
             return f"{path}: there is no {shown}{nearest(shown.rpartition('.')[2], known)}"
     kinds = re.findall(r"Expected an? (?:<class '([^']+)'>|typing\.Literal\[(.*?)\]|(\w+\[[^\]]*\]))", leaf)

@@ -72,8 +72,8 @@ fit --trainer.callbacks+=StochasticWeightAveraging ⇒ trainer.callbacks: Stocha
 fit --trainer.callbacks+=LearningRateMonitor --trainer.callbacks.logging_interval=second ⇒ trainer.callbacks.logging_interval: 'second' is not step, epoch or null
 fit --trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling=3 ⇒ trainer.callbacks.scheduling: '3' is not a mapping
 fit --trainer.callbacks+=Timer --trainer.callbacks.duration=long ⇒ `Timer(duration='long')` is not a valid duration. Expected a string in t
-fit --trainer.logger=Foo ⇒ trainer.logger: there is no Foo; there are CSVLogger, CometLogger, MLFlo
-fit --trainer.logger=3 ⇒ trainer.logger: there is no 3; there are CSVLogger, CometLogger, MLFlowL
+fit --trainer.logger=Foo ⇒ trainer.logger: there is no Foo; there are
+fit --trainer.logger=3 ⇒ trainer.logger: there is no 3; there are
 fit --trainer.logger.foo=1 ⇒ trainer.logger.foo: TensorBoardLogger has no such setting; there are def
 fit --trainer.gradient_clip_val=abc ⇒ trainer.gradient_clip_val: 'abc' is not a whole number or a finite numbe
 fit --trainer.gradient_clip_val=nan ⇒ trainer.gradient_clip_val: 'nan' is not a whole number or a finite numbe
@@ -131,15 +131,15 @@ fit --config=. ⇒ config: . is a folder; give a file
 fit --config=garbage.ckpt ⇒ config: garbage.ckpt holds no settings; write sections such as `model:`,
 fit --config ⇒ argument -c/--config: expected one argument
 fit --config= ⇒ config: there is no file in
-fit --model=Foo ⇒ model: there is no Foo; there are CausalLM, MaskedLM, QuestionAnswering,
-fit --model=LoRA ⇒ model: there is no LoRA; there are CausalLM, MaskedLM, QuestionAnswering
-fit --model=torch.nn.Linear ⇒ model: there is no torch.nn.Linear; there are CausalLM, MaskedLM, Questi
+fit --model=Foo ⇒ model: there is no Foo; there are
+fit --model=LoRA ⇒ model: there is no LoRA; there are
+fit --model=torch.nn.Linear ⇒ model: there is no torch.nn.Linear; there are
 fit --model=lit_spectral.tasks.Foo ⇒ model: '' is no mapping of settings
 fit --model=nowhere.Foo ⇒ model: No module named 'nowhere'
-fit --model=3 ⇒ model: there is no 3; there are CausalLM, MaskedLM, QuestionAnswering, S
+fit --model=3 ⇒ model: there is no 3; there are
 fit --model=null ⇒ : it needs fit.model; give --.fit.model
 fit --model.foo=3 ⇒ model.foo: SequenceClassification has no such setting; there are backbon
-fit --model.class_path=Foo ⇒ model: there is no Foo; there are CausalLM, MaskedLM, QuestionAnswering,
+fit --model.class_path=Foo ⇒ model: there is no Foo; there are
 fit --model.init_args=3 ⇒ model: '3' is no mapping of settings
 fit --model.init_args={foo:3} ⇒ model: '{foo:3}' is no mapping of settings
 fit --model.backbone=[1] ⇒ model.backbone: '[1]' is not text
@@ -152,24 +152,24 @@ fit --model.warmup_steps=abc ⇒ model.warmup_steps: 'abc' is not a finite numbe
 fit --model.warmup_steps=nan ⇒ model.warmup_steps: 'nan' is not a finite number
 fit --model.warmup_steps=inf ⇒ model.warmup_steps: 'inf' is not a finite number
 fit --model.warmup_steps=[1] ⇒ model.warmup_steps: '[1]' is not a finite number
-fit --model.optimizer=Foo ⇒ model.optimizer: there is no Foo; there are ASGD, Adadelta, Adafactor, A
-fit --model.optimizer=LoRA ⇒ model.optimizer: there is no LoRA; there are ASGD, Adadelta, Adafactor,
-fit --model.optimizer=torch.nn.Linear ⇒ model.optimizer: there is no torch.nn.Linear; there are ASGD, Adadelta,
-fit --model.optimizer=3 ⇒ model.optimizer: there is no 3; there are ASGD, Adadelta, Adafactor, Ada
-fit --model.optimizer=AdamW --model.optimizer.lr=abc ⇒ model.optimizer.lr: 'abc' is not a finite number
-fit --model.optimizer=AdamW --model.optimizer.lr=inf ⇒ model.optimizer.lr: 'inf' is not a finite number
-fit --model.optimizer=AdamW --model.optimizer.lr=nan ⇒ model.optimizer.lr: 'nan' is not a finite number
-fit --model.optimizer=AdamW --model.optimizer.weight_decay=nan ⇒ model.optimizer.weight_decay: 'nan' is not a finite number
-fit --model.optimizer=AdamW --model.optimizer.betas=3 ⇒ model.optimizer.betas: '3' is not a list of that length
-fit --model.optimizer=AdamW --model.optimizer.betas=[0.9] ⇒ model.optimizer.betas: Expected a tuple with 2 elements. Got value: [0.9
-fit --model.optimizer=AdamW --model.optimizer.eps=nan ⇒ model.optimizer.eps: 'nan' is not a finite number
-fit --model.optimizer=AdamW --model.optimizer.foo=1 ⇒ model.optimizer.foo: AdamW has no such setting; there are amsgrad, betas
-fit --model.optimizer=AdamW --model.optimizer.learning_rate=1e-3 ⇒ model.optimizer.learning_rate: AdamW has no such setting; there are amsg
-fit --model.method=Foo ⇒ model.method: there is no Foo; there are BitFit, FCLoRA, FullFineTuning,
-fit --model.method=lora ⇒ model.method: there is no lora; there are BitFit, FCLoRA, FullFineTuning
+fit --model.optimizer=Foo ⇒ model.optimizer: there is no Foo; there are
+fit --model.optimizer=LoRA ⇒ model.optimizer: there is no LoRA; there are
+fit --model.optimizer=torch.nn.Linear ⇒ model.optimizer: there is no torch.nn.Linear; there are
+fit --model.optimizer=3 ⇒ model.optimizer: there is no 3; there are
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.lr=abc ⇒ model.optimizer.lr: 'abc' is not a finite number
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.lr=inf ⇒ model.optimizer.lr: 'inf' is not a finite number
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.lr=nan ⇒ model.optimizer.lr: 'nan' is not a finite number
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.weight_decay=nan ⇒ model.optimizer.weight_decay: 'nan' is not a finite number
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.betas=3 ⇒ model.optimizer.betas: '3' is not a list of that length
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.betas=[0.9] ⇒ model.optimizer.betas: Expected a tuple with 2 elements. Got value: [0.9
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.eps=nan ⇒ model.optimizer.eps: 'nan' is not a finite number
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.foo=1 ⇒ model.optimizer.foo: AdamW has no such setting; there are amsgrad, betas
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.learning_rate=1e-3 ⇒ model.optimizer.learning_rate: AdamW has no such setting; there are amsg
+fit --model.method=Foo ⇒ model.method: there is no Foo; there are
+fit --model.method=lora ⇒ model.method: there is no lora; there are
 fit --model.method=FCLORA ⇒ model.method: there is no FCLORA; did you mean FCLoRA?
-fit --model.method=3 ⇒ model.method: there is no 3; there are BitFit, FCLoRA, FullFineTuning, H
-fit --model.method=[LoRA] ⇒ model.method: there is no ['LoRA']; there are BitFit, FCLoRA, FullFineTu
+fit --model.method=3 ⇒ model.method: there is no 3; there are
+fit --model.method=[LoRA] ⇒ model.method: there is no ['LoRA']; there are
 fit --model.method.foo=3 ⇒ model.method.foo: FCLoRA has no such setting; there are ball, dropout, f
 fit --model.method.rnak=3 ⇒ model.method.rnak: FCLoRA has no such setting; did you mean rank?
 fit --model.method.rank=abc ⇒ model.method.rank: 'abc' is not a whole number
@@ -228,11 +228,11 @@ fit --model.method=HiRA --model.method.rank=0 ⇒ rank must be at least 1, not 0
 fit --model.method=HiLoRA --model.method.rank=0 ⇒ rank must be at least 1, not 0
 fit --model.method=PiSSA --model.method.rank=0 ⇒ rank must be at least 1, not 0
 fit --model.method=MoRA --model.method.rank=0 ⇒ rank must be at least 1, not 0
-fit --model.method=DenseDelta --model.method.rank=3 ⇒ model.method: there is no DenseDelta; there are BitFit, FCLoRA, FullFine
+fit --model.method=DenseDelta --model.method.rank=3 ⇒ model.method: there is no DenseDelta; there are
 fit --model.method=Peft --model.method.config=3 ⇒ model.method.config: '3' is not a mapping
-fit --data=Foo ⇒ data: there is no Foo; there are Commonsense, ConvAI2, GLUE, Instruction
-fit --data=LoRA ⇒ data: there is no LoRA; there are Commonsense, ConvAI2, GLUE, Instructio
-fit --data=3 ⇒ data: there is no 3; there are Commonsense, ConvAI2, GLUE, Instructions,
+fit --data=Foo ⇒ data: there is no Foo; there are
+fit --data=LoRA ⇒ data: there is no LoRA; there are
+fit --data=3 ⇒ data: there is no 3; there are
 fit --data.foo=1 ⇒ data.foo: GLUE has no such setting; there are batch_size, eval_batch_siz
 fit --data.task=mrcp ⇒ data.task: 'mrcp' is not cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte
 fit --data.task=3 ⇒ data.task: '3' is not cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte
@@ -338,16 +338,16 @@ fit --model.lr_scheduler=constant --model.warmup_steps=3 ⇒ warmup_steps: lr_sc
 fit --model.warmup_steps=-5 ⇒ warmup_steps must be finite and not negative, not -5.0
 fit --model.warmup_steps=-0.1 ⇒ warmup_steps must be finite and not negative, not -0.1
 fit --model.warmup_steps=1000000000 ⇒ warmup_steps 1000000000.0 is above the run's 4 optimizer steps, in which
-fit --model.optimizer=AdamW --model.optimizer.lr=-1 ⇒ model.optimizer: Invalid learning rate: -1.0; give other settings of it,
-fit --model.optimizer=AdamW --model.optimizer.lr=0 ⇒ model.optimizer: a learning rate of 0.0 trains nothing; give --model.opt
-fit --model.optimizer=AdamW --model.optimizer.weight_decay=-1 ⇒ model.optimizer: Invalid weight_decay value: -1.0; give other settings o
-fit --model.optimizer=AdamW --model.optimizer.betas=[2,2] ⇒ model.optimizer: Invalid beta parameter at index 0: 2.0; give other sett
-fit --model.optimizer=AdamW --model.optimizer.eps=-1 ⇒ model.optimizer: Invalid epsilon value: -1.0; give other settings of it,
-fit --model.optimizer=AdamW --model.optimizer.fused=true --model.optimizer.foreach=true ⇒ model.optimizer: `fused` and `foreach` cannot be `True` together.; give
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.lr=-1 ⇒ model.optimizer: Invalid learning rate: -1.0; give other settings of it,
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.lr=0 ⇒ model.optimizer: a learning rate of 0.0 trains nothing; give --model.opt
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.weight_decay=-1 ⇒ model.optimizer: Invalid weight_decay value: -1.0; give other settings o
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.betas=[2,2] ⇒ model.optimizer: Invalid beta parameter at index 0: 2.0; give other sett
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.eps=-1 ⇒ model.optimizer: Invalid epsilon value: -1.0; give other settings of it,
+fit --model.optimizer=torch.optim.AdamW --model.optimizer.fused=true --model.optimizer.foreach=true ⇒ model.optimizer: `fused` and `foreach` cannot be `True` together.; give
 fit --model.optimizer=SGD --model.optimizer.momentum=-1 ⇒ model.optimizer: Invalid momentum value: -1.0; give other settings of it
 fit --model.optimizer=LBFGS ⇒ model.optimizer: LBFGS doesn't support per-parameter options (parameter
 fit --model.optimizer=SparseAdam ⇒ model.optimizer: SparseAdam is for sparse gradients, which adapters have
-fit --model.method=torch.nn.Linear ⇒ model.method: there is no torch.nn.Linear; there are BitFit, FCLoRA, Ful
+fit --model.method=torch.nn.Linear ⇒ model.method: there is no torch.nn.Linear; there are
 fit --model.method=lit_spectral.methods.Method ⇒ backbone: it can't read rows padded with '[PAD]' ('NoneType' object is n
 fit --model.method.rank=33 ⇒ encoder.layer.0.attention.self.query: rank 33 is above the largest a 32
 fit --model.method.rank=1000000 ⇒ encoder.layer.0.attention.self.query: rank 1000000 is above the largest
@@ -604,7 +604,7 @@ compare --config=CONFIG --methods LoRA FCLoRA --corpora nowhere.txt ⇒ data.pat
 compare --config=CONFIG --methods LoRA FCLoRA --corpora empty.txt ⇒ data.path: empty.txt holds no text
 compare --config=CONFIG --methods LoRA FCLoRA --corpora latin.txt ⇒ latin.txt, line 1 can't be read: it is not UTF-8; convert the file
 compare --config=CONFIG --methods LoRA FCLoRA --corpora text.txt text.txt ⇒ corpora: text.txt and text.txt are both named text; give NAME=text.txt
-compare --config=CONFIG --methods LoRA FCLoRA --sts nowhere ⇒ data.path: nowhere is neither a local folder nor to be had from the hub
+compare --config=CONFIG --methods LoRA FCLoRA --sts nowhere.d ⇒ data.path: nowhere.d is neither a local folder nor to be had from the hub
 compare --config=CONFIG --methods LoRA FCLoRA --limit -1 ⇒ limit must be at least 0, not -1
 compare --config=CONFIG --methods LoRA FCLoRA --limit x ⇒ compare: argument --limit: invalid int value: 'x'
 compare --config=CONFIG --methods LoRA FCLoRA --foo 3 ⇒ --foo: there is no such flag; see --help
@@ -628,7 +628,7 @@ evaluate --tasks ⇒ evaluate: argument --tasks/-t: expected at least one argume
 evaluate --checkpoint=nowhere.ckpt --tasks=arc_easy ⇒ checkpoint: there is no file nowhere.ckpt; give a .ckpt that fit wrote
 evaluate --checkpoint=garbage.ckpt --tasks=arc_easy ⇒ checkpoint: garbage.ckpt can't be read as a checkpoint (it is none, or i
 evaluate --checkpoint=CKPT --tasks=local_arc --include_path=tasks ⇒ checkpoint:
-evaluate --backbone=BACKBONE --tasks=local_arc --include_path=nowhere ⇒ include_path: there is no folder nowhere; give one with YAMLs of tasks
+evaluate --backbone=BACKBONE --tasks=local_arc --include_path=nowhere.d ⇒ include_path: there is no folder nowhere.d; give one
 evaluate --backbone=BACKBONE --tasks=local_arc --include_path=tasks --foo ⇒ evaluate: there is no --foo; see --help
 evaluate --backbone=BACKBONE --tasks=local_arc --include_path=tasks --limit=-1 ⇒ limit must be finite and above 0, not -1.0
 evaluate --backbone=BACKBONE --tasks=local_arc --include_path=tasks --limit=abc ⇒ evaluate: argument --limit/-L: invalid float value: 'abc'

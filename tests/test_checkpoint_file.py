@@ -1,12 +1,15 @@
 """Checkpoint files: a damaged one, or another's, is one line."""
 
 import copy
+import errno
 import functools
 import math
 import pickle
 import random
 import shutil
+import tempfile
 import zipfile
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -187,3 +190,31 @@ def test_load_from_checkpoint_builds_what_was_trained_with_what_is_given_in_its_
     assert equal(dict(first.state_dict()), dict(second.state_dict()))
     with pytest.raises(InputError, match="is of the task SequenceClassification"):
         CausalLM.load_from_checkpoint(good)
+
+
+class Save(pl.Callback):
+    """Saves at the end of every epoch, as a checkpoint callback does; the second time there is no room."""
+
+    def __init__(self, path, monkeypatch):
+        self.path, self.patch = path, monkeypatch
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.path)
+        self.whole = self.path.read_bytes()
+        self.patch.setattr(torch, "save", self.fill)
+
+    @staticmethod
+    def fill(content, place):
+        Path(place).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_that_can_not_be_saved_whole_leaves_the_one_before(train, tmp_path, monkeypatch):
+    """Nor is any other place written to, such as TMPDIR, from which a file would be copied."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    (tmp_path / "kept").mkdir()
+    save = Save(tmp_path / "kept" / "last.ckpt", monkeypatch)
+    with pytest.raises(OSError, match="No space"):
+        train(LoRA(rank=2), save)
+    assert save.path.read_bytes() == save.whole
+    assert [path.name for path in save.path.parent.iterdir()] == ["last.ckpt"]

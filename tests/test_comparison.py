@@ -262,7 +262,10 @@ def test_a_config_that_keeps_no_checkpoint_is_resumed_too(compare, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--seeds", "-1"], "--seeds are 0 or more"), (["--output_folder", "tiny.yaml"], "tiny.yaml is a file")],
+    [
+        (["--seeds", "-1"], "--seeds are 0 or more"),
+        (["--output_folder", "tiny.yaml"], "tiny.yaml/index.html can't be written"),
+    ],
 )
 def test_bad_flags_of_its_own_are_one_line(flags, message, compare, capsys):
     with pytest.raises(SystemExit):
@@ -308,25 +311,25 @@ def test_a_folder_of_other_settings_is_refused_by_what_differs(compare, capsys):
 
 def test_a_run_that_never_got_anywhere_may_be_corrected(compare):
     with pytest.raises(SystemExit):
-        compare("--corpora", "txt.txt", methods=["LoRA"])
-    assert len(compare("--corpora", "text.txt", methods=["LoRA"])) == 1
+        compare("--model.backbone=nowhere", methods=["LoRA"])
+    assert len(compare(methods=["LoRA"])) == 1
 
 
 def test_a_mistake_in_a_flag_is_said_before_anything_runs(compare, capsys):
     with pytest.raises(SystemExit):
         compare("--FCLoRA.gamma=-1")
-    assert "gamma must not be negative" in capsys.readouterr().err
+    assert "gamma must be at least 0" in capsys.readouterr().err
     assert not FOLDER.exists()
 
 
 def test_a_metric_that_is_not_logged_is_named_with_those_that_are(compare, capsys):
     with pytest.raises(SystemExit):
         compare("--metric", "val/acuracy", methods=["LoRA"])
-    assert "logged no val/acuracy; give --metric, one of" in capsys.readouterr().err
+    assert "RunRecord: val/acuracy is not logged; there are" in capsys.readouterr().err
 
 
 def test_an_interrupted_comparison_shows_what_is_done(compare, monkeypatch):
-    def interrupt(planned, expected):
+    def interrupt(planned, expected, metric):
         raise KeyboardInterrupt
 
     compare(methods=["LoRA"])
@@ -344,6 +347,35 @@ def test_a_run_that_another_process_is_at_is_left_alone(compare, capsys, monkeyp
     with FileLock(FOLDER / "LoRA/seed_0/.lock"):
         assert [command[2] for command in compare()] == ["--model.method=FCLoRA"]
     assert "another process is at it" in capsys.readouterr().out
+
+
+def test_a_run_whose_starter_is_gone_is_left_alone(compare, capsys, monkeypatch):
+    """Its own lock tells that it lives."""
+    monkeypatch.setenv("COLUMNS", "20")
+    (FOLDER / "LoRA/seed_0").mkdir(parents=True)
+    with FileLock(FOLDER / "LoRA/seed_0/.run.lock"):
+        assert [command[2] for command in compare()] == ["--model.method=FCLoRA"]
+    assert "another process is at it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["command.json", "record.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_file_of_one_run_stops_no_other(compare, capsys, file, content):
+    compare(methods=["LoRA"])
+    (FOLDER / "LoRA/seed_0" / file).write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        compare()
+    assert stopped.value.code == 1
+    assert "failed: 1 of 2: LoRA, seed 0: " in capsys.readouterr().out
+    assert (FOLDER / "FCLoRA/seed_0/record.json").exists()
+
+
+def test_texts_are_looked_at_before_the_first_run(compare, capsys, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9\n".encode("latin-1") * 20)
+    with pytest.raises(SystemExit):
+        compare("--corpora", "text.txt", "latin.txt")
+    assert "latin.txt, line 1 can't be read" in capsys.readouterr().err
+    assert not FOLDER.exists()
 
 
 @pytest.mark.slow

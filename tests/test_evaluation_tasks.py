@@ -102,7 +102,7 @@ def test_our_tasks_are_those_that_the_table_says_are_ours(data):
         (["--tasks", "commonsense_boolq", "--metadata", "commonsense=nowhere"], "there is no folder nowhere/boolq"),
         (["--tasks", "tiny_gone", "--backbone", "DECODER"], "the data of tiny_gone can't be had"),
         (["--tasks", "tiny_choice", "--include_path", "nowhere"], "include_path: there is no folder nowhere"),
-        (["--tasks", "tiny_choice", "--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+        (["--tasks", "tiny_choice", "--no_such_flag"], "there is no --no_such_flag"),
         (["--tasks", "tiny_choice", "--model", "hf"], "--model is for lm_eval alone"),
         (["--tasks", "tiny_choice", "--backbone", "DECODER", "--device", "cuda:99"], "device: cuda:99 can't be used"),
         (["--tasks", "tiny_choice", "--backbone", "DECODER", "--model_args", "dtype=x"], "there is no dtype"),

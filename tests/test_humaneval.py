@@ -141,4 +141,4 @@ def test_a_missing_file_of_samples_is_named(folder):
 def test_results_that_cant_be_written_are_told_first(folder):
     samples = write_samples(folder, [{"task_id": "HumanEval/0", "completion": ""}])
     with pytest.raises(InputError, match="can't be written"):
-        humaneval.evaluate(samples, str(folder), results=str(folder / "none" / "results.jsonl"))
+        humaneval.evaluate(samples, str(folder), results="/proc/none/results.jsonl")

@@ -175,5 +175,5 @@ def test_where_it_does_not_go_it_says_so(method, message):
 
 
 def test_a_negative_rank_is_refused():
-    with pytest.raises(InputError, match="input_rank must not be negative"):
+    with pytest.raises(InputError, match="input_rank must be at least 0"):
         LoRA(input_rank=-1)

@@ -164,7 +164,8 @@ def test_skipped_steps_are_those_of_the_fit(train, backbone_folder):
             next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(float("nan"))
 
     task = SequenceClassification(backbone_folder("bert"), LoRA(rank=4))
-    train(None, Poison(), task=task, max_steps=2)
+    with pytest.raises(InputError, match="all 2 steps were skipped"):
+        train(None, Poison(), task=task, max_steps=2)
     assert task.skipped_steps == 2
     trainer = train(None, task=task, max_steps=2)
     assert scalars(trainer)["train/skipped_steps"] == [(0, 0.0), (1, 0.0)]

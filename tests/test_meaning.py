@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA
+from lit_spectral.tasks import SequenceClassification
 
 STOP = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/acuracy"]
 KEEP = "--trainer.callbacks={class_path: ModelCheckpoint, init_args: {%s}}"
@@ -87,13 +88,14 @@ def test_it_is_said_that_a_run_was_at_its_end(fit, caplog):
     assert sum("fit: nothing was trained" in message for message in caplog.messages) == 1
 
 
-def test_it_is_said_that_every_step_was_skipped(train, caplog):
+def test_a_fit_whose_every_step_was_skipped_has_not_trained(train, backbone_folder):
     class Broken(pl.Callback):
         def on_after_backward(self, trainer, pl_module):
             for parameter in pl_module.parameters():
                 if parameter.grad is not None:
                     parameter.grad.fill_(torch.nan)
 
-    trainer = train(LoRA(), Broken(), max_epochs=1)
-    assert sum("fit: nothing was trained" in message for message in caplog.messages) == 1
-    assert not trainer.lightning_module.is_trained
+    task = SequenceClassification(backbone_folder("bert"), LoRA())
+    with pytest.raises(InputError, match="all 8 steps were skipped"):
+        train(None, Broken(), task=task, max_epochs=1)
+    assert not task.is_trained

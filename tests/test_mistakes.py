@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from contextlib import redirect_stderr, redirect_stdout
 
 import mistakes
@@ -63,9 +64,13 @@ def place(backbone_folder, decoder_folder, mrpc_folder, tmp_path_factory):
         "MASKED_WORDS": ["--model=MaskedLM", bert, "--data=MaskedText", "--data.path=text.txt", *quiet],
         "VERBS": [],
     }
+    logger = logging.getLogger("lit_spectral")
+    level, handlers = logger.level, list(logger.handlers)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         cli.main(["fit", *before["ENCODER"], "--trainer.logger.init_args.save_dir=made"])
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
     settings = {"class_path": "SequenceClassification", "init_args": {"backbone": backbone_folder("bert")}}
     data = {"class_path": "GLUE", "init_args": {"path": mrpc_folder}}
     (folder / "own.yaml").write_text(json.dumps({"model": settings, "data": data, "trainer": {"accelerator": "cpu"}}))

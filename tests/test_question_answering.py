@@ -218,7 +218,7 @@ def test_test_and_predict_use_the_test_split(command, folder):
 
 
 def test_another_data_module_is_refused(command, mrpc_folder):
-    with pytest.raises(InputError, match="give SQuAD, or one like it"):
+    with pytest.raises(InputError, match="GLUE is not for QuestionAnswering"):
         command("validate", "--data=GLUE", "--data.task=mrpc", f"--data.path={mrpc_folder}")
 
 

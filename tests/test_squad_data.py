@@ -155,8 +155,8 @@ def test_nothing_left_is_refused(folder, read):
     ("options", "message"),
     [
         ({"stride": 25}, "a window of 40 tokens has 25 left beside a question of 12, and needs more than the stride"),
-        ({"stride": -1}, "stride is at least 0"),
-        ({"max_query_length": 0}, "max_query_length at least 1"),
+        ({"stride": -1}, "stride must be at least 0"),
+        ({"max_query_length": 0}, "max_query_length must be at least 1"),
     ],
 )
 def test_windows_that_can_not_be_cut_are_refused(read, options, message):

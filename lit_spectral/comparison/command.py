@@ -76,7 +76,6 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     Raises:
         InputError: flags that can't be used; a folder with runs of other settings; no run that came to its end.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     given, rest = _parse(args)
     files = [config_file(name) for name in given.config]
     console = Console()
@@ -297,13 +296,17 @@ def _call(command: list[str]) -> int:
     """`lit-spectral` in a process of its own. On Ctrl-C, which that gets too, it may take its time to save."""
     # -m imports from the current folder before all others: only where this process does so too.
     safe = {} if {"", os.getcwd()} & set(sys.path) else {"PYTHONSAFEPATH": "1"}
+    # This process may be told to stop alone.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with subprocess.Popen([sys.executable, "-m", "lit_spectral", *command], env=os.environ | safe) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
             process.wait()
             raise
-        except SystemExit:  # this process was told to stop, and the run was not
+        except SystemExit:
             process.terminate()
             process.wait()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -64,7 +64,8 @@ class Peft(Method):
         try:
             wrapped: Any = peft.get_peft_model(model, config)
         except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            raise InputError(f"method.config: {_first_line(error)}") from error
+            missing = "; is a field missing?" if "NoneType" in str(error) else ""
+            raise InputError(f"method.config: {_first_line(error)}{missing}") from error
         after = {id(parameter): float(parameter.double().sum()) for parameter in wrapped.parameters()}
         if any(after.get(key, total) != total for key, total in before.items()):
             raise InputError(

@@ -90,7 +90,7 @@ class Task(StoredModule):
         self,
         backbone: str = "roberta-base",
         method: Method | None = None,
-        optimizer: OptimizerCallable = _adamw,
+        optimizer: OptimizerCallable | None = _adamw,
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
         lr_scheduler_options: dict[str, Any] | None = None,
@@ -98,7 +98,7 @@ class Task(StoredModule):
         super().__init__()
         self.backbone = backbone
         self.method = copy.copy(method) if method is not None else LoRA()  # what it remembers is of this task
-        self.optimizer = optimizer or _adamw  # a config's null
+        self.optimizer: OptimizerCallable = _adamw if optimizer is None else optimizer  # a config's null
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
         self.lr_scheduler_options = lr_scheduler_options or {}

@@ -56,7 +56,7 @@ class CausalLM(Task):
         self,
         backbone: str = "HuggingFaceTB/SmolLM2-135M",
         method: Method | None = None,
-        optimizer: OptimizerCallable = _adamw,
+        optimizer: OptimizerCallable | None = _adamw,
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
         lr_scheduler_options: dict[str, Any] | None = None,

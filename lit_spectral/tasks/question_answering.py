@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from lit_spectral import backbones, squad
 from lit_spectral.callbacks import PredictionWriter
 from lit_spectral.datamodules.squad import SQuAD
-from lit_spectral.errors import InputError, check_at_least, check_finite
+from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.files import write_text
 from lit_spectral.methods import Method
 from lit_spectral.run_folder import own_folder
@@ -60,14 +61,15 @@ class QuestionAnswering(Task):
         method: Method | None = None,
         max_answer_length: int = 30,
         null_threshold: float = 0.0,
-        optimizer: OptimizerCallable = _adamw,
+        optimizer: OptimizerCallable | None = _adamw,
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
         lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps, lr_scheduler_options)
         check_at_least(1, max_answer_length=max_answer_length)
-        check_finite(null_threshold=null_threshold)
+        if math.isnan(null_threshold):  # an infinite one answers always, or never
+            raise InputError("null_threshold is a number, not nan")
         self.max_answer_length = max_answer_length
         self.null_threshold = null_threshold
         self._windows: dict[str, Tensor] = {}

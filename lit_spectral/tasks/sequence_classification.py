@@ -42,7 +42,7 @@ class SequenceClassification(Task):
         method: Method | None = None,
         num_labels: int | None = None,
         metrics: list[str] | None = None,
-        optimizer: OptimizerCallable = _adamw,
+        optimizer: OptimizerCallable | None = _adamw,
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
         label_names: list[str] | None = None,

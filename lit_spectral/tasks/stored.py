@@ -68,6 +68,12 @@ class StoredModule(SteppedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep of the weights that are there, averages perhaps, what is trained, and how to rebuild the rest."""
+        damaged = next((name for name, tensor in self._trained().items() if not tensor.isfinite().all()), None)
+        if damaged is not None:
+            raise InputError(
+                f"fit: {damaged} is not finite, so that there is nothing to keep: the run has diverged; give a smaller "
+                "learning rate or weight decay"
+            )
         put_averages(self.trainer, self, checkpoint)
         keep_trained(checkpoint, self.state_dict(), self._trained())
         progress = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
