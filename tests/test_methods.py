@@ -62,7 +62,7 @@ PEFT = {
         config={"peft_type": "ADALORA", "init_r": 6, "target_r": 3, "tinit": 2, "tfinal": 4, "total_step": 24}
     ),
     "FourierFT": Peft(config={"peft_type": "FOURIERFT", "n_frequency": 20}),
-    "prompt tuning": Peft(config={"peft_type": "PROMPT_TUNING", "field missing": 4}),
+    "prompt tuning": Peft(config={"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}),
     "P-tuning": Peft(config={"peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_hidden_size": 8}),
     "prefix tuning": Peft(config={"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}),
 }
@@ -356,7 +356,7 @@ def test_adalora_ends_at_its_budget(train):
     [
         (lambda: Peft(config={"peft_type": "LORA", "rank": 4}), "rank"),
         (lambda: Peft(config={"peft_type": "LORA", "init_lora_weights": "pissa"}), "rewrites the backbone.*PiSSA"),
-        (lambda: Peft(config={"peft_type": "PROMPT_TUNING"}), "num_virtual_tokens"),
+        (lambda: Peft(config={"peft_type": "PROMPT_TUNING"}), "field missing"),
         (lambda: PiSSA(rank=4, alpha=0), "alpha must be finite and above 0"),
         (lambda: SORSA(rank=4, gamma=-1), "gamma must be at least 0"),
         (lambda: Peft(config={"r": 4}), "peft_type None unknown; peft has ADALORA"),

@@ -36,7 +36,8 @@ TAIL = """
 Refused, each in one line: quantised maps and others that don't compute W x + b from floating-point weights;
 target modules that text does not reach, such as a vision tower; rows whose result depends on the padding beside
 them, which is what prompt and P-tuning of peft do to the classes of decoders (one row at a time goes); RoBERTa
-and XLM-R whose config names no padding token, and T5 and BART where the end of a text pads it.
+and XLM-R whose config names no padding token, and T5 and BART where the end of a text pads it; LoRA and DoRA of
+peft on Mamba's out_proj (peft's own refusal).
 """
 
 

@@ -33,9 +33,16 @@ OTHERS = {
     "FullFineTuning": methods.FullFineTuning(),
     "DoRA of peft": methods.Peft(config={"peft_type": "LORA", "r": 4, "use_dora": True}),
 }
+# peft names a module of Mamba that it refuses, since kernels there read past its layers.
+REFUSED = {("Mamba", "DoRA of peft")}
 EVERY = [
     *((name, method) for name in MODELS for method in KINDS),
-    *(pytest.param(name, method, marks=pytest.mark.slow) for name in MODELS for method in OTHERS),
+    *(
+        pytest.param(name, method, marks=pytest.mark.slow)
+        for name in MODELS
+        for method in OTHERS
+        if (name, method) not in REFUSED
+    ),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOKENS = torch.tensor([[2, 9, 30, 17, 44, 8, 3], [2, 5, 6, 7, 40, 41, 3]])
