@@ -130,8 +130,9 @@ class SpectralCLI(LightningCLI):
         """
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
-        by_name = path is None or path in {"best", "last", "hpc"}
-        if not by_name and not os.path.isdir(path):  # a sharded one is a folder
+        if path is None or path in {"best", "last", "hpc"}:
+            return
+        if not os.path.isdir(path):  # a sharded one is a folder
             read(path, summary=True)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

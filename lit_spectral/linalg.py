@@ -128,7 +128,8 @@ def lost_in_rounding(left_nor: Tensor, right_nri: Tensor, radius_n: Tensor, prec
     huge columns cancel, as when an optimizer diverges.
     """
     norms = torch.linalg.matrix_norm(left_nor.double()) * torch.linalg.matrix_norm(right_nri.double())
-    return ~(norms * precision <= 1e-3 * radius_n)
+    lost: Tensor = ~(norms * precision <= 1e-3 * radius_n)
+    return lost
 
 
 def orthogonality_error(columns_nmr: Tensor) -> Tensor:
