@@ -81,12 +81,14 @@ def projector(projections: Iterable[Projection], attached: list[Adapter]) -> Cal
     return project_all
 
 
-def _refuse_diverged(*factors: torch.Tensor) -> None:
+def _refuse_diverged(attached: Iterable[FactoredAdapter]) -> None:
     """InputError for factors that no projection brings back: a NaN or an infinity has no nearest point in a set."""
-    if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+    parts = [part for adapter in attached for part in adapter.factors()[:3]]
+    factors = [part.detach() for part in parts if isinstance(part, torch.Tensor)]
+    if factors and not bool(torch.stack(torch._foreach_norm(factors)).isfinite().all()):  # one look at all of them
         raise InputError(
-            "fit: a factor of ΔW is not finite, so that no bound can hold it: the run has diverged; give a smaller "
-            "learning rate or weight decay"
+            "fit: a factor of ΔW has left float32's range, so that no bound can hold it: the run has diverged; give a "
+            "smaller learning rate or weight decay"
         )
 
 
@@ -150,12 +152,12 @@ class SpectralBall(Projection):
     def project(self, attached: list[Adapter]) -> None:
         """Contract, adapters of one shape at a time."""
         factored = [adapter for adapter in attached if isinstance(adapter, FactoredAdapter)]
+        _refuse_diverged(factored)
         free = [(factors, a.ball_radius) for a in factored if (factors := a.free_factors()) is not None]
         for indices in group_by_shape([(factors.left, factors.right) for factors, _ in free]):
             lefts = [free[i][0].left for i in indices]
             left, right = stack_factors([free[i][0] for i in indices])
             radius = torch.tensor([free[i][1] for i in indices], device=left.device)
-            _refuse_diverged(left, right)
             contracted = (left.double() @ linalg.contract_to_spectral_ball(left, right, radius)).float()
             # By differences in float64, then cast; where that can't be told from outside, 0 is in the ball.
             lost = linalg.lost_in_rounding(left, right, radius, 1e-15)
@@ -163,16 +165,17 @@ class SpectralBall(Projection):
             torch._foreach_copy_(lefts, list(contracted.masked_fill(lost[:, None, None], 0.0).unbind()))
         # What rounding had left outside of a subspace has grown beside the columns that were contracted, so that
         # two channels may add up.
-        whole = [adapter for adapter in factored if adapter.confined or adapter.free_factors() is None]
-        self._retreat(whole)
+        self._retreat([adapter for adapter in factored if adapter.confined or adapter.free_factors() is None])
 
     def _retreat(self, attached: list[FactoredAdapter]) -> None:
         """Scale back by radius/‖ΔW‖₂ until inside: once is enough but where parts of ΔW cancel."""
-        for adapter in attached:
-            left, right = stack_factors([adapter.factors()])
-            _refuse_diverged(left, right)
-            if bool(linalg.lost_in_rounding(left, right, left.new_tensor([adapter.ball_radius]), 6e-8)):
-                adapter.retreat(0.0)
+        factors = [adapter.factors() for adapter in attached]
+        for indices in group_by_shape([(each.left, each.right) for each in factors]):
+            left, right = stack_factors([factors[i] for i in indices])
+            radius = torch.tensor([attached[i].ball_radius for i in indices], device=left.device)
+            lost = linalg.lost_in_rounding(left, right, radius, 6e-8).tolist()
+            for index in (i for i, is_lost in zip(indices, lost, strict=True) if is_lost):
+                attached[index].retreat(0.0)
         longest = 1.0
         while attached:
             values = singular_values([adapter.factors() for adapter in attached])

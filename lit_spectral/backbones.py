@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from lit_spectral import tiny
 from lit_spectral.errors import InputError
+from lit_spectral.linalg import all_finite
 
 __all__ = ["BUILT_IN", "fetch", "load_model", "load_tokenizer", "tell_padding"]
 
@@ -72,7 +73,7 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
         raise _unavailable(source, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)
-    damaged = next((name for name, weight in model.named_parameters() if not _finite(weight)), None)
+    damaged = next((name for name, weight in model.named_parameters() if not all_finite(weight)), None)
     if damaged is not None:
         raise InputError(f"backbone: {damaged} in the files of {source} is not finite; give undamaged ones")
     lacking = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
@@ -117,11 +118,6 @@ def check_reads_text(tokenizer: Any, source: str, setting: str = "backbone") -> 
             f"{setting}: the tokenizer of {source} knows no token of a text, since its files are missing there; copy "
             "them beside the model (tokenizer.json, or what its class reads)"
         )
-
-
-def _finite(weight: Tensor) -> bool:
-    """Whether all of it is; a NaN or an infinity is passed on to the least or the largest, without a copy."""
-    return weight.numel() == 0 or bool(torch.isfinite(torch.stack(weight.detach().aminmax())).all())
 
 
 def tell_padding(model: Any, tokenizer: Any) -> None:

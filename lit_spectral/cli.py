@@ -202,8 +202,50 @@ def _templates_as_text(args: list[str]) -> list[str]:
     return written
 
 
+def _quickstart(args: list[str]) -> None:
+    from lit_spectral import quickstart
+
+    quickstart.run(args, _build)
+
+
+def _humaneval(args: list[str]) -> None:
+    from lit_spectral import humaneval
+
+    humaneval.main(args)
+
+
+def _evaluate(args: list[str]) -> None:
+    from lit_spectral.evaluation import command
+
+    _show_progress()
+    command.run(args)
+
+
+def _compare(args: list[str]) -> None:
+    from lit_spectral.comparison import command
+
+    command.run(args, _build)
+
+
+def _retain(args: list[str]) -> None:
+    from lit_spectral.retention import command
+
+    _show_progress()
+    command.run(args)
+
+
+# Those that are not LightningCLI's; each imports its own, since the harness alone takes seconds.
+VERBS = {
+    "quickstart": _quickstart,
+    "humaneval": _humaneval,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "retain": _retain,
+}
+
+
 def _check_verb(args: list[str]) -> None:
-    verbs = [*LightningCLI.subcommands(), "quickstart", "humaneval", "evaluate", "retain", "compare"]
+    verbs = [*LightningCLI.subcommands(), *VERBS]
     if not args:
         raise InputError(f"no subcommand is given; there are {', '.join(verbs)}, each with --help")
     if not args[0].startswith("-") and args[0] not in verbs:
@@ -215,31 +257,8 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     print_anything()
     try:
-        if args[:1] == ["quickstart"]:
-            from lit_spectral import quickstart
-
-            quickstart.run(args[1:], _build)
-        elif args[:1] == ["humaneval"]:
-            from lit_spectral import humaneval
-
-            humaneval.main(args[1:])
-        elif args[:1] == ["evaluate"]:
-            from lit_spectral.evaluation import command  # the harness takes seconds to import
-
-            _show_progress()
-            command.run(args[1:])
-        elif args[:1] == ["compare"]:
-            from lit_spectral.comparison import command as compare
-
-            compare.run(args[1:], _build)
-        elif args[:1] == ["retain"]:
-            from lit_spectral.retention import command as retain
-
-            _show_progress()
-            retain.run(args[1:])
-        else:
-            _check_verb(args)
-            run(args)
+        _check_verb(args)
+        VERBS.get(args[0], lambda _: run(args))(args[1:])
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning stops with 1 and 0; whoever started this is to know what it was.
         if isinstance(stop, SIGTERMException):

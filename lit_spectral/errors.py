@@ -9,34 +9,13 @@ import math
 from collections.abc import Iterable
 from typing import NoReturn
 
-__all__ = [
-    "InputError",
-    "Parser",
-    "check_at_least",
-    "check_positive",
-    "mistake",
-    "nearest",
-    "of_settings",
-]
+__all__ = ["InputError", "Parser", "check_at_least", "check_positive", "mistake", "nearest", "of_settings"]
 
 # Characters of a line of the command line.
 LONGEST = 300
 # What the system says of a place that can't be written to, or has no room.
-_PLACES = {
-    getattr(errno, name)
-    for name in (
-        "EACCES",
-        "EPERM",
-        "EROFS",
-        "ENOSPC",
-        "EDQUOT",
-        "ENOTDIR",
-        "EISDIR",
-        "EEXIST",
-        "ENAMETOOLONG",
-        "EMFILE",
-    )
-}
+_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+_PLACES |= {errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE}
 _LIBRARIES = {"lightning", "torch", "lightning_utilities"}
 _REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError)
 
@@ -52,7 +31,7 @@ def check_at_least(least: float, **settings: float | None) -> None:
     """InputError for a setting that is given and not finite or less than `least`."""
     for name, value in settings.items():
         if value is not None and not least <= value < math.inf:
-            raise InputError(f"{name} must be at least {least}{' and finite' * (value > 0)}, not {value}")
+            raise InputError(f"{name} must be at least {least}{' and finite' * (value == math.inf)}, not {value}")
 
 
 def check_positive(**settings: float | None) -> None:

@@ -29,7 +29,7 @@ def test_a_backbone_without_tokenizer_files_is_refused(backbone_folder, mrpc_fol
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_are_named(backbone_folder, mrpc_folder, tmp_path, train, value):
+def test_weights_that_are_not_finite_are_named(backbone_folder, tmp_path, train, value):
     folder = shutil.copytree(backbone_folder("bert"), tmp_path / "damaged")
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     name = next(name for name in weights if name.endswith("key.weight"))

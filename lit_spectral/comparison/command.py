@@ -134,12 +134,13 @@ def _recorded(planned: Planned, metric: str) -> Run:
     """A run that came to its end; InputError for a record that is none, or lacks the metric."""
     try:
         record = json.loads(planned.record.read_text(encoding="utf-8"))
-        logged = list(record["metrics"])
-        record["validated_step"], record["steps"], record["trainable_parameters"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{planned.record} is no record of a run; remove its folder") from error
-    if metric not in logged:
-        raise InputError(f"{planned.folder} logged no {metric}; give --metric, one of {', '.join(logged)}")
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not record.keys() >= {"metrics", "validated_step", "steps"}:
+        raise InputError(f"{planned.record} is no record of a run; remove its folder")
+    if metric not in record["metrics"]:
+        logged = ", ".join(record["metrics"])
+        raise InputError(f"{planned.folder} logged no {metric}; give --metric, one of {logged}")
     return Run(planned.variant, planned.seed, record, planned.folder, planned.command)
 
 

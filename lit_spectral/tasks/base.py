@@ -144,7 +144,7 @@ class Task(StoredModule):
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, TextDataModule):
             backbones.tell_padding(self.model, data.tokenizer)
-            check_length(self.model, data.tokenizer, data.longest_row())
+            check_length(self.model, data)
             if max(data.batch_size, data.eval_batch_size) > 1:
                 data.padding_side = check_padding(self.model, data.tokenizer)
 

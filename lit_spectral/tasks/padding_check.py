@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 
 __all__ = ["Side", "check_length", "check_padding"]
@@ -64,14 +65,18 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
     )
 
 
-def check_length(model: Any, tokenizer: Any, longest: int) -> None:
+def check_length(model: Any, data: TextDataModule) -> None:
     """InputError where a row has more tokens than the backbone has positions, if it can't do with more.
 
     Tried with one row of that length where the config says fewer; by most, positions are counted in angles.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or longest + (tokenizer.pad_token_id or 0) + 1 <= positions:
-        return  # some begin to count after the padding's number
+    tokenizer, positions = data.tokenizer, getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return
+    room = positions - (tokenizer.pad_token_id or 0) - 1  # some begin to count after the padding's number
+    # Rows are counted only where they may be too long.
+    if data.max_length <= room or (longest := data.longest_row()) <= room:
+        return
     token = next(iter(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
     row = torch.full((1, longest), token, device=model.get_input_embeddings().weight.device)
     training = model.training

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_spectral.adapters import refuse_folded, trained_state
 from lit_spectral.checkpoint_file import read, saved_by_task, tensor_digests
 from lit_spectral.errors import InputError
+from lit_spectral.linalg import all_finite
 from lit_spectral.tasks import rebuild, resume
 from lit_spectral.tasks.averaging import put_averages
 from lit_spectral.tasks.fit_check import check_checkpoint
@@ -68,7 +69,7 @@ class StoredModule(SteppedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep of the weights that are there, averages perhaps, what is trained, and how to rebuild the rest."""
-        damaged = next((name for name, tensor in self._trained().items() if not tensor.isfinite().all()), None)
+        damaged = next((name for name, tensor in self._trained().items() if not all_finite(tensor)), None)
         if damaged is not None:
             raise InputError(
                 f"fit: {damaged} is not finite, so that there is nothing to keep: the run has diverged; give a smaller "
