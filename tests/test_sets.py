@@ -101,7 +101,9 @@ BALLS = {
 }
 
 
-@pytest.mark.parametrize("options", RUNS, **ids)
+@pytest.mark.parametrize(
+    "options", [RUNS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in RUNS[1:])], **ids
+)
 @pytest.mark.parametrize("method", BALLS.values(), ids=BALLS)
 def test_the_change_stays_in_the_ball_after_every_step(train, method, options):
     norms = []

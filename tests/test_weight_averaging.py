@@ -107,6 +107,7 @@ def test_the_trainer_that_has_averaged_validates_a_checkpoint(train, mrpc_folder
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(scalars(trainer)["val/loss"][0][1], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_a_resumed_run_has_the_averages_of_the_uninterrupted_one(train, tmp_path, name, precision):
