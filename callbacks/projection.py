@@ -92,6 +92,13 @@ def _refuse_diverged(attached: Iterable[FactoredAdapter]) -> None:
         )
 
 
+def _confine(attached: Iterable[Adapter]) -> None:
+    """Take the adapters' columns out of the subspaces that they are to keep out of, one shape at a time."""
+    confined = [item for adapter in attached for item in adapter.confined]
+    for indices in group_by_shape(confined):
+        linalg.project_out_([confined[i].columns for i in indices], [confined[i].basis for i in indices])
+
+
 class SigmaClamp(Projection):
     """σ in [0, σ̄], or any other range that an adapter declares of a tensor (FCLoRA eq. 10, HiLoRA eq. 7)."""
 
@@ -124,9 +131,7 @@ class FactorRetraction(Projection):
 
     def project(self, attached: list[Adapter]) -> None:
         """Retract."""
-        confined = [item for adapter in attached for item in adapter.confined]
-        for indices in group_by_shape(confined):
-            linalg.project_out_([confined[i].columns for i in indices], [confined[i].basis for i in indices])
+        _confine(attached)
         tensors = [(tensor,) for adapter in attached if adapter.retracted for tensor in adapter.orthonormal]
         for indices in group_by_shape(tensors):
             columns = torch.stack([tensors[i][0].detach() for i in indices])
@@ -163,8 +168,9 @@ class SpectralBall(Projection):
             lost = linalg.lost_in_rounding(left, right, radius, 1e-15)
             lost |= linalg.lost_in_rounding(contracted, right, radius, 6e-8)
             torch._foreach_copy_(lefts, list(contracted.masked_fill(lost[:, None, None], 0.0).unbind()))
-        # What rounding had left outside of a subspace has grown beside the columns that were contracted, so that
-        # two channels may add up.
+        # What rounding had left outside of a subspace has grown beside the columns that were contracted. Taking it
+        # away makes no norm larger; where it is lost in rounding again, two channels may add up.
+        _confine(factored)
         self._retreat([adapter for adapter in factored if adapter.confined or adapter.free_factors() is None])
 
     def _retreat(self, attached: list[FactoredAdapter]) -> None:

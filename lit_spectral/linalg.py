@@ -114,12 +114,19 @@ def contract_to_spectral_ball(left_nor: Tensor, right_nri: Tensor, radius_n: Ten
     The nearest matrix has the same singular vectors and values min(σ, radius). Where the product is
     inside the ball already, P is exactly the identity, so that projecting twice changes nothing.
     """
-    values, lift = factor_spectrum(left_nor, right_nri)
-    radius = radius_n.to(values).unsqueeze(-1)
-    # A relative slack of float32's rounding: otherwise a projected factor, cast back, leaves the ball again.
-    excess = torch.where(values > radius * (1 + 1e-6), radius / values - 1, 0.0)
-    gram_left = left_nor.mT.double() @ left_nor.double()
-    return torch.eye(values.shape[-1]).to(values) + (lift * excess.unsqueeze(-2)) @ lift.mT @ gram_left
+    wide = left_nor.double()
+    radius = radius_n.to(wide).unsqueeze(-1)
+    contraction = torch.eye(wide.shape[-1]).to(wide).expand(len(wide), -1, -1)
+    for _ in range(2):
+        left = wide @ contraction
+        values, lift = factor_spectrum(left, right_nri)
+        # A relative slack of float32's rounding: otherwise a projected factor, cast back, leaves the ball again.
+        excess = torch.where(values > radius * (1 + 1e-6), radius / values - 1, 0.0)
+        contraction = contraction + contraction @ (lift * excess.unsqueeze(-2)) @ lift.mT @ (left.mT @ left)
+        # What is near the radius is not to be seen beside values that are 1e8 times as large. A second pass sees it.
+        if not (values[..., :1] > 1e5 * radius).any():
+            break
+    return contraction
 
 
 def all_finite(weight: Tensor) -> bool:
@@ -185,8 +192,8 @@ def project_out_(columns: Sequence[Tensor], bases: Sequence[Tensor]) -> None:
     so that projecting twice changes nothing.
     """
     inside = torch.stack([basis.mT @ x for x, basis in zip(columns, bases, strict=True)])
-    sizes = torch.stack(torch._foreach_norm(list(columns)))
-    inside *= (torch.linalg.matrix_norm(inside) > 1e-6 * sizes)[:, None, None]
+    sizes = torch.stack(torch._foreach_norm(list(columns), dtype=torch.float64))  # squares below 1e-38, above 1e38
+    inside *= (torch.linalg.matrix_norm(inside.double()) > 1e-6 * sizes)[:, None, None]
     for x, basis, part in zip(columns, bases, inside.unbind(), strict=True):
         x.addmm_(basis, part, alpha=-1)
 

@@ -43,6 +43,17 @@ def test_contraction_gives_the_nearest_matrix_in_the_ball():
     torch.testing.assert_close(contracted, expected, rtol=0, atol=1e-8)
 
 
+def test_contraction_from_far_outside_leaves_values_that_are_not_there_to_be_cut():
+    """The smallest lies just outside, under values that are 1e9 times as large."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(1, 12, 3, generator=generator).double()).Q for _ in range(2))
+    values = torch.tensor([2e9, 1e9, 1.1], dtype=torch.float64)
+    mix = torch.linalg.qr(torch.randn(3, 3, generator=generator).double()).Q  # or each column has its own value
+    left, right = u * values @ mix, mix.mT @ v.mT
+    contracted = left @ linalg.contract_to_spectral_ball(left, right, torch.ones(1)) @ right
+    torch.testing.assert_close(torch.linalg.svdvals(contracted)[0, :3], torch.ones(3).double(), rtol=0, atol=1e-5)
+
+
 def test_contraction_inside_the_ball_is_exactly_the_identity():
     left, right = factors()
     eye = torch.eye(6).double().expand(3, 6, 6)
