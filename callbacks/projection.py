@@ -163,7 +163,7 @@ class SpectralBall(Projection):
             lefts = [free[i][0].left for i in indices]
             left, right = stack_factors([free[i][0] for i in indices])
             radius = torch.tensor([free[i][1] for i in indices], device=left.device)
-            contracted = (left.double() @ linalg.contract_to_spectral_ball(left, right, radius)).float()
+            contracted = linalg.contract_to_spectral_ball(left, right, radius).float()
             # By differences in float64, then cast; where that can't be told from outside, 0 is in the ball.
             lost = linalg.lost_in_rounding(left, right, radius, 1e-15)
             lost |= linalg.lost_in_rounding(contracted, right, radius, 6e-8)

@@ -109,24 +109,31 @@ def largest_singular_value(gram_left_nrr: Tensor, gram_right_nrr: Tensor) -> Ten
 
 
 def contract_to_spectral_ball(left_nor: Tensor, right_nri: Tensor, radius_n: Tensor) -> Tensor:
-    """P (n, r, r) such that left @ P @ right is the nearest matrix with ‖·‖₂ ≤ radius (Frobenius).
+    """The left factor, (n, o, r) in float64, with which left @ right is the nearest matrix with ‖·‖₂ ≤ radius.
 
-    The nearest matrix has the same singular vectors and values min(σ, radius). Where the product is
-    inside the ball already, P is exactly the identity, so that projecting twice changes nothing.
+    Nearest by Frobenius: it has the same singular vectors and values min(σ, radius). Where the product is
+    inside the ball already, the factor is exactly what it was, so that projecting twice changes nothing.
     """
-    wide = left_nor.double()
-    radius = radius_n.to(wide).unsqueeze(-1)
-    contraction = torch.eye(wide.shape[-1]).to(wide).expand(len(wide), -1, -1)
-    for _ in range(2):
-        left = wide @ contraction
-        values, lift = factor_spectrum(left, right_nri)
-        # A relative slack of float32's rounding: otherwise a projected factor, cast back, leaves the ball again.
-        excess = torch.where(values > radius * (1 + 1e-6), radius / values - 1, 0.0)
-        contraction = contraction + contraction @ (lift * excess.unsqueeze(-2)) @ lift.mT @ (left.mT @ left)
-        # What is near the radius is not to be seen beside values that are 1e8 times as large. A second pass sees it.
-        if not (values[..., :1] > 1e5 * radius).any():
-            break
-    return contraction
+    left, right = left_nor.double(), right_nri.double()
+    values, lift = factor_spectrum(left, right)
+    radius = radius_n.to(left).unsqueeze(-1)
+    if (values[..., :1] > 1e3 * radius).any():
+        # Beside values that are so much larger, Gram matrices don't show what is near the radius.
+        q_left, corner_left = torch.linalg.qr(left)
+        corner_right = torch.linalg.qr(right.mT).R
+        u, values, _ = torch.linalg.svd(corner_left @ corner_right.mT)
+        kept = u * _kept_shares(values, radius).unsqueeze(-2)
+        contracted = q_left @ (kept @ (u.mT @ corner_left))
+    else:
+        excess = (_kept_shares(values, radius) - 1).unsqueeze(-2)
+        contracted = left + left @ ((lift * excess) @ lift.mT @ (left.mT @ left))
+    outside = (_kept_shares(values, radius) < 1).any(-1)
+    return torch.where(outside[:, None, None], contracted, left)
+
+
+def _kept_shares(values: Tensor, radius: Tensor) -> Tensor:
+    # A relative slack of float32's rounding: otherwise a projected factor, cast back, leaves the ball again.
+    return torch.where(values > radius * (1 + 1e-6), radius / values, 1.0)
 
 
 def all_finite(weight: Tensor) -> bool:
