@@ -2,20 +2,24 @@
 
 from lit_spectral.callbacks.held_backbone import HeldBackbone
 from lit_spectral.callbacks.lm_eval import LMEvalCallback
+from lit_spectral.callbacks.logged_curve import LoggedCurve
 from lit_spectral.callbacks.prediction_writer import PredictionWriter
 from lit_spectral.callbacks.projection import FactorRetraction, SigmaClamp, SpectralBall
 from lit_spectral.callbacks.retention_monitor import RetentionMonitor
 from lit_spectral.callbacks.run_record import RunRecord
 from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
+from lit_spectral.callbacks.step_checkpoint import StepCheckpoint
 
 __all__ = [
     "FactorRetraction",
     "HeldBackbone",
     "LMEvalCallback",
+    "LoggedCurve",
     "PredictionWriter",
     "RetentionMonitor",
     "RunRecord",
     "SigmaClamp",
     "SpectralBall",
     "SpectralMonitor",
+    "StepCheckpoint",
 ]

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
+from lit_spectral.callbacks.logged_curve import logged_step
 from torch import nn
 
 from lit_spectral.errors import InputError, check_at_least, check_positive
@@ -72,7 +73,7 @@ class LMEvalCallback(Callback):
         self.metadata = metadata
         self.confirm_run_unsafe_code = confirm_run_unsafe_code
         self._loaded: Tasks | None = None
-        self._last_step = -1
+        self._last_step = self._restored = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Read the tasks and their data; InputError when that fails, or the model can't be scored in one process."""
@@ -91,6 +92,18 @@ class LMEvalCallback(Callback):
         self._last_step = -1
         with isolate_rng():
             self._loaded = Tasks(self.tasks, self.include_path, self.metadata, self.confirm_run_unsafe_code)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what a run that goes on has been scored at."""
+        self._last_step, self._restored = self._restored, -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step at which it was scored last."""
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._restored = state_dict["last_step"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate, if it is time."""
@@ -132,7 +145,7 @@ class LMEvalCallback(Callback):
         results["seconds"] = time.monotonic() - start
         metrics = {f"lm_eval/{name}": value for name, value in figures(results).items()}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+            logger.log_metrics(metrics, step=logged_step(trainer))
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lm_eval.jsonl").open("a", encoding="utf-8") as file:
             file.write(as_json(results) + "\n")

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
+from lit_spectral.callbacks.logged_curve import logged_step
 
 from lit_spectral.errors import InputError, check_at_least
 
@@ -59,6 +60,7 @@ class RetentionMonitor(Callback):
         self.fit_head = fit_head
         self._retention: Retention | None = None
         self._last_step = -1
+        self._restored: dict[str, Any] = {}
         self.latest: dict[str, float] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,7 +79,10 @@ class RetentionMonitor(Callback):
             self._retention.prepare(pl_module)  # type: ignore[arg-type]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure where it starts from."""
+        """Measure where it starts from, unless that was the last thing before its checkpoint."""
+        if self._restored.get("last_step") == trainer.global_step:
+            self._last_step, self.latest = self._restored["last_step"], self._restored["latest"]
+        self._restored = {}
         self._measure(trainer, pl_module)
 
     def on_train_batch_end(
@@ -92,6 +97,14 @@ class RetentionMonitor(Callback):
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._measure(trainer, pl_module)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured last, and when."""
+        return {"last_step": self._last_step, "latest": self.latest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._restored = state_dict
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure what training has come to."""
         self._measure(trainer, pl_module)
@@ -105,4 +118,4 @@ class RetentionMonitor(Callback):
             self.latest = self._retention.measure(pl_module)  # type: ignore[arg-type]
         for logger in trainer.loggers:
             metrics = {f"retention/{name}": value for name, value in self.latest.items()}
-            logger.log_metrics(metrics, step=trainer.global_step)
+            logger.log_metrics(metrics, step=logged_step(trainer))

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lit_spectral.callbacks.logged_curve import logged_step
 from torch import Tensor
 
 from lit_spectral import linalg
@@ -54,11 +55,13 @@ class SpectralMonitor(Callback):
         self._vectors: dict[str, Tensor] = {}
         self._estimates: dict[str, Tensor] = {}
         self._turns: Iterator[str] = iter(())
+        self._restored: dict[str, Any] = {}
         self.latest_max: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the adapters and put all layers' growth in one panel of TensorBoard."""
         self.watch(named_changes(pl_module.model))  # type: ignore[arg-type]
+        self._go_on()
         self._last_step = trainer.global_step
         if not self._changes or not self.every_n_steps:
             return
@@ -83,7 +86,7 @@ class SpectralMonitor(Callback):
         if not self._changes or not self.every_n_steps or step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        self._recorded.append((step, self.measure()))
+        self._recorded.append((logged_step(trainer), self.measure()))
         if len(self._recorded) >= self.flush_every_n_steps or self.latest_max is None:  # show the first at once
             self._flush(trainer)
         if self.latest_max is not None:
@@ -101,7 +104,25 @@ class SpectralMonitor(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, values in zip(self._changes, singular_values(self._factors()), strict=True):
-                    logger.experiment.add_histogram(f"singular_values/{name}", values, trainer.global_step)
+                    logger.experiment.add_histogram(f"singular_values/{name}", values, logged_step(trainer))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write before a checkpoint is, from which a run goes on behind what was recorded."""
+        self._flush(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where power iterations are: nothing where all norms are exact."""
+        if not self._vectors:
+            return {}
+        turn = next(self._turns)
+        self._turns = self._turns_from(turn)
+        return {"vectors": dict(self._vectors), "estimates": dict(self._estimates), "turn": turn}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._restored = state_dict
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left."""
@@ -110,6 +131,18 @@ class SpectralMonitor(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write what was recorded until the interruption."""
         self._flush(trainer)
+
+    def _go_on(self) -> None:
+        if self._changes.keys() == self._restored.get("vectors", {}).keys():
+            for name, change in self._changes.items():
+                self._vectors[name] = self._restored["vectors"][name].to(change.device)
+                self._estimates[name] = self._restored["estimates"][name].to(change.device)
+            self._turns = self._turns_from(self._restored["turn"])
+        self._restored = {}
+
+    def _turns_from(self, name: str) -> Iterator[str]:
+        names = list(self._changes)
+        return itertools.islice(itertools.cycle(names), names.index(name), None)
 
     @property
     def _prefix(self) -> str:

@@ -18,8 +18,8 @@ __all__ = ["MaskedText"]
 class MaskedText(TextDataModule):
     """Lines of text of which a part of the tokens is to be restored (Devlin et al., 2019).
 
-    Of the chosen tokens 80 % become the mask, 10 % another token, 10 % stay. Evaluation masks
-    depend on `seed` and the row alone: the same tokens for every model, batch size and epoch.
+    Of the chosen tokens 80 % become the mask, 10 % another token, 10 % stay. Masks
+    depend on `seed` and the row alone, those of training on the epoch too: the same for every model and batch size.
 
     Args:
         path: as in `TextWindows`, one passage a line.
@@ -54,7 +54,7 @@ class MaskedText(TextDataModule):
         self.validation_fraction = validation_fraction
 
     def tokenised(self, name: str) -> Any:
-        """Rows of token ids, `special_tokens_mask` and `row`, its number, which seeds evaluation masks."""
+        """Rows of token ids, `special_tokens_mask` and `row`, its number, which seeds its masks."""
         import datasets
 
         rows = datasets.Dataset.from_dict({"text": self._lines()})
@@ -74,13 +74,19 @@ class MaskedText(TextDataModule):
 
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Masked ids, and `labels` that are -100 except where a token is to be restored."""
+        return self._masked(rows, self.seed * 1_000_003)
+
+    def collate_training(self, rows: list[dict[str, Any]]) -> Any:
+        """The same with other tokens in each epoch."""
+        return self._masked(rows, self.seed * 1_000_003 + (int(self._epoch) + 1) * 2_654_435_761)
+
+    def _masked(self, rows: list[dict[str, Any]], seed: int) -> Any:
         if self.tokenizer.mask_token_id is None:
             raise InputError("data: the tokenizer has no mask token; MaskedText is for encoders of masked words")
         numbers = [row.pop("row") for row in rows]
         batch = super().collate(rows)
         special = batch.pop("special_tokens_mask").bool()
-        training = self.trainer is not None and self.trainer.training
-        draws = torch.rand(special.shape) if training else _fixed_draws(numbers, special.shape[1], self.seed)
+        draws = _draws(numbers, special.shape[1], seed)
         chosen = (draws < self.mask_fraction) & ~special
         batch["labels"] = batch["input_ids"].masked_fill(~chosen, -100)
         # The same draw says what becomes of a chosen token: below 80 % of the range it is masked.
@@ -99,9 +105,10 @@ class MaskedText(TextDataModule):
         return lines
 
 
-def _fixed_draws(numbers: list[int], length: int, seed: int) -> Tensor:
+def _draws(numbers: list[int], length: int, seed: int) -> Tensor:
     """Uniform draws (rows, length) that depend on seed, row number and position only."""
     draws = torch.empty(len(numbers), length)
     for row, number in enumerate(numbers):
-        draws[row] = torch.rand(4096, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))[:length]
+        generator = torch.Generator().manual_seed((seed + number) % 2**32)  # torch's generator takes no more bits
+        draws[row] = torch.rand(max(length, 4096), generator=generator)[:length]  # alike at every length
     return draws

@@ -18,6 +18,9 @@ class LengthGroupedSampler(DistributedSampler[int]):
     that Lightning leaves it in place and tells it the epoch. Training repeats a few rows to give
     every process as many; evaluation repeats none, so that metrics count each row once.
 
+    Attributes:
+        start: indices of this process at the start of an epoch that are left out, since a resumed run has them behind.
+
     Args:
         lengths: tokens of each row.
         batch_size: rows of a batch on one process.
@@ -35,6 +38,7 @@ class LengthGroupedSampler(DistributedSampler[int]):
         super().__init__(lengths, num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
         self.lengths = lengths
         self.batch_size = batch_size
+        self.start = 0
         if not shuffle:
             self.num_samples = len(range(rank, len(lengths), num_replicas))
 
@@ -53,7 +57,7 @@ class LengthGroupedSampler(DistributedSampler[int]):
         shuffled = [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
         # A short batch must come last: the loader cuts this order every batch_size indices.
         shuffled += [batch for batch in batches if len(batch) < step]
-        return iter([index for batch in shuffled for index in batch[self.rank :: self.num_replicas]])
+        return iter([index for batch in shuffled for index in batch[self.rank :: self.num_replicas]][self.start :])
 
     def _by_length(self, indices: Sequence[int]) -> list[int]:
         return sorted(indices, key=lambda index: -self.lengths[index])

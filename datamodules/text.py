@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lit_spectral.datamodules.loader import TrainingLoader
 from lit_spectral.datamodules.sampler import LengthGroupedSampler
 from torch.utils.data import DataLoader
 
@@ -60,6 +61,7 @@ class TextDataModule(pl.LightningDataModule):
         self.padding_side = "right"
         self.splits: dict[str, Any] = {}
         self._tokenizer: Any = None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # that workers are in
         self._source: str | None = None  # of the tokenizer, and of the tokens in the splits
 
     @classmethod
@@ -98,7 +100,7 @@ class TextDataModule(pl.LightningDataModule):
                 self.splits[name] = self.tokenised(name)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled by seed and epoch."""
+        """Shuffled by seed and epoch; a resumed run goes on where it was, inside an epoch too."""
         return self._loader("train", self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -139,6 +141,10 @@ class TextDataModule(pl.LightningDataModule):
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Rows padded to the longest of them, as tensors."""
         return self.tokenizer.pad(rows, padding_side=self.padding_side, return_tensors="pt")
+
+    def collate_training(self, rows: list[dict[str, Any]]) -> Any:
+        """Those of a training batch: what is drawn for them goes by seed, epoch and row, so that a run can go on."""
+        return self.collate(rows)
 
     @property
     def _longest(self) -> int:
@@ -184,15 +190,22 @@ class TextDataModule(pl.LightningDataModule):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(rows) < world:  # one without a batch would wait for the others for ever
             raise InputError(f"data: {name} has {len(rows)} rows for {world} processes; give more, or fewer devices")
-        lengths = self._lengths(rows)
-        return DataLoader(
-            rows,
-            batch_size=batch_size,
-            sampler=LengthGroupedSampler(lengths, batch_size, shuffle, world, rank, self.seed),
-            collate_fn=self.collate,
-            num_workers=self.num_workers,
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "sampler": LengthGroupedSampler(self._lengths(rows), batch_size, shuffle, world, rank, self.seed),
+            "num_workers": self.num_workers,
             # Its own, so that starting an epoch does not draw from the generator that dropout uses.
-            generator=torch.Generator().manual_seed(self.seed),
-            persistent_workers=self.num_workers > 0,
-            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
-        )
+            "generator": torch.Generator().manual_seed(self.seed),
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
+        }
+        if shuffle:
+            return TrainingLoader(rows, self._begin_epoch, collate_fn=self.collate_training, **options)
+        return DataLoader(rows, collate_fn=self.collate, **options)
+
+    def _begin_epoch(self) -> int:
+        """Note which epoch begins, for workers too; returns how many of its batches have been trained on."""
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        self._epoch.fill_(self.trainer.current_epoch)
+        return self.trainer.fit_loop.batch_idx + 1

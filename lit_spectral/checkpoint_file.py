@@ -30,7 +30,7 @@ DIGESTED = (*WEIGHTS, "optimizer_states")
 # What Lightning reads of a checkpoint, and what a task has put into it.
 LIGHTNING = {"state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str, "loops": dict}
 OPTIONAL = {"callbacks": dict, "optimizer_states": list, "lr_schedulers": list, "current_model_state": dict}
-OURS = {"task": str, "init": dict, "method": dict, "backbone_digest": str, "rng_state": Tensor, "skipped_steps": int}
+OURS = {"task": str, "init": dict, "method": dict, "backbone_digest": str, "seed": int, "skipped_steps": int}
 OURS |= {"method_state": dict, "settings": dict, "digests": dict}
 REMEDY = "give a .ckpt that fit wrote"
 

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lit_spectral.datamodules  # noqa: F401  (short class names work for what is imported)
 from lit_spectral import __version__
+from lit_spectral.callbacks import StepCheckpoint
 from lit_spectral.callbacks.prediction_writer import check_has_place
 from lit_spectral.checkpoint_file import read
 from lit_spectral.errors import InputError, check_at_least, mistake, nearest, of_settings
@@ -135,6 +136,11 @@ class SpectralCLI(LightningCLI):
         if not os.path.isdir(path):  # a sharded one is a folder
             read(path, summary=True)
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is set at the top of a config, beside `seed_everything`."""
+        about = "keep last.ckpt every so many optimizer steps, to go on from (a callback: StepCheckpoint)"
+        parser.add_argument("--save_every_n_steps", type=int | None, default=None, help=about)
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As LightningCLI's, with our `--config`."""
         parser = SettingsParser(dump_header=[f"lit-spectral=={__version__}"], **kwargs)
@@ -163,6 +169,9 @@ class SpectralCLI(LightningCLI):
         """Refuse what would come to nothing and claim the run's folders, before there are other processes."""
         if self.subcommand is None:
             return
+        every = self.config[self.subcommand].get("save_every_n_steps")
+        if every is not None and self.subcommand == "fit":
+            self.trainer.callbacks.append(StepCheckpoint(every))  # type: ignore[attr-defined]
         check_limits(self.trainer, self.subcommand)
         if self.subcommand == "predict":
             check_has_place(self.trainer)

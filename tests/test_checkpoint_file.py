@@ -71,7 +71,7 @@ FAULTS = {
     "a list of weights": (lambda content: content.update(state_dict=[]), "state_dict is not what fit writes"),
     "a number for a weight": (lambda content: content["state_dict"].update(x=1), "x is not what fit writes"),
     "a step in words": (lambda content: content.update(global_step="two"), "global_step is not what fit writes"),
-    "no random state": (lambda content: content["lit_spectral"].update(rng_state=1), "rng_state is not what fit"),
+    "no seed": (lambda content: content["lit_spectral"].update(seed="x"), "seed is not what fit"),
     "another weight": (lambda content: next(iter(content["state_dict"].values())).add_(1), "state_dict is damaged"),
     "another state": (
         lambda content: content["optimizer_states"][0]["state"][0]["exp_avg"].add_(1),

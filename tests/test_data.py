@@ -170,9 +170,13 @@ def test_masking_follows_bert(masked):
 
 def test_training_masks_change_with_the_epoch(masked):
     data = masked()
-    data.trainer = type("T", (), {"training": True, "world_size": 1, "global_rank": 0})()
     rows = [data.splits["train"][i] for i in range(4)]
-    assert not torch.equal(data.collate([dict(r) for r in rows])["labels"], data.collate(rows)["labels"])
+    epochs = []
+    for epoch in (0, 1, 0):
+        data._epoch.fill_(epoch)
+        epochs.append(data.collate_training([dict(r) for r in rows])["labels"])
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(epochs[0], epochs[2])
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"\xff\xfe\xff", "not UTF-8"), (b"one line", "fewer than two")])

@@ -124,7 +124,7 @@ SLOTS = {
     "callbacks": put("callbacks", "Timer", "evil"),
     "loops": put("loops", "fit_loop", "evil"),
     "ours": put("lit_spectral", "settings", "evil"),
-    "random numbers": put("lit_spectral", "rng_state"),
+    "seed": put("lit_spectral", "seed"),
     "hyper_parameters": put("hyper_parameters", "evil"),
     "their class": put("hparams_type"),
     "data": put("GLUE"),

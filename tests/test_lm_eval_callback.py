@@ -48,13 +48,13 @@ def test_the_callback_logs_and_keeps_a_record(train, data):
     assert [record["config"]["lit_spectral"]["step"] for record in records] == [4, 8]
     points = scalars(trainer)["lm_eval/tiny_choice/acc"]
     assert points == [
-        (4 * (i + 1), pytest.approx(r["results"]["tiny_choice"]["acc,none"])) for i, r in enumerate(records)
+        (4 * (i + 1) - 1, pytest.approx(r["results"]["tiny_choice"]["acc,none"])) for i, r in enumerate(records)
     ]
 
 
 def test_the_callback_evaluates_at_the_end_alone(train, data):
     trainer = train(LMEvalCallback(["tiny_choice"], include_path=str(data)))
-    assert [step for step, _ in scalars(trainer)["lm_eval/tiny_choice/acc"]] == [8]
+    assert [step for step, _ in scalars(trainer)["lm_eval/tiny_choice/acc"]] == [7]
 
 
 def test_the_callback_scores_what_evaluate_scores(train, data, tmp_path):

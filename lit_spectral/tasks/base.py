@@ -23,6 +23,7 @@ from lit_spectral.adapters import adapters, named_changes, refuse_folded
 from lit_spectral.callbacks import (
     FactorRetraction,
     HeldBackbone,
+    LoggedCurve,
     PredictionWriter,
     SigmaClamp,
     SpectralBall,
@@ -214,7 +215,7 @@ class Task(StoredModule):
         self._check_data()
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor, HeldBackbone]
-        defaults += [MeaningCheck, PredictionWriter, RunFolder]
+        defaults += [MeaningCheck, PredictionWriter, RunFolder, LoggedCurve]
         added = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
         for callback in [*present, *added]:
             if isinstance(callback, (MeaningCheck, RunFolder)):

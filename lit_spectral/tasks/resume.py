@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral.errors import InputError
+from lit_spectral.progress import begin_next_epoch
 from lit_spectral.tasks.averaging import averaging
 from lit_spectral.tasks.optimization import run_steps
 
@@ -40,6 +41,8 @@ def prepare(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
                 f"trainer.{name} {limit} is below the {count} that the checkpoint has behind it; give more, or no "
                 "--ckpt_path"
             )
+    if trainer.max_steps != -1:
+        begin_next_epoch(checkpoint["loops"]["fit_loop"])
     if "current_model_state" in checkpoint and not averaging(trainer):
         checkpoint["state_dict"] = checkpoint.pop("current_model_state")  # in place of their averages
     for stop in trainer.early_stopping_callbacks:

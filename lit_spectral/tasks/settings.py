@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from lit_spectral.tasks.averaging import averaging
 from lit_spectral.tasks.saved_weights import plain
 
-__all__ = ["differences", "run_settings", "same_seed"]
+__all__ = ["differences", "given_seed", "run_settings", "same_seed"]
 
 TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
 ROWS = 32  # of the training set, that tell it from another
@@ -49,6 +50,11 @@ def differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     if same_seed(saved):
         names = [name for name in names if name != "seed_everything"]
     return [f"{name}: {saved.get(name)}, here {ours[name]}" for name in names]
+
+
+def given_seed() -> int:
+    """That of `seed_everything`, or else that of torch's generator."""
+    return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
 
 
 def same_seed(saved: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lit_spectral.adapters import Adapter
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Method, Peft
+from lit_spectral.progress import Progress
 from lit_spectral.tasks.fit_check import check_gradients
 from lit_spectral.tasks.objective import Objective
 from lit_spectral.tasks.penalties import (
@@ -47,7 +48,7 @@ class SteppedModule(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.skipped_steps = self._skipped_in_a_row = 0
-        self._objective = Objective()
+        self._objective, self._progress = Objective(), Progress()
         self._gradients_checked = False
         self._penalised: list[Adapter] = []
         self._budgets: list[Adapter] = []
@@ -55,7 +56,7 @@ class SteppedModule(pl.LightningModule):
     def _start_steps(self) -> None:
         """Forget the steps of earlier fits."""
         self.skipped_steps = self._skipped_in_a_row = 0
-        self._objective, self._gradients_checked = Objective(), False
+        self._objective, self._progress, self._gradients_checked = Objective(), Progress(), False
 
     def _penalise(self, attached: list[Adapter]) -> None:
         """Add the penalties that these adapters declare to every step."""
@@ -118,6 +119,11 @@ class SteppedModule(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         if self.skipped_steps == skipped:
             self.method.after_step()
+        self._progress.stepped(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        """Note where a run would go on that is interrupted early in the next epoch."""
+        self._progress.epoch_ended(self.trainer)
 
     def configure_gradient_clipping(
         self,

@@ -13,12 +13,13 @@ from lit_spectral.adapters import refuse_folded, trained_state
 from lit_spectral.checkpoint_file import read, saved_by_task, tensor_digests
 from lit_spectral.errors import InputError
 from lit_spectral.linalg import all_finite
+from lit_spectral.progress import seed_step
 from lit_spectral.tasks import rebuild, resume
 from lit_spectral.tasks.averaging import put_averages
 from lit_spectral.tasks.fit_check import check_checkpoint
 from lit_spectral.tasks.meaning import note_loading
 from lit_spectral.tasks.saved_weights import complete, keep_trained, plain, put_in_place
-from lit_spectral.tasks.settings import same_seed
+from lit_spectral.tasks.settings import given_seed, same_seed
 from lit_spectral.tasks.steps import SteppedModule
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class StoredModule(SteppedModule):
         self.register_load_state_dict_post_hook(note_loading)  # type: ignore[no-untyped-call]
         # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
         self.strict_loading = False
-        self._rng_state: Tensor | None = None
+        self._seed = 0  # of the random numbers of all steps
         # Settings of the run and of the checkpoint that it goes on from, and what else differs from that.
         self._settings: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
@@ -54,7 +55,7 @@ class StoredModule(SteppedModule):
 
     def _start_anew(self) -> None:
         """Forget that an earlier fit went on from a checkpoint."""
-        self._resumed, self._rng_state, self._settings = None, None, {}
+        self._resumed, self._settings, self._seed = None, {}, given_seed()
 
     @property
     def _fits(self) -> bool:
@@ -62,10 +63,9 @@ class StoredModule(SteppedModule):
         return trainer is not None and bool(trainer.training)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Continue the random numbers of the run that was resumed."""
-        if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state)
-            self._rng_state = None
+        """Random numbers of a step are those of its number, seed and process."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            seed_step(self._seed, self.trainer.global_step, self.trainer.global_rank)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep of the weights that are there, averages perhaps, what is trained, and how to rebuild the rest."""
@@ -77,7 +77,8 @@ class StoredModule(SteppedModule):
             )
         put_averages(self.trainer, self, checkpoint)
         keep_trained(checkpoint, self.state_dict(), self._trained())
-        progress = {"rng_state": torch.get_rng_state(), "skipped_steps": self.skipped_steps}
+        self._progress.settle(self.trainer, checkpoint["loops"])
+        progress = {"seed": self._seed, "skipped_steps": self.skipped_steps}
         run = {"settings": self._settings, "method_state": self.method.state_dict()}
         # One process writes it. What others put among the weights must be there by now.
         digests = {"digests": tensor_digests(checkpoint) if self.trainer.is_global_zero else {}}
@@ -113,7 +114,8 @@ class StoredModule(SteppedModule):
         complete(checkpoint, live, trained)
         if resumes:
             self._resumed, self.skipped_steps = saved["settings"], saved["skipped_steps"]
-            self._rng_state = saved["rng_state"] if same_seed(saved["settings"]) else None
+            if same_seed(saved["settings"]):
+                self._seed = saved["seed"]
             if self._resumed and self._settings:  # a strategy that restores after the optimizer was built
                 resume.check_optimizer(saved["settings"], self._settings)
         self.is_trained = True
