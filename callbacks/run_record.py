@@ -16,7 +16,7 @@ from lit_spectral.callbacks.retention_monitor import RetentionMonitor
 from lit_spectral.callbacks.spectral_monitor import SpectralMonitor
 
 from lit_spectral.errors import InputError
-from lit_spectral.files import write_text
+from lit_spectral.files import check_place, write_text
 
 __all__ = ["RunRecord"]
 
@@ -41,6 +41,7 @@ class RunRecord(Callback):
 
     def __init__(self, file: str, parameters: int | None = None, monitor: str | None = None) -> None:
         self.file = Path(file)
+        check_place(self.file, "RunRecord: file")
         self.parameters = parameters
         self.monitor = monitor
         self._seconds: list[float] = []

@@ -104,6 +104,8 @@ class SpectralMonitor(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, values in zip(self._changes, singular_values(self._factors()), strict=True):
+                    if not values.isfinite().all():  # a run that has diverged, which the next step finds out
+                        continue
                     logger.experiment.add_histogram(f"singular_values/{name}", values, logged_step(trainer))
 
     def on_save_checkpoint(

@@ -6,7 +6,7 @@ import string
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, refusals_of
 
 __all__ = ["TEMPLATES", "Layout", "Template", "layout", "parse"]
 
@@ -84,8 +84,9 @@ def layout(template: Template, tokenizer: Any) -> Layout:
 
     def spoken(prompt: str, given: str, answer: str) -> tuple[str, str]:
         turns = [{"role": "user", "content": f"{prompt}\n{given}" if given.strip() else prompt}]
-        opening = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+        with refusals_of("data.template: the tokenizer's chat template", "give alpaca, llm-adapters or plain"):
+            opening = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
         if not whole.startswith(opening):
             raise InputError(
                 "data.template: the tokenizer's chat template opens an answer to be generated unlike one that is "

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from lit_spectral import tiny
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, reason_of
 from lit_spectral.linalg import all_finite
 
 __all__ = ["BUILT_IN", "fetch", "load_model", "load_tokenizer", "tell_padding"]
@@ -22,11 +20,6 @@ BUILT_IN = "tiny"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Neither code beside a model is run, nor is the terminal asked whether to.
 _SAFE: dict[str, Any] = {"trust_remote_code": False}
-# What transformers and torch raise where files aren't there, or are damaged, or hold something else.
-_UNREADABLE = (
-    *(OSError, ValueError, RuntimeError, LookupError, ImportError, AttributeError, TypeError, EOFError),
-    *(SafetensorError, pickle.UnpicklingError),
-)
 
 
 def fetch(backbone: str, setting: str = "backbone") -> str:
@@ -69,7 +62,7 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
         model, info = auto_class.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_SAFE, **kwargs
         )
-    except _UNREADABLE as error:
+    except Exception as error:  # files that aren't there, are damaged, or hold something else, can make it do anything
         raise _unavailable(source, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)
@@ -95,7 +88,7 @@ def load_tokenizer(source: str, setting: str = "backbone") -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **_SAFE)
         config = AutoConfig.from_pretrained(source, **_SAFE).get_text_config() if tokenizer.pad_token is None else None
-    except _UNREADABLE as error:
+    except Exception as error:
         raise _unavailable(source, error, setting) from error
     if config is not None:
         # Decoders come without one. Padding is masked, so that any token will do where the model names none.
@@ -104,6 +97,11 @@ def load_tokenizer(source: str, setting: str = "backbone") -> Any:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(named)
         else:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if not isinstance(tokenizer.model_max_length, (int, float)) or tokenizer.model_max_length < 1:
+        raise InputError(
+            f"{setting}: model_max_length in tokenizer_config.json of {source} is {tokenizer.model_max_length!r}; "
+            "write the tokens that the model takes"
+        )
     if tokenizer.pad_token_id is None:
         raise InputError(
             f"{setting}: the tokenizer of {source} has no token to pad with (pad, eos or unk); give it a pad token"
@@ -127,9 +125,11 @@ def tell_padding(model: Any, tokenizer: Any) -> None:
 
 
 def _unavailable(source: str, error: Exception, setting: str = "backbone") -> InputError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = reason_of(error)
     if Path(source).is_dir():
-        return InputError(f"{setting}: {source} can't be loaded: {reason}")
+        return InputError(
+            f"{setting}: {source} can't be loaded ({reason}); is each of its files as save_pretrained wrote it?"
+        )
     return InputError(
         f"{setting}: {source} is neither a local folder nor to be had from the hub now; "
         f"give --{'model.' * (setting == 'backbone')}{setting} FOLDER with a local copy ({reason})"

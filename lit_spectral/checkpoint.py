@@ -41,8 +41,10 @@ def usable_device(name: str | None = None) -> torch.device:
         InputError: no such device, or none that can be used.
     """
     try:
-        device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(("cuda:0" if torch.cuda.is_available() else "cpu") if name is None else name)
         torch.empty(0, device=device)
+        if device.type == "meta" or (device.type == "cpu" and device.index):
+            raise RuntimeError("there is no such device")
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device: {name} can't be used: {str(error).splitlines()[0]}") from None
     return device

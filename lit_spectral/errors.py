@@ -6,18 +6,36 @@ import argparse
 import difflib
 import errno
 import math
-from collections.abc import Iterable
+import sysconfig
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["InputError", "Parser", "check_at_least", "check_positive", "mistake", "nearest", "of_settings"]
+__all__ = [
+    "InputError",
+    "Parser",
+    "check_at_least",
+    "check_positive",
+    "mistake",
+    "nearest",
+    "of_settings",
+    "reason_of",
+    "refusals_of",
+]
 
 # Characters of a line of the command line.
 LONGEST = 300
 # What the system says of a place that can't be written to, or has no room.
 _PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 _PLACES |= {errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE}
+# And of one that can't be read, whoever gave it.
+_SOURCES = {errno.ENOENT, errno.ELOOP, errno.EIO}
 _LIBRARIES = {"lightning", "torch", "lightning_utilities"}
-_REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError)
+# Their parts that only settings lead to.
+_EXTRAS = tuple(f"lightning.{part}." for part in ("pytorch.callbacks", "pytorch.profilers", "pytorch.loggers"))
+_EXTRAS += ("lightning.fabric.loggers.", "lightning.pytorch.tuner.", "torch.nn.utils.prune", "tensorboard.", "fsspec.")
+_REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, ArithmeticError)
 
 
 class InputError(ValueError):
@@ -63,6 +81,32 @@ def nearest(given: str, known: Iterable[str]) -> str:
     return f"; there are {', '.join(names)}" if names and sum(map(len, names)) < 200 else "; see --help"
 
 
+@contextmanager
+def refusals_of(what: str, remedy: str) -> Iterator[None]:
+    """Make what a library raises over something that the user gave an InputError `what: reason; remedy`.
+
+    What this package raised first, or a class of the user's, is a bug and stays what it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        first = _chain(error)[-1]
+        module = _raised_in(first)
+        if module is None or module.partition(".")[0] == __name__.partition(".")[0]:
+            raise
+        raise InputError(f"{what}: {reason_of(first)}; {remedy}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line, with its type where that says more."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, (KeyError, IndexError, AttributeError, AssertionError, ArithmeticError)) or not said:
+        return f"{type(error).__name__} {said}".strip()
+    return said
+
+
 def mistake(error: BaseException | None) -> str | None:
     """The line for an exception that is the user's to mend, of at most 300 characters; None for a bug.
 
@@ -73,9 +117,15 @@ def mistake(error: BaseException | None) -> str | None:
     for each in chain:
         if isinstance(each, InputError):
             return _line(str(each))
-    if chain and isinstance(chain[0], OSError) and chain[0].errno in _PLACES:
+    if chain and isinstance(chain[0], OSError) and chain[0].errno in _PLACES | _SOURCES:
         place = f"{chain[0].filename}: " if chain[0].filename else ""
-        return _line(f"{place}{chain[0].strerror}; give another place, or make room there")
+        room = ", or make room there" if chain[0].errno in {errno.ENOSPC, errno.EDQUOT} else ""
+        return _line(f"{place}{chain[0].strerror}; give another path{room}")
+    if chain and "Could not determine home directory" in str(chain[-1]):
+        return "a path begins with ~ and the name of a user that there isn't here; write it out"
+    if chain and (_raised_in(chain[-1]) or "").startswith(_EXTRAS) and isinstance(chain[-1], _REFUSALS):
+        owner = (_raised_in(chain[-1]) or "").rpartition(".")[2]
+        return _line(f"trainer: {owner} refused its settings: {reason_of(chain[-1])}; give others, or leave it out")
     # Lightning's own for a user's mistake; not imported, since that takes seconds.
     theirs = [each for each in chain if type(each).__name__ == "MisconfigurationException"]
     return _line(str(theirs[-1])) if theirs else None
@@ -87,12 +137,24 @@ def of_settings(error: BaseException) -> str | None:
     None where this package, or a class of the user's, raised it first: that is a bug.
     """
     first = _chain(error)[-1]
-    traceback = first.__traceback__
+    module = _raised_in(first)
+    of_them = module is not None and module.split(".")[0] in _LIBRARIES and isinstance(first, _REFUSALS)
+    return str(first) if of_them else None
+
+
+def _raised_in(error: BaseException) -> str | None:
+    """The library's module that raised it; this package's; None for a file of the user's."""
+    traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
-    of_them = module.split(".")[0] in _LIBRARIES and isinstance(first, _REFUSALS)
-    return str(first) if of_them else None
+    if traceback is None:
+        return None
+    frame = traceback.tb_frame
+    module = str(frame.f_globals.get("__name__", ""))
+    place = Path(frame.f_code.co_filename)
+    known = not place.is_absolute() or any(part in {"site-packages", "dist-packages"} for part in place.parts)
+    standard = place.is_relative_to(sysconfig.get_path("stdlib"))
+    return module if known or standard or module.startswith("lit_spectral") else None
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

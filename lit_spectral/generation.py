@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, refusals_of
 
 __all__ = ["continue_batch", "generate", "pad_left"]
 
@@ -63,27 +64,29 @@ def continue_batch(
         raise InputError(f"data.generation: there is no {', '.join(unknown)} among transformers' generation settings")
     if elsewhere := sorted(_ELSEWHERE & set(chosen)):
         raise InputError(f"data.generation: leave out {', '.join(elsewhere)}; lengths are data.max_new_tokens, "
-                         "and each prompt has one answer")  # fmt: skip
+                         "and each prompt has one answer, a text")  # fmt: skip
     # A chat model may end its turn with another token than the tokenizer's EOS.
     own = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    try:
+    if stop is not None and not (stop and all(isinstance(text, str) and text for text in _listed(stop))):
+        raise InputError(f"data.generation: stop_strings is a text, or a list of some, not {stop!r}")
+    remedy = "give other settings"
+    with refusals_of("data.generation", remedy):
         config = make(
             max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends), **chosen
         )
-    except (TypeError, ValueError) as error:
-        raise InputError(f"data.generation: {str(error).splitlines()[0]}") from error
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     start = inputs["input_ids"].shape[1]
-    texts = [stop] if isinstance(stop, str) else stop
-    criteria = [_stop_at(texts, tokenizer, start)] if texts else []
-    with torch.no_grad():
+    criteria = [_stop_at(_listed(stop), tokenizer, start)] if stop else []
+    # Of the user are the settings alone; without any, what is raised is a bug.
+    with torch.no_grad(), refusals_of("data.generation", remedy) if settings else nullcontext():
         ids = model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
     return [_continuation(tokenizer, row, start) for row in ids.tolist()]
 
 
 # Settings that this module sets itself, or that would change how many answers there are.
 _ELSEWHERE = {"max_new_tokens", "max_length", "pad_token_id", "eos_token_id", "num_return_sequences"}
+_ELSEWHERE |= {"return_dict_in_generate"}
 
 
 def _continuation(tokenizer: Any, row: list[int], start: int) -> str:
@@ -94,6 +97,10 @@ def _continuation(tokenizer: Any, row: list[int], start: int) -> str:
         return whole.removeprefix(before)
     alone: str = tokenizer.decode(row[start:], skip_special_tokens=True)  # the prompt ends within a character
     return alone
+
+
+def _listed(stop: Any) -> list[Any]:
+    return list(stop) if isinstance(stop, (list, tuple)) else [stop]
 
 
 def _stop_at(texts: Sequence[str], tokenizer: Any, start: int) -> Any:

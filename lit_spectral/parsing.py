@@ -52,7 +52,9 @@ class ConfigFile(ActionConfigFile):
 def check_yaml(file: Path, sections: Collection[str]) -> None:
     """InputError for a file that is no YAML of these sections, or says a key twice, with the line."""
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        yaml.safe_load(text)  # what is YAML, but no value
     except OSError as error:
         raise InputError(f"config: {file} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -60,23 +62,35 @@ def check_yaml(file: Path, sections: Collection[str]) -> None:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"config: {file}, line {line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:  # a character that none may have
+    except (yaml.YAMLError, ValueError) as error:  # a character that none may have, a number of 5,000 digits
         raise InputError(f"config: {file} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"config: {file} is nested deeper than any settings are; write them as in configs/") from error
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"config: {file} holds no settings; write sections such as `model:`, `data:` and `trainer:`")
-    _check_keys(root, file)
+    _check_keys(root, file, ())
     for key, section in root.value:
         if key.value not in sections:
             what = f"config: {file}, line {key.start_mark.line + 1}: there is no section {key.value}"
             raise InputError(what + nearest(str(key.value), sections))
         if key.value in {"trainer", "fit"} and not isinstance(section, yaml.MappingNode):
             raise InputError(f"config: {file}, line {key.start_mark.line + 1}: {key.value} is a section of settings")
+        if key.value == "seed_everything" and section.tag.endswith(":null"):
+            raise InputError(f"config: {file}, line {key.start_mark.line + 1}: seed_everything is a number or false")
+        for name, _ in section.value if isinstance(section, yaml.MappingNode) else ():
+            if not isinstance(name, yaml.ScalarNode) or not name.tag.endswith((":str", ":merge")):
+                raise InputError(f"config: {file}, line {name.start_mark.line + 1}: a setting's name is text")
 
 
-def _check_keys(node: yaml.Node, file: Path) -> None:
+def _check_keys(node: yaml.Node, file: Path, around: tuple[yaml.Node, ...]) -> None:
+    if any(node is each for each in around):
+        raise InputError(
+            f"config: {file}, line {node.start_mark.line + 1}: it holds itself by its anchor; write it out"
+        )
+    around = (*around, node)
     if isinstance(node, yaml.SequenceNode):
         for each in node.value:
-            _check_keys(each, file)
+            _check_keys(each, file, around)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[Any, int] = {}
         for key, value in node.value:
@@ -88,7 +102,7 @@ def _check_keys(node: yaml.Node, file: Path) -> None:
                         "one out"
                     )
                 seen[key.value] = line
-            _check_keys(value, file)
+            _check_keys(value, file, around)
 
 
 _KINDS = {
@@ -134,9 +148,9 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
     wanted = [_KINDS.get(c.rpartition(".")[2], c or ch.replace("'", "") or w) for c, ch, w in kinds]
     if wanted:
         return f"{path}: {shown!r} is not {' or '.join(dict.fromkeys(wanted))}"
-    if "has no attribute" in leaf:
-        return f"{path}: {shown!r} is no mapping of settings"
     lines = [line.strip(" -") for line in leaf.splitlines() if line.strip(" -")]
+    if "has no attribute" in leaf or not lines:
+        return f"{path}: {shown!r} is no mapping of settings"
     return f"{path}: {lines[0]}" if path else " ".join(lines)
 
 

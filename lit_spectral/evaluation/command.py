@@ -13,7 +13,7 @@ import torch
 
 from lit_spectral.checkpoint import log_folder
 from lit_spectral.checkpoint_file import read
-from lit_spectral.errors import InputError, Parser, check_at_least, check_positive
+from lit_spectral.errors import InputError, Parser, check_at_least, check_positive, refusals_of
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
 from lit_spectral.files import check_place, write_text
@@ -43,15 +43,16 @@ def run(args: list[str]) -> Path:
     tasks = Tasks(names, config.include_path, config.metadata, config.confirm_run_unsafe_code)
     from lit_spectral.evaluation.model import CheckpointLM  # after what can be wrong with the tasks
 
-    model = CheckpointLM(
-        ours.checkpoint,
-        ours.backbone,
-        ours.fold,
-        device=config.device,
-        batch_size=config.batch_size,
-        **({"max_batch_size": config.max_batch_size} if config.max_batch_size else {}),
-        **config.model_args,
-    )
+    with refusals_of("evaluate: --model_args, --batch_size", "give others"):
+        model = CheckpointLM(
+            ours.checkpoint,
+            ours.backbone,
+            ours.fold,
+            device=config.device,
+            batch_size=config.batch_size,
+            **({"max_batch_size": config.max_batch_size} if config.max_batch_size else {}),
+            **config.model_args,
+        )
     results = evaluate(model, tasks, **_options(config))
     samples = results.pop("samples", {})
     write_text(file, as_json(results, indent=2))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, reason_of, refusals_of
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
 
 __all__ = ["Tasks", "as_json", "evaluate", "figures"]
@@ -80,17 +80,18 @@ class Tasks:
         import datasets
 
         try:
-            found = self.manager.load([name])
-        except InputError:
-            raise
-        except (OSError, ValueError, ImportError, datasets.exceptions.DatasetsError) as error:
-            reason = _first_line(error)
-            if isinstance(error, ImportError):
+            with refusals_of(f"tasks: {name} can't be loaded", "is its YAML as the harness's guide to tasks has it?"):
+                found = self.manager.load([name])
+        except InputError as error:
+            reason, cause = reason_of(error.__cause__ or error), error.__cause__
+            if isinstance(cause, ImportError):
                 raise InputError(f"tasks: {name} needs a package that is not installed: {reason}") from error
-            raise InputError(
-                f"tasks: the data of {name} can't be had ({reason}); go online once, set HF_HOME to where it "
-                "is cached, or write a YAML over local files and give its folder with --include_path"
-            ) from error
+            if isinstance(cause, (OSError, datasets.exceptions.DatasetsError)):
+                raise InputError(
+                    f"tasks: the data of {name} can't be had ({reason}); go online once, set HF_HOME to where it "
+                    "is cached, or write a YAML over local files and give its folder with --include_path"
+                ) from error
+            raise
         groups = found.get("groups", {})
         return [groups[name]] if name in groups else list(found["tasks"].values())
 
@@ -98,7 +99,7 @@ class Tasks:
         try:
             tasks = self.manager.load(self.loaded)["tasks"]
         except ValueError as error:  # one is in two of the groups that were named
-            raise InputError(f"tasks: {_first_line(error)}") from error
+            raise InputError(f"tasks: {reason_of(error)}") from error
         unsafe = [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)]
         if unsafe and not confirmed:
             raise InputError(
@@ -120,13 +121,14 @@ def evaluate(model: Any, tasks: Tasks, **options: Any) -> dict[str, Any]:
     """
     import lm_eval
 
-    results = lm_eval.simple_evaluate(
-        model,
-        tasks=tasks.loaded,
-        task_manager=tasks.manager,
-        confirm_run_unsafe_code=True,  # or `Tasks` would have refused
-        **options,
-    )
+    with refusals_of(f"tasks: {', '.join(tasks.loaded)}", "are the task's YAML and the flags right for each other?"):
+        results = lm_eval.simple_evaluate(
+            model,
+            tasks=tasks.loaded,
+            task_manager=tasks.manager,
+            confirm_run_unsafe_code=True,  # or `Tasks` would have refused
+            **options,
+        )
     assert results is not None  # it is None on ranks other than 0, which don't get here
     return dict(results)
 
@@ -150,7 +152,3 @@ def as_json(results: Mapping[str, Any], indent: int | None = None) -> str:
     from lm_eval.utils import handle_non_serializable
 
     return json.dumps(results, indent=indent, default=handle_non_serializable, ensure_ascii=False)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters import find_targets
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, refusals_of
 from lit_spectral.methods.base import Method
 
 __all__ = ["Peft"]
@@ -61,11 +61,8 @@ class Peft(Method):
         config = self._peft_config(model, encoder)
         model.requires_grad_(False)
         before = {id(parameter): float(parameter.double().sum()) for parameter in model.parameters()}
-        try:
+        with refusals_of("method.config", "give other fields, of those that peft takes for this peft_type"):
             wrapped: Any = peft.get_peft_model(model, config)
-        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            missing = "; is a field missing?" if "NoneType" in str(error) else ""
-            raise InputError(f"method.config: {_first_line(error)}{missing}") from error
         after = {id(parameter): float(parameter.double().sum()) for parameter in wrapped.parameters()}
         if any(after.get(key, total) != total for key, total in before.items()):
             raise InputError(
@@ -163,10 +160,8 @@ class Peft(Method):
             fields["target_modules"] = [name for name, layer in model.named_modules() if id(layer) in wanted]
         elif self.target_modules is not None:
             raise InputError("target_modules: give it in method.config, or not at all for a prompt method")
-        try:
+        with refusals_of("method.config", f"give the fields of peft's {kind.__name__}"):
             config = kind(**fields)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"method.config: {_first_line(error)}") from error
         if config.is_prompt_learning and config.task_type is None:
             endings = [task for ending, task in TASK_TYPES.items() if type(model).__name__.endswith(ending)]
             config.task_type = (endings or ["FEATURE_EXTRACTION"])[0]
@@ -185,7 +180,3 @@ def _forward_returns(model: nn.Module, outputs: Any) -> Iterator[None]:
             del vars(model)["forward"]
         else:
             vars(model)["forward"] = before
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

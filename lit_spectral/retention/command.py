@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_spectral.checkpoint import load, log_folder, usable_device
+from lit_spectral.datamodules.corpora import check_corpus
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.files import check_place, write_text
@@ -108,6 +109,14 @@ def _parse(args: list[str]) -> argparse.Namespace:
             raise InputError(f"retain: --leave_out {left_out} is none of --tasks {' '.join(given.tasks)}")
     if given.tasks and all(is_one_of(name, given.leave_out) for name in asked):
         raise InputError("retain: --leave_out names every task; give one that the model wasn't trained for")
+    for flag in ("num_fewshot", "include_path"):
+        if getattr(given, flag) is not None and not given.tasks:
+            raise InputError(f"retain: --{flag} is for --tasks; give these too, or leave it out")
+    if given.fit_head is not None:
+        check_corpus(given.fit_head)
+    for most, name in ((given.batch_size, "batch_size"), (given.max_length, "max_length"), (given.limit, "limit")):
+        if most >= 2**31:
+            raise InputError(f"retain: --{name} is below 2^31, not {most}")
     check_at_least(0, limit=given.limit, num_fewshot=given.num_fewshot)
     check_at_least(1, batch_size=given.batch_size, max_length=given.max_length)
     return given
@@ -124,6 +133,8 @@ def named_corpora(given: list[str]) -> dict[str, str]:
         name, named, path = text.partition("=")
         if not named or Path(text).exists():
             name, path = Path(text).stem, text
+        if not name or not path:
+            raise InputError(f"corpora: {text!r} lacks a name or a text; give TEXT, or NAME=TEXT")
         if name in found:
             raise InputError(f"corpora: {found[name]} and {path} are both named {name}; give NAME={path}")
         found[name] = path

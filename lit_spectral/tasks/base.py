@@ -31,7 +31,7 @@ from lit_spectral.callbacks import (
 )
 from lit_spectral.checkpoint_file import guard, unguard
 from lit_spectral.datamodules.text import TextDataModule
-from lit_spectral.errors import InputError, of_settings
+from lit_spectral.errors import InputError, refusals_of
 from lit_spectral.methods import LoRA, Method
 from lit_spectral.run_folder import RunFolder
 from lit_spectral.tasks import resume
@@ -50,12 +50,14 @@ log = logging.getLogger(__name__)
 
 def _built(make: OptimizerCallable, groups: list[dict[str, Any]]) -> Optimizer:
     """The optimizer; InputError where torch refuses its settings, or it can't go with adapters."""
-    try:
+    with refusals_of("model.optimizer", "give other settings of it, or another"):
         optimizer = make(groups)
-    except Exception as error:
-        if refusal := of_settings(error):
-            raise InputError(f"model.optimizer: {refusal}; give other settings of it, or another") from error
-        raise
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise InputError("model.optimizer: maximize would make the loss as large as can be; leave it out")
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise InputError(
+            "model.optimizer: differentiable is for derivatives of steps, which are not taken; leave it out"
+        )
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise InputError("model.optimizer: SparseAdam is for sparse gradients, which adapters have none of; give AdamW")
     return optimizer

@@ -10,7 +10,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BasePredictionWriter,
+    Callback,
+    Checkpoint,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Timer,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
@@ -33,6 +40,7 @@ _LEAST = {
     "min_epochs": 0,
     "log_every_n_steps": 0,
     "num_sanity_val_steps": 0,
+    "val_check_interval": 1e-9,
 }
 
 
@@ -97,6 +105,17 @@ def check_limits(trainer: pl.Trainer, verb: str) -> None:
         if value != math.inf:  # Lightning's word for all
             check_at_least(least, **{f"trainer.{name}": value})
     part = {"fit": "train", "validate": "val"}.get(verb, verb)
+    for name in ("epochs", "steps"):
+        least, most = (getattr(trainer, f"{bound}_{name}") for bound in ("min", "max"))
+        if least is not None and most is not None and -1 < most < least:
+            raise InputError(f"trainer.min_{name}: {least} is above max_{name} {most}; give less")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
+            raise InputError("trainer.max_time leaves no time; give more, as DD:HH:MM:SS")
+        if type(callback) in {Callback, Checkpoint, BasePredictionWriter}:
+            raise InputError(
+                f"trainer.callbacks: {type(callback).__name__} alone does nothing; give a list of `class_path: NAME`"
+            )
     for name in (f"limit_{part}_batches", *(("max_steps", "max_epochs") if verb == "fit" else ())):
         if getattr(trainer, name) == 0:
             raise InputError(f"trainer.{name}: 0 leaves nothing to {verb}; give more")

@@ -22,6 +22,8 @@ def build_metrics(names: list[str], num_labels: int) -> nn.ModuleDict:
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise InputError(f"metrics: {', '.join(unknown)} unknown; known are {', '.join(METRICS)}")
+    if num_labels == 1 and (classes := sorted({"accuracy", "f1", "matthews"} & set(names))):
+        raise InputError(f"metrics: {', '.join(classes)} are of classes, and the labels are numbers; give pearson")
     return nn.ModuleDict({name: _build(name, num_labels) for name in names})
 
 

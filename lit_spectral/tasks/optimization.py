@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral.adapters import adapters
-from lit_spectral.errors import InputError, nearest
+from lit_spectral.errors import InputError, nearest, refusals_of
 
 __all__ = ["build_schedule", "check_schedule", "parameter_groups", "run_steps"]
 
@@ -66,6 +66,8 @@ def run_steps(trainer: pl.Trainer) -> int:
 
 def check_schedule(name: str, warmup: float, steps: int, options: Mapping[str, Any]) -> None:
     """InputError for a schedule that there is not, or whose warm-up is none or does not end in so many steps."""
+    if name is None or warmup is None:
+        raise InputError("lr_scheduler and warmup_steps can't be null; leave them out for the defaults")
     if not 0 <= warmup < math.inf:
         raise InputError(f"warmup_steps must be finite and not negative, not {warmup}")
     if warmup and name == "constant":
@@ -75,7 +77,13 @@ def check_schedule(name: str, warmup: float, steps: int, options: Mapping[str, A
             f"warmup_steps {warmup} is above the run's {steps} optimizer steps, in which the learning rate would "
             "not get to its value; give fewer, or below 1 a fraction of them"
         )
-    build_schedule(name, warmup, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), steps, options)
+    factor = build_schedule(name, warmup, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), steps, options)
+    # A long run's are many.
+    found = [factor.lr_lambdas[0](step) for step in range(0, steps + 1, max(1, steps // 1000))]
+    if not all(0 <= each < math.inf for each in found):
+        raise InputError(
+            f"lr_scheduler: {name} has rates below 0 or beyond all numbers; give other lr_scheduler_options"
+        )
 
 
 def build_schedule(name: str, warmup: float, optimizer: Optimizer, steps: int, options: Mapping[str, Any]) -> LambdaLR:
@@ -96,12 +104,9 @@ def build_schedule(name: str, warmup: float, optimizer: Optimizer, steps: int, o
     names = [each.value for each in SchedulerType]
     if name not in names:
         raise InputError(f"lr_scheduler: there is no {name!r}{nearest(name, names)}")
-    try:
-        planned = math.ceil(warmup if warmup >= 1 else warmup * steps)
+    planned = math.ceil(warmup if warmup >= 1 else warmup * steps)
+    with refusals_of(f"lr_scheduler: {name}", "give --model.lr_scheduler_options"):
         scheduler = get_scheduler(name, optimizer, planned, steps, scheduler_specific_kwargs=dict(options))
-    except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"lr_scheduler: {name}: {reason}; give --model.lr_scheduler_options") from error
     if not isinstance(scheduler, LambdaLR):
         raise InputError(f"lr_scheduler: {name} follows a metric; give a schedule over steps")
     return scheduler
