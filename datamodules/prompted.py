@@ -96,6 +96,9 @@ class PromptedText(TextDataModule):
         self.too_long = too_long
         self.empty_answer = empty_answer
         self.templates = {"prompt": prompt, "input": input, "answer": answer}
+        for name, text in self.templates.items():
+            if not isinstance(text, str) or (name == "answer" and "{" not in text):
+                raise InputError(f"data.{name}: {text!r} names no column; write text with some, as in '{{{name}}}'")
         self._parts = {name: parse(f"data.{name}", text) for name, text in self.templates.items()}
 
     def tokenised(self, name: str) -> Any:

@@ -87,7 +87,8 @@ class _SaveConfig(SaveConfigCallback):
         if verb != "fit" and file.exists():
             file = file.with_name(f"config_{verb}.yaml")
         set_aside(file)
-        write_text(file, self.parser.dump(self.config, skip_none=False))
+        # As it was parsed: what the parser made of some settings, Timer's say, it would not take back.
+        write_text(file, self.parser.dump(self.config, skip_none=False, skip_validation=True))
 
 
 def _show_progress() -> None:
@@ -191,22 +192,28 @@ def run(args: list[str] | None = None) -> SpectralCLI:
         warnings.filterwarnings("ignore", f"{known} .* exists and is not empty")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _show_progress()
-    return SpectralCLI(_templates_as_text(sys.argv[1:] if args is None else args))
+    return SpectralCLI(_values_as_given(sys.argv[1:] if args is None else args))
 
 
 def _build(args: list[str]) -> SpectralCLI:
     """The command line of `fit` with these flags, nothing run."""
-    return SpectralCLI(_templates_as_text(args), run=False)
+    return SpectralCLI(_values_as_given(args), run=False)
 
 
-def _templates_as_text(args: list[str]) -> list[str]:
-    """`--data.prompt TEXT` as `--data.init_args {"prompt": TEXT}`: the parser would read {column} as YAML."""
+def _values_as_given(args: list[str]) -> list[str]:
+    """Values that the parser would misread as mappings of them, `--data.init_args {"prompt": TEXT}` say.
+
+    It takes {column} in a template for YAML.
+    """
     written, rest = [], iter(args)
     for arg in rest:
         flag, joined, text = arg.partition("=")
+        owner, _, name = flag.rpartition(".")
         if flag in {"--data.prompt", "--data.input", "--data.answer"}:
-            value = json.dumps({flag.removeprefix("--data."): text if joined else next(rest, "")})
-            arg = f"--data.init_args={value}"
+            text = text if joined else next(rest, "--")
+            if not joined and text.startswith("--"):
+                raise InputError(f"{flag}: no text is given; write {flag}='TEXT'")
+            arg = f"{owner}.init_args={json.dumps({name: text})}"
         written.append(arg)
     return written
 
@@ -258,7 +265,10 @@ def _check_verb(args: list[str]) -> None:
     if not args:
         raise InputError(f"no subcommand is given; there are {', '.join(verbs)}, each with --help")
     if not args[0].startswith("-") and args[0] not in verbs:
-        raise InputError(f"there is no subcommand {args[0]}{nearest(args[0], verbs)}")
+        meant = {"train": "fit", "eval": "evaluate", "sweep": "compare", "generate": "predict"}.get(args[0])
+        raise InputError(
+            f"there is no subcommand {args[0]}" + (f"; {meant} is it" if meant else nearest(args[0], verbs))
+        )
 
 
 def main(args: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import errno
 import math
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ __all__ = [
     "InputError",
     "Parser",
     "check_at_least",
+    "check_at_most",
     "check_positive",
     "mistake",
     "nearest",
@@ -31,10 +33,11 @@ _PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, e
 _PLACES |= {errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE}
 # And of one that can't be read, whoever gave it.
 _SOURCES = {errno.ENOENT, errno.ELOOP, errno.EIO}
-_LIBRARIES = {"lightning", "torch", "lightning_utilities"}
+_LIBRARIES = {"lightning", "torch", "lightning_utilities", "jsonargparse", "fsspec"}
 # Their parts that only settings lead to.
 _EXTRAS = tuple(f"lightning.{part}." for part in ("pytorch.callbacks", "pytorch.profilers", "pytorch.loggers"))
-_EXTRAS += ("lightning.fabric.loggers.", "lightning.pytorch.tuner.", "torch.nn.utils.prune", "tensorboard.", "fsspec.")
+_EXTRAS += ("lightning.fabric.loggers.", "lightning.pytorch.tuner.", "lightning.pytorch.utilities.model_summary.")
+_EXTRAS += ("torch.nn.utils.prune", "torch.utils.tensorboard.", "fsspec.")
 _REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, ArithmeticError)
 
 
@@ -59,6 +62,13 @@ def check_positive(**settings: float | None) -> None:
             raise InputError(f"{name} must be finite and above 0, not {value}")
 
 
+def check_at_most(most: float, **settings: float | None) -> None:
+    """InputError for a setting that is given and more than `most`."""
+    for name, value in settings.items():
+        if value is not None and value > most:
+            raise InputError(f"{name} must be at most {most:g}, not {value}")
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of a verb, whose mistakes are InputErrors."""
 
@@ -69,6 +79,8 @@ class Parser(argparse.ArgumentParser):
             unknown = message.split()[2].partition("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
             message = f"there is no {unknown}{nearest(unknown, flags)}"
+        # By a function that has no name to speak of.
+        message = re.sub(r"invalid functools\.partial\(.*\) value: (.*)", r"\1 can't be read; see --help", message)
         raise InputError(f"{verb}: {message}")
 
 
@@ -136,10 +148,11 @@ def of_settings(error: BaseException) -> str | None:
 
     None where this package, or a class of the user's, raised it first: that is a bug.
     """
-    first = _chain(error)[-1]
-    module = _raised_in(first)
-    of_them = module is not None and module.split(".")[0] in _LIBRARIES and isinstance(first, _REFUSALS)
-    return str(first) if of_them else None
+    for each in (_chain(error)[-1], error):  # the parser raises anew what it met deep within
+        module = _raised_in(each)
+        if module is not None and module.split(".")[0] in _LIBRARIES and isinstance(each, _REFUSALS):
+            return reason_of(each)
+    return None
 
 
 def _raised_in(error: BaseException) -> str | None:

@@ -26,6 +26,11 @@ __all__ = ["ConfigFile", "SettingsParser"]
 class SettingsParser(LightningArgumentParser):
     """LightningCLI's, which raises InputError where it would print the usage."""
 
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        """As jsonargparse's, which hands null on to the parser of a class within a class as the text None."""
+        given = [re.sub("=None$", "=null", arg) for arg in args] if isinstance(args, list) else args
+        return super().parse_args(given, *others, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong, with the nearest of what would be right."""
         if not self.exit_on_error:  # a class's own, whose errors the command line's gathers
@@ -45,6 +50,8 @@ class ConfigFile(ActionConfigFile):
         else:
             file = str(config_file(values))
             sections = {action.dest.split(".")[0] for action in parser._actions}
+            if "subcommand" in sections:
+                raise InputError(f"config: --config stands after the subcommand: lit-spectral fit --config {values}")
             check_yaml(Path(file), sections | {"fit", "validate", "test", "predict"})
         super().__call__(parser, namespace, file, option_string)  # type: ignore[no-untyped-call]
 
@@ -105,6 +112,28 @@ def _check_keys(node: yaml.Node, file: Path, around: tuple[yaml.Node, ...]) -> N
             _check_keys(value, file, around)
 
 
+# What others call our settings.
+_ELSEWHERE = {
+    **dict.fromkeys(("lr", "learning_rate"), "model.optimizer.lr"),
+    **dict.fromkeys(("rank", "r", "lora_r", "lora_rank"), "model.method.rank"),
+    **dict.fromkeys(("alpha", "lora_alpha"), "model.method.alpha"),
+    **dict.fromkeys(("dropout", "lora_dropout"), "model.method.dropout"),
+    **dict.fromkeys(("target_modules", "lora_target_modules"), "model.method.target_modules"),
+    **dict.fromkeys(("method", "peft_type"), "model.method"),
+    **dict.fromkeys(("backbone", "model_name_or_path", "base_model"), "model.backbone"),
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs", "max_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("batch_size", "per_device_train_batch_size"), "data.batch_size"),
+    **dict.fromkeys(("bf16", "fp16", "precision"), "trainer.precision"),
+    "accumulate_grad_batches": "trainer.accumulate_grad_batches",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "max_steps": "trainer.max_steps",
+    "output_dir": "trainer.default_root_dir",
+    "resume_from_checkpoint": "ckpt_path",
+    "save_steps": "save_every_n_steps",
+    "seed": "seed_everything",
+    "warmup_steps": "model.warmup_steps",
+    "weight_decay": "model.optimizer.weight_decay",
+}
 _KINDS = {
     "int": "a whole number",
     "float": "a finite number",
@@ -124,7 +153,9 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
         unknown = match[1].split()[0]
         if not unknown.startswith("-"):
             return f"{unknown}: no flag stands before it; write --flag=value"
-        return f"{unknown.partition('=')[0]}: there is no such flag{nearest(unknown.partition('=')[0], flags)}"
+        flag = unknown.partition("=")[0]
+        elsewhere = _ELSEWHERE.get(flag.strip("-"))
+        return f"{flag}: there is no such flag" + (f"; give --{elsewhere}" if elsewhere else nearest(flag, flags))
     if match := re.search(r"does not accept option '([^']*)'", message):
         names = [flag.removeprefix("--") for flag in flags]
         return f"{match[1]}: there is no such setting{nearest(match[1].split('.')[0], names)}"
@@ -133,6 +164,9 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
         known = _settings(owner) if owner else []
         return f"{path}.{match[1]}: {_name(owner)} has no such setting{nearest(match[1], known)}"
     if match := re.search(r"arguments are required: (.*)", leaf):
+        if not path:  # a verb's
+            flags = " and ".join(f"--{name.partition('.')[2] or name}" for name in match[1].split(", "))
+            return f"{flags} must be given, by themselves or in a --config; see configs/ for some"
         return f"{path}: {_name(owner)} needs {match[1]}; give --{path}.{match[1].split(',')[0]}"
     nested = re.findall(r"NestedArg\(key='[^']*', val=(?:'([^']*)'|(.*))\)$", message, re.MULTILINE)
     value = re.search(r"(?:Given value|Got value): (.*?)(?:\. Got value|$)", leaf, re.MULTILINE)
@@ -142,6 +176,8 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
         known = _classes(kind[-1] if kind else "", path.rpartition(".")[2])
         if shown in known:
             return f"{path}: several classes are named {shown}; write its module before it, as in torch.optim.AdamW"
+        if shown in {"DoRA", "AdaLoRA", "VeRA", "OFT", "IA3", "LoHa", "LoKr"} and "Peft" in known:
+            return f"{path}: {shown} is peft's; give --{path}=Peft and its settings by --{path}.config"
         if known:
             return f"{path}: there is no {shown}{nearest(shown.rpartition('.')[2], known)}"
     kinds = re.findall(r"Expected an? (?:<class '([^']+)'>|typing\.Literal\[(.*?)\]|(\w+\[[^\]]*\]))", leaf)
@@ -150,8 +186,9 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
         return f"{path}: {shown!r} is not {' or '.join(dict.fromkeys(wanted))}"
     lines = [line.strip(" -") for line in leaf.splitlines() if line.strip(" -")]
     if "has no attribute" in leaf or not lines:
-        return f"{path}: {shown!r} is no mapping of settings"
-    return f"{path}: {lines[0]}" if path else " ".join(lines)
+        return f"{path}: {shown!r} is no mapping of settings" if shown else f"{path}: give settings, each by its flag"
+    said = re.sub(r"\. Got value: Namespace\(.*", "", lines[0])
+    return f"{path}: {said}" if path else " ".join(lines)
 
 
 def _innermost(message: str) -> tuple[str, str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +13,7 @@ from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
 from lit_spectral.adapters.linear import linear_shape, weight_matrix
 from lit_spectral.adapters.targets import left_out
-from lit_spectral.errors import InputError, check_at_least, check_positive
+from lit_spectral.errors import InputError, check_at_least, check_at_most, check_positive
 from lit_spectral.input_directions import leading_input_directions
 from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.reading import Reading
@@ -33,6 +32,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+# Above it, products leave the range of float32.
+LARGEST = 1e18
 
 # A bound on singular values: a number, a quartile of W₀'s ("q1" … "q4"), or {"quantile": 0.6} of them.
 Bound = float | str | dict[str, float]
@@ -118,6 +120,9 @@ class Method:
     head_lr: float = 1.0
 
     def __post_init__(self) -> None:
+        # Who adapts a model otherwise, map by map or as a whole, has one of them.
+        if type(self).apply is Method.apply and getattr(type(self).build, "__isabstractmethod__", False):
+            raise InputError(f"model.method: {type(self).__name__} is what methods have in common; give one of them")
         check_positive(head_lr=self.head_lr)
         if not 0 <= self.seed < 2**63:  # what torch's generators take
             raise InputError(f"seed must be at least 0 and below 2^63, not {self.seed}")
@@ -294,6 +299,7 @@ class ScaledMethod(LowRankMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(alpha=self.alpha)
+        check_at_most(LARGEST, alpha=self.alpha)
 
     @property
     def scale(self) -> float:
@@ -315,6 +321,6 @@ def resolve_bound(bound: Bound, site: Site) -> float:
         if set(bound) != {"quantile"}:
             raise InputError(f"a bound by quantile is written {{quantile: 0.6}}, not {bound}")
         bound = linalg.singular_value_quantile(site.values(), bound["quantile"])
-    if not math.isfinite(bound) or bound <= 0:
-        raise InputError(f"a bound on singular values must be finite and above 0, not {bound}")
+    if not 0 < bound < LARGEST:
+        raise InputError(f"a bound on singular values must be above 0 and below {LARGEST:g}, not {bound}")
     return float(bound)

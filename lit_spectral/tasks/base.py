@@ -99,6 +99,8 @@ class Task(StoredModule):
         lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if not backbone:
+            raise InputError("model.backbone: none is given; give a hub id, a folder, or tiny")
         self.backbone = backbone
         self.method = copy.copy(method) if method is not None else LoRA()  # what it remembers is of this task
         self.optimizer: OptimizerCallable = _adamw if optimizer is None else optimizer  # a config's null

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BasePredictionWriter,
     Callback,
     Checkpoint,
@@ -112,6 +113,11 @@ def check_limits(trainer: pl.Trainer, verb: str) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
             raise InputError("trainer.max_time leaves no time; give more, as DD:HH:MM:SS")
+        if isinstance(callback, BaseFinetuning):
+            raise InputError(
+                f"trainer.callbacks: {type(callback).__name__} would train the backbone, which adapters leave alone; "
+                "leave it out, or give --model.method=FullFineTuning"
+            )
         if type(callback) in {Callback, Checkpoint, BasePredictionWriter}:
             raise InputError(
                 f"trainer.callbacks: {type(callback).__name__} alone does nothing; give a list of `class_path: NAME`"
