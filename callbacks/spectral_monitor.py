@@ -104,7 +104,7 @@ class SpectralMonitor(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, values in zip(self._changes, singular_values(self._factors()), strict=True):
-                    if not values.isfinite().all():  # a run that has diverged, which the next step finds out
+                    if not values.amax() < 1e30:  # a run that has diverged, which the next step finds out
                         continue
                     logger.experiment.add_histogram(f"singular_values/{name}", values, logged_step(trainer))
 
@@ -135,7 +135,7 @@ class SpectralMonitor(Callback):
         self._flush(trainer)
 
     def _go_on(self) -> None:
-        if self._changes.keys() == self._restored.get("vectors", {}).keys():
+        if self._restored and self._changes.keys() == self._restored["vectors"].keys():
             for name, change in self._changes.items():
                 self._vectors[name] = self._restored["vectors"][name].to(change.device)
                 self._estimates[name] = self._restored["estimates"][name].to(change.device)

@@ -29,8 +29,8 @@ class TrainingLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The batches that are left of the epoch."""
-        assert isinstance(self.sampler, LengthGroupedSampler)
-        self.sampler.start = self._behind() * (self.batch_size or 1)
+        if isinstance(self.sampler, LengthGroupedSampler):  # overfit_batches has another
+            self.sampler.start = self._behind() * (self.batch_size or 1)
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:

@@ -97,8 +97,8 @@ class PromptedText(TextDataModule):
         self.empty_answer = empty_answer
         self.templates = {"prompt": prompt, "input": input, "answer": answer}
         for name, text in self.templates.items():
-            if not isinstance(text, str) or (name == "answer" and "{" not in text):
-                raise InputError(f"data.{name}: {text!r} names no column; write text with some, as in '{{{name}}}'")
+            if not isinstance(text, str):
+                raise InputError(f"data.{name}: {text!r} is no text; write some with columns in braces: '{{{name}}}'")
         self._parts = {name: parse(f"data.{name}", text) for name, text in self.templates.items()}
 
     def tokenised(self, name: str) -> Any:
@@ -216,6 +216,8 @@ class PromptedText(TextDataModule):
             text = self.templates[name]
             if text in rows.column_names:
                 raise InputError(f"data.{name}: {text} is a column's name; write '{{{text}}}'")
+            if name == "answer" and not any(column for _, column in self._parts[name]):
+                raise InputError(f"data.answer: {text!r} names no column; write one in braces, as in '{{answer}}'")
         parts = {name: self._parts[name] if name in names else [] for name in self._parts}
         columns = list(dict.fromkeys(column for part in parts.values() for _, column in part if column))
         check_columns(rows, columns, where)

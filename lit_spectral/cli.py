@@ -213,7 +213,7 @@ def _values_as_given(args: list[str]) -> list[str]:
             text = text if joined else next(rest, "--")
             if not joined and text.startswith("--"):
                 raise InputError(f"{flag}: no text is given; write {flag}='TEXT'")
-            arg = f"{owner}.init_args={json.dumps({name: text})}"
+            arg = f"{owner}.init_args={json.dumps({name: None if text == 'null' else text})}"
         written.append(arg)
     return written
 

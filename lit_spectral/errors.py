@@ -37,7 +37,7 @@ _LIBRARIES = {"lightning", "torch", "lightning_utilities", "jsonargparse", "fssp
 # Their parts that only settings lead to.
 _EXTRAS = tuple(f"lightning.{part}." for part in ("pytorch.callbacks", "pytorch.profilers", "pytorch.loggers"))
 _EXTRAS += ("lightning.fabric.loggers.", "lightning.pytorch.tuner.", "lightning.pytorch.utilities.model_summary.")
-_EXTRAS += ("torch.nn.utils.prune", "torch.utils.tensorboard.", "fsspec.")
+_EXTRAS += ("torch.nn.utils.", "torch.nn.parallel.", "torch.utils.tensorboard.", "fsspec.")
 _REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, ArithmeticError)
 
 
@@ -106,7 +106,9 @@ def refusals_of(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         first = _chain(error)[-1]
         module = _raised_in(first)
-        if module is None or module.partition(".")[0] == __name__.partition(".")[0]:
+        # A call with arguments that there aren't fails where it is made.
+        called = isinstance(first, TypeError) and re.search(r"\(\) (got an unexpected|missing) ", str(first))
+        if not called and (module is None or module.partition(".")[0] == __name__.partition(".")[0]):
             raise
         raise InputError(f"{what}: {reason_of(first)}; {remedy}") from error
 

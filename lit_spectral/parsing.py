@@ -166,7 +166,7 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
     if match := re.search(r"arguments are required: (.*)", leaf):
         if not path:  # a verb's
             flags = " and ".join(f"--{name.partition('.')[2] or name}" for name in match[1].split(", "))
-            return f"{flags} must be given, by themselves or in a --config; see configs/ for some"
+            return f"{flags} must be given, or be in a --config; see configs/ for some"
         return f"{path}: {_name(owner)} needs {match[1]}; give --{path}.{match[1].split(',')[0]}"
     nested = re.findall(r"NestedArg\(key='[^']*', val=(?:'([^']*)'|(.*))\)$", message, re.MULTILINE)
     value = re.search(r"(?:Given value|Got value): (.*?)(?:\. Got value|$)", leaf, re.MULTILINE)
@@ -185,6 +185,8 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
     if wanted:
         return f"{path}: {shown!r} is not {' or '.join(dict.fromkeys(wanted))}"
     lines = [line.strip(" -") for line in leaf.splitlines() if line.strip(" -")]
+    if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        return f"{path}: {match[1]} has no {match[2]}; see --help"
     if "has no attribute" in leaf or not lines:
         return f"{path}: {shown!r} is no mapping of settings" if shown else f"{path}: give settings, each by its flag"
     said = re.sub(r"\. Got value: Namespace\(.*", "", lines[0])

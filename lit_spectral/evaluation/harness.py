@@ -44,6 +44,7 @@ class Tasks:
     ) -> None:
         from lm_eval.tasks import TaskManager
 
+        self.names = list(names)
         names = [task for name in names for task in (BENCHMARKS[name].tasks if name in BENCHMARKS else (name,))]
         if not names:
             raise InputError(f"tasks: none given; this package's benchmarks are {', '.join(BENCHMARKS)}")
@@ -121,7 +122,7 @@ def evaluate(model: Any, tasks: Tasks, **options: Any) -> dict[str, Any]:
     """
     import lm_eval
 
-    with refusals_of(f"tasks: {', '.join(tasks.loaded)}", "are the task's YAML and the flags right for each other?"):
+    with refusals_of(f"tasks: {', '.join(tasks.names)}", "are the task's YAML and the flags right for each other?"):
         results = lm_eval.simple_evaluate(
             model,
             tasks=tasks.loaded,

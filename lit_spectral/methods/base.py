@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -122,7 +122,10 @@ class Method:
     def __post_init__(self) -> None:
         # Who adapts a model otherwise, map by map or as a whole, has one of them.
         if type(self).apply is Method.apply and getattr(type(self).build, "__isabstractmethod__", False):
-            raise InputError(f"model.method: {type(self).__name__} is what methods have in common; give one of them")
+            raise InputError(f"model.method: {type(self).__name__} is what methods have in common; give one, LoRA say")
+        for each in fields(self):
+            if getattr(self, each.name) is None and "None" not in str(each.type):
+                raise InputError(f"model.method.{each.name} can't be null; leave it out for the default")
         check_positive(head_lr=self.head_lr)
         if not 0 <= self.seed < 2**63:  # what torch's generators take
             raise InputError(f"seed must be at least 0 and below 2^63, not {self.seed}")
@@ -322,5 +325,5 @@ def resolve_bound(bound: Bound, site: Site) -> float:
             raise InputError(f"a bound by quantile is written {{quantile: 0.6}}, not {bound}")
         bound = linalg.singular_value_quantile(site.values(), bound["quantile"])
     if not 0 < bound < LARGEST:
-        raise InputError(f"a bound on singular values must be above 0 and below {LARGEST:g}, not {bound}")
+        raise InputError(f"a bound on singular values must be finite and above 0, and below {LARGEST:g}, not {bound}")
     return float(bound)

@@ -79,7 +79,8 @@ def check_schedule(name: str, warmup: float, steps: int, options: Mapping[str, A
         )
     factor = build_schedule(name, warmup, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), steps, options)
     # A long run's are many.
-    found = [factor.lr_lambdas[0](step) for step in range(0, steps + 1, max(1, steps // 1000))]
+    with refusals_of(f"lr_scheduler: {name}", "give other lr_scheduler_options"):
+        found = [factor.lr_lambdas[0](step) for step in range(0, steps + 1, max(1, steps // 1000))]
     if not all(0 <= each < math.inf for each in found):
         raise InputError(
             f"lr_scheduler: {name} has rates below 0 or beyond all numbers; give other lr_scheduler_options"

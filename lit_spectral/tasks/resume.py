@@ -32,7 +32,9 @@ def prepare(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
             "this checkpoint holds weights without the optimizer's state, with which a run would go on; give one "
             "that fit wrote with save_weights_only false"
         )
-    if "epoch_progress" not in checkpoint["loops"].get("fit_loop", {}) or not checkpoint.get("lr_schedulers"):
+    if "epoch_progress" not in checkpoint["loops"].get("fit_loop", {}) or not all(
+        "lr_lambdas" in schedule for schedule in checkpoint.get("lr_schedulers") or [{}]
+    ):
         raise InputError("this checkpoint does not say where its run was; give one that fit wrote, as it wrote it")
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     done = {"max_epochs": progress["processed"], "max_steps": checkpoint["global_step"]}
