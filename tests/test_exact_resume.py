@@ -188,3 +188,7 @@ def test_the_flag_of_the_command_line_saves_between_epochs(fit, tmp_path):
     last = next(tmp_path.rglob("last.ckpt"))
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert any(isinstance(callback, StepCheckpoint) for callback in done.trainer.callbacks)
+
+
+def test_another_sampler_of_the_trainer_is_left_alone(run):
+    assert run(LoRA(rank=4), overfit_batches=1, max_epochs=2).global_step == 2

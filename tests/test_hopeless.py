@@ -1,5 +1,6 @@
 """Runs that would train on nothing, or train nothing, are refused or stopped."""
 
+import json
 import shutil
 from contextlib import suppress
 
@@ -114,3 +115,15 @@ def test_where_the_optimizer_diverges_the_ball_is_held_or_the_run_ends(backbone_
         train(method, Watch(look), task=task)
     assert norms
     assert max(norms) <= 0.5 * (1 + 1e-3)
+
+
+def test_a_row_with_a_token_that_the_backbone_has_not_is_refused(backbone_folder, mrpc_folder, tmp_path):
+    """Also where rows go one by one, so that none is padded."""
+    folder = shutil.copytree(backbone_folder("bert"), tmp_path / "mixed")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["the"] = 5000
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, default_root_dir=tmp_path, logger=False)
+    data = GLUE("mrpc", mrpc_folder, batch_size=1, eval_batch_size=1)
+    with pytest.raises(InputError, match=r"^data.tokenizer: its token 'the' is number 5000, and the backbone has 64"):
+        trainer.fit(SequenceClassification(str(folder), LoRA()), data)

@@ -39,7 +39,7 @@ from lit_spectral.tasks.averaging import average_what_is_trained, check_averagin
 from lit_spectral.tasks.fit_check import backbone_digest, check_attached
 from lit_spectral.tasks.meaning import MeaningCheck, check_rates
 from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
-from lit_spectral.tasks.padding_check import check_length, check_padding
+from lit_spectral.tasks.padding_check import check_length, check_padding, check_tokens
 from lit_spectral.tasks.settings import differences, run_settings
 from lit_spectral.tasks.stored import StoredModule
 
@@ -149,6 +149,7 @@ class Task(StoredModule):
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, TextDataModule):
             backbones.tell_padding(self.model, data.tokenizer)
+            check_tokens(self.model, data)
             check_length(self.model, data)
             if max(data.batch_size, data.eval_batch_size) > 1:
                 data.padding_side = check_padding(self.model, data.tokenizer)

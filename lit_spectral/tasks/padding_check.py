@@ -32,13 +32,7 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
     """
     encoded = tokenizer(TEXTS)
     rows = [{name: values[index] for name, values in encoded.items()} for index in range(len(TEXTS))]
-    known = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.pad_token_id, *(token for row in rows for token in row["input_ids"]))
-    if largest >= known:
-        raise InputError(
-            f"data.tokenizer: its token {tokenizer.convert_ids_to_tokens(largest)!r} is number {largest}, and the "
-            f"backbone has {known}; give the backbone's own tokenizer"
-        )
+    _check_known(model, tokenizer, [tokenizer.pad_token_id, *(token for row in rows for token in row["input_ids"])])
     training = model.training
     model.eval()
     try:
@@ -63,6 +57,24 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
         f"backbone: under this method a row's result depends on the padding beside it (by {differences['right']:.2g} "
         "standard deviations); give another backbone or method, or --data.batch_size 1 --data.eval_batch_size 1"
     )
+
+
+def check_tokens(model: Any, data: TextDataModule) -> None:
+    """InputError where a row has a token that the backbone has not."""
+    # Some tokenizers have tokens to spare, which no text gets.
+    if max(data.tokenizer.get_vocab().values()) >= model.get_input_embeddings().weight.shape[0]:
+        for rows in data.splits.values():
+            for row in rows:
+                _check_known(model, data.tokenizer, row["input_ids"])
+
+
+def _check_known(model: Any, tokenizer: Any, tokens: Iterable[int]) -> None:
+    known, largest = model.get_input_embeddings().weight.shape[0], max(tokens, default=0)
+    if largest >= known:
+        raise InputError(
+            f"data.tokenizer: its token {tokenizer.convert_ids_to_tokens(largest)!r} is number {largest}, and the "
+            f"backbone has {known}; give the backbone's own tokenizer"
+        )
 
 
 def check_length(model: Any, data: TextDataModule) -> None:
