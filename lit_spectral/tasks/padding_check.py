@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 
-__all__ = ["Side", "check_length", "check_padding"]
+__all__ = ["Side", "check_length", "check_padding", "check_tokens"]
 
 Side = Literal["left", "right"]
 TEXTS = ["one two three", "four five six seven eight nine ten eleven twelve"]
