@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -218,6 +219,10 @@ def _values_as_given(args: list[str]) -> list[str]:
     return written
 
 
+# <linux/prctl.h>: the signal that a process gets when its parent dies.
+PR_SET_PDEATHSIG = 1
+
+
 def _quickstart(args: list[str]) -> None:
     from lit_spectral import quickstart
 
@@ -260,6 +265,15 @@ VERBS = {
 }
 
 
+def _end_with_starter() -> None:
+    """Have the kernel end this process of several with the one that started it, for which it would wait for long."""
+    if int(os.environ.get("LOCAL_RANK", "0")) and sys.platform == "linux":
+        starter = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != starter:  # it has just gone
+            sys.exit(128 + signal.SIGTERM)
+
+
 def _check_verb(args: list[str]) -> None:
     verbs = [*LightningCLI.subcommands(), *VERBS]
     if not args:
@@ -275,6 +289,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; a mistake in what was given is one line on stderr and exit status 2."""
     args = sys.argv[1:] if args is None else args
     print_anything()
+    _end_with_starter()
     try:
         _check_verb(args)
         VERBS.get(args[0], lambda _: run(args))(args[1:])
