@@ -124,7 +124,10 @@ class TextDataModule(pl.LightningDataModule):
             if self._source is None:
                 raise InputError("data.tokenizer is not given, and there is no model to take it from")
             setting = "backbone" if self.tokenizer_name is None else "data.tokenizer"
-            tokenizer = backbones.load_tokenizer(backbones.fetch(self._source, setting), setting)
+            # A tokenizer of another name is of another revision.
+            task = self.trainer.lightning_module if self.trainer is not None and self.tokenizer_name is None else None
+            loading = getattr(task, "loading", backbones.AS_IT_COMES)
+            tokenizer = backbones.load_tokenizer(backbones.fetch(self._source, setting), setting, loading)
             backbones.check_reads_text(tokenizer, self._source, setting)
             self._tokenizer = tokenizer
         return self._tokenizer

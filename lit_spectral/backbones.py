@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,51 @@ import torch
 from torch import nn
 
 from lit_spectral import tiny
-from lit_spectral.errors import InputError, reason_of
+from lit_spectral.errors import InputError, nearest, reason_of
 from lit_spectral.linalg import all_finite
 
-__all__ = ["BUILT_IN", "fetch", "load_model", "load_tokenizer", "tell_padding"]
+__all__ = ["AS_IT_COMES", "BUILT_IN", "Loading", "fetch", "load_model", "load_tokenizer", "tell_padding"]
 
 BUILT_IN = "tiny"
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# Neither code beside a model is run, nor is the terminal asked whether to.
-_SAFE: dict[str, Any] = {"trust_remote_code": False}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a backbone's files are read.
+
+    Args:
+        dtype: float32, bfloat16, float16, or `auto`, the files' own. What is trained beside it stays in float32.
+        attn_implementation: `eager`, `sdpa`, `flash_attention_2`, …, as transformers has them; None for its choice.
+        revision: a branch, tag or commit of a hub id; None for its main branch.
+        trust_remote_code: run code that lies beside the model; off, it is refused.
+
+    Raises:
+        InputError: another dtype.
+    """
+
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype: there is no {self.dtype!r}{nearest(str(self.dtype), DTYPES)}")
+
+    def of_files(self) -> dict[str, Any]:
+        """What `from_pretrained` of a tokenizer or config takes of it."""
+        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+
+    def of_model(self) -> dict[str, Any]:
+        """What `from_pretrained` of a model takes."""
+        own = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
+        dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+        return {**self.of_files(), **own, "dtype": dtype}
+
+
+AS_IT_COMES = Loading()
 
 
 def fetch(backbone: str, setting: str = "backbone") -> str:
@@ -44,10 +81,18 @@ def fetch(backbone: str, setting: str = "backbone") -> str:
     return backbone
 
 
-def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, list[str]]:
-    """`auto_class.from_pretrained` in float32, and the names of weights that the files lacked.
+def load_model(
+    auto_class: Any, source: str, loading: Loading = AS_IT_COMES, **kwargs: Any
+) -> tuple[nn.Module, list[str]]:
+    """`auto_class.from_pretrained`, and the names of weights that the files lacked.
 
     A head of another shape than the files' (another number of classes) counts as lacking.
+
+    Args:
+        auto_class: of transformers.
+        source: of `fetch`.
+        loading: how the files are read.
+        kwargs: of `from_pretrained`.
 
     Raises:
         InputError: the files can't be had or read, the hub can't be reached, or the weights are
@@ -60,7 +105,7 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
     hf_logging.set_verbosity(logging.ERROR)
     try:
         model, info = auto_class.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_SAFE, **kwargs
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **loading.of_model(), **kwargs
         )
     except Exception as error:  # files that aren't there, are damaged, or hold something else, can make it do anything
         raise _unavailable(source, error) from error
@@ -81,13 +126,14 @@ def load_model(auto_class: Any, source: str, **kwargs: Any) -> tuple[nn.Module, 
     return model, lacking
 
 
-def load_tokenizer(source: str, setting: str = "backbone") -> Any:
+def load_tokenizer(source: str, setting: str = "backbone", loading: Loading = AS_IT_COMES) -> Any:
     """A tokenizer with a padding token; InputError, by the setting that named it, when it can't be had."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_SAFE)
-        config = AutoConfig.from_pretrained(source, **_SAFE).get_text_config() if tokenizer.pad_token is None else None
+        tokenizer = AutoTokenizer.from_pretrained(source, **loading.of_files())
+        alone = tokenizer.pad_token is None
+        config = AutoConfig.from_pretrained(source, **loading.of_files()).get_text_config() if alone else None
     except Exception as error:
         raise _unavailable(source, error, setting) from error
     if config is not None:
@@ -126,6 +172,11 @@ def tell_padding(model: Any, tokenizer: Any) -> None:
 
 def _unavailable(source: str, error: Exception, setting: str = "backbone") -> InputError:
     reason = reason_of(error)
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"{setting}: {source} brings code of its own, which is not run; read it, and give "
+            "--model.trust_remote_code=true if you trust it"
+        )
     if Path(source).is_dir():
         return InputError(
             f"{setting}: {source} can't be loaded ({reason}); is each of its files as save_pretrained wrote it?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -154,6 +154,20 @@ class Adapter(nn.Module, Change):
     def bias(self) -> Tensor | None:
         """The base layer's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        """As of any module, except that what is trained is not rounded, as by a trainer's bf16-true.
+
+        It has sets to keep to, and steps too small for 8 bits to see.
+        """
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in {torch.bfloat16, torch.float16} else moved
+
+        for child in self.children() if recurse else ():
+            child._apply(fn)
+        return super()._apply(kept, recurse=False)
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from abc import abstractmethod
-from contextlib import nullcontext, suppress
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -63,6 +64,24 @@ def _built(make: OptimizerCallable, groups: list[dict[str, Any]]) -> Optimizer:
     return optimizer
 
 
+def _checkpoint_gradients(model: Any) -> None:
+    """Have a model keep no more than each layer's input; InputError where transformers can't."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise InputError(f"model.gradient_checkpointing: {type(model).__name__} has none; leave it out")
+    # The other kind needs inputs with gradients, which frozen embeddings don't give.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _adamw(params: Any) -> Optimizer:
     return torch.optim.AdamW(params, lr=4e-4, weight_decay=0.0)
 
@@ -82,6 +101,12 @@ class Task(StoredModule):
         lr_scheduler: a schedule of transformers' `get_scheduler`, over all optimizer steps of the run.
         warmup_steps: linear warm-up: a number of optimizer steps, or below 1 a fraction of them all.
         lr_scheduler_options: what the schedule needs besides, such as `{min_lr_rate: 0.1}` of `cosine_with_min_lr`.
+        dtype: of the backbone's weights: float32, bfloat16, float16, or `auto`, the files' own. Adapters, their
+            optimizer's state and all spectra are in float32 whatever it is.
+        attn_implementation: `eager`, `sdpa`, `flash_attention_2`, …; None for transformers' choice.
+        revision: a branch, tag or commit of a hub id; None for its main branch.
+        trust_remote_code: run code that lies beside the model on the hub or in its folder.
+        gradient_checkpointing: compute each layer again on the way back in place of keeping what it made.
     """
 
     # Of this package's data modules those whose rows the task can read; all of a user's own.
@@ -97,6 +122,11 @@ class Task(StoredModule):
         lr_scheduler: str = "linear",
         warmup_steps: float = 0,
         lr_scheduler_options: dict[str, Any] | None = None,
+        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not backbone:
@@ -107,6 +137,8 @@ class Task(StoredModule):
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
         self.lr_scheduler_options = lr_scheduler_options or {}
+        self.loading = backbones.Loading(dtype, attn_implementation, revision, trust_remote_code)
+        self.gradient_checkpointing = gradient_checkpointing
         self.model = None
         # Of each row of the batch that was predicted last: what `predict` writes.
         self.predicted: list[dict[str, Any]] = []
@@ -129,6 +161,10 @@ class Task(StoredModule):
         """Fetch the backbone, on one process only."""
         backbones.fetch(self.backbone)
 
+    def load(self, auto_class: Any, folder: str, **kwargs: Any) -> tuple[nn.Module, list[str]]:
+        """As `backbones.load_model`, in the way that this task is told to."""
+        return backbones.load_model(auto_class, folder, self.loading, **kwargs)
+
     def configure_model(self) -> None:
         """Load the backbone, freeze it, adapt it, unless that is done, and agree with the data on how rows are padded.
 
@@ -145,7 +181,8 @@ class Task(StoredModule):
         if self._fits:
             self._begin()
         if self.model is None:
-            self._adapt()
+            with _float32_by_default():  # under bf16-true what is made here would be rounded
+                self._adapt()
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, TextDataModule):
             backbones.tell_padding(self.model, data.tokenizer)
@@ -156,6 +193,8 @@ class Task(StoredModule):
 
     def _adapt(self) -> None:
         model, missing = self.load_model(backbones.fetch(self.backbone))
+        if self.gradient_checkpointing:
+            _checkpoint_gradients(model)
         encoder = model.base_model
         assert isinstance(encoder, nn.Module)
         inside = {id(p) for p in encoder.parameters()}
@@ -259,13 +298,7 @@ class Task(StoredModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Refuse precisions in which a bound can't be held."""
-        held = [a for a in adapters(self.model) if a.bounded or a.ball_radius is not None or a.confined or a.retracted]
-        if held and str(self.trainer.precision) in {"bf16-true", "16-true"}:
-            raise InputError(
-                f"--trainer.precision {self.trainer.precision} rounds factors out of the set that holds them; "
-                "give bf16-mixed"
-            )
+        """Average what is trained alone."""
         average_what_is_trained(self.trainer, self)
 
     def on_train_start(self) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_spectral import backbones
 from lit_spectral.datamodules.prompted import PromptedText
 from lit_spectral.datamodules.text_windows import TextWindows
 from lit_spectral.errors import InputError
@@ -22,7 +20,7 @@ from lit_spectral.files import write_text
 from lit_spectral.generation import continue_batch
 from lit_spectral.methods import Method
 from lit_spectral.run_folder import own_folder
-from lit_spectral.tasks.base import Task, _adamw
+from lit_spectral.tasks.base import Task
 from lit_spectral.tasks.packing_check import check_packing
 
 __all__ = ["CausalLM"]
@@ -42,10 +40,7 @@ class CausalLM(Task):
     Args:
         backbone: as in `Task`, of a decoder.
         method: as in `Task`.
-        optimizer: as in `Task`.
-        lr_scheduler: as in `Task`.
-        warmup_steps: as in `Task`.
-        lr_scheduler_options: as in `Task`.
+        settings: of `Task`: its optimizer, schedule, dtype, …
     """
 
     data_modules = (PromptedText, TextWindows)
@@ -56,12 +51,9 @@ class CausalLM(Task):
         self,
         backbone: str = "HuggingFaceTB/SmolLM2-135M",
         method: Method | None = None,
-        optimizer: OptimizerCallable | None = _adamw,
-        lr_scheduler: str = "linear",
-        warmup_steps: float = 0,
-        lr_scheduler_options: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps, lr_scheduler_options)
+        super().__init__(backbone, method, **settings)
         self._totals: dict[str, Tensor] = {}
         self._answers: dict[str, list[dict[str, Any]]] = {}
 
@@ -73,7 +65,7 @@ class CausalLM(Task):
         """
         from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM
 
-        model, missing = backbones.load_model(AutoModelForCausalLM, folder)
+        model, missing = self.load(AutoModelForCausalLM, folder)
         config: Any = model.config
         if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder:
             raise InputError(

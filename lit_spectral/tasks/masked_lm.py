@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_spectral import backbones
 from lit_spectral.datamodules.masked_text import MaskedText
 from lit_spectral.tasks.base import Task
 
@@ -26,7 +25,7 @@ class MaskedLM(Task):
         """The encoder with its masked-language head."""
         from transformers import AutoModelForMaskedLM
 
-        return backbones.load_model(AutoModelForMaskedLM, folder)
+        return self.load(AutoModelForMaskedLM, folder)
 
     def logged_metrics(self) -> list[str]:
         """Those of training, and loss and accuracy of the validation set."""

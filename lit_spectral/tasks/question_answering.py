@@ -7,19 +7,18 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_spectral import backbones, squad
+from lit_spectral import squad
 from lit_spectral.callbacks import PredictionWriter
 from lit_spectral.datamodules.squad import SQuAD
 from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.files import write_text
 from lit_spectral.methods import Method
 from lit_spectral.run_folder import own_folder
-from lit_spectral.tasks.base import Task, _adamw
+from lit_spectral.tasks.base import Task
 
 __all__ = ["QuestionAnswering"]
 
@@ -47,10 +46,7 @@ class QuestionAnswering(Task):
         method: as in `Task`.
         max_answer_length: tokens of an answer, at most.
         null_threshold: in logits; higher answers more questions.
-        optimizer: as in `Task`.
-        lr_scheduler: as in `Task`.
-        warmup_steps: as in `Task`.
-        lr_scheduler_options: as in `Task`.
+        settings: of `Task`: its optimizer, schedule, dtype, …
     """
 
     data_modules = (SQuAD,)
@@ -61,12 +57,9 @@ class QuestionAnswering(Task):
         method: Method | None = None,
         max_answer_length: int = 30,
         null_threshold: float = 0.0,
-        optimizer: OptimizerCallable | None = _adamw,
-        lr_scheduler: str = "linear",
-        warmup_steps: float = 0,
-        lr_scheduler_options: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps, lr_scheduler_options)
+        super().__init__(backbone, method, **settings)
         check_at_least(1, max_answer_length=max_answer_length)
         if math.isnan(null_threshold):  # an infinite one answers always, or never
             raise InputError("null_threshold is a number, not nan")
@@ -78,7 +71,7 @@ class QuestionAnswering(Task):
         """The encoder with a new head of two outputs a token."""
         from transformers import AutoModelForQuestionAnswering
 
-        return backbones.load_model(AutoModelForQuestionAnswering, folder)
+        return self.load(AutoModelForQuestionAnswering, folder)
 
     def checkpoint_init(self) -> dict[str, Any]:
         """Arguments to build this task again."""

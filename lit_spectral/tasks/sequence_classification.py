@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,7 +11,7 @@ from lit_spectral import backbones
 from lit_spectral.datamodules.sentences import SentenceDataModule
 from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.methods import Method
-from lit_spectral.tasks.base import Task, _adamw
+from lit_spectral.tasks.base import Task
 from lit_spectral.tasks.metrics import build_metrics
 
 __all__ = ["SequenceClassification"]
@@ -26,12 +25,9 @@ class SequenceClassification(Task):
         method: as in `Task`.
         num_labels: classes; 1 for regression. None takes the data module's.
         metrics: names from `lit_spectral.tasks.metrics`. None takes the data module's.
-        optimizer: as in `Task`.
-        lr_scheduler: as in `Task`.
-        warmup_steps: as in `Task`.
         label_names: of the classes by their numbers. None takes the checkpoint's, else the data
             module's, which numbers its labels by them; none where labels have no names.
-        lr_scheduler_options: as in `Task`.
+        settings: of `Task`: its optimizer, schedule, dtype, …
     """
 
     data_modules = (SentenceDataModule,)
@@ -42,13 +38,10 @@ class SequenceClassification(Task):
         method: Method | None = None,
         num_labels: int | None = None,
         metrics: list[str] | None = None,
-        optimizer: OptimizerCallable | None = _adamw,
-        lr_scheduler: str = "linear",
-        warmup_steps: float = 0,
         label_names: list[str] | None = None,
-        lr_scheduler_options: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(backbone, method, optimizer, lr_scheduler, warmup_steps, lr_scheduler_options)
+        super().__init__(backbone, method, **settings)
         check_at_least(1, num_labels=num_labels)
         self.num_labels = num_labels
         self.label_names = self._given_names = label_names
@@ -61,8 +54,8 @@ class SequenceClassification(Task):
 
         if self.num_labels is None:
             self.num_labels = self._from_data("num_labels")
-        loaded = backbones.load_model(AutoModelForSequenceClassification, folder, num_labels=self.num_labels)
-        backbones.tell_padding(loaded[0], backbones.load_tokenizer(folder))
+        loaded = self.load(AutoModelForSequenceClassification, folder, num_labels=self.num_labels)
+        backbones.tell_padding(loaded[0], backbones.load_tokenizer(folder, loading=self.loading))
         if self.label_names is None:
             names = getattr(self._data(), "label_names", None)
             self.label_names = names if names is not None and len(names) == self.num_labels else None
