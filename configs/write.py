@@ -196,6 +196,7 @@ def _decoder_config(name: str, row: dict[str, str]) -> dict[str, Any]:
             "class_path": "CausalLM",
             "init_args": {
                 "backbone": DECODERS[row["backbone"]],
+                "dtype": "bfloat16",
                 "method": {
                     "class_path": row["method"],
                     "init_args": settings | {"target_modules": row["target_modules"].split()},
