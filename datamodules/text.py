@@ -61,7 +61,7 @@ class TextDataModule(pl.LightningDataModule):
         self.padding_side = "right"
         self.splits: dict[str, Any] = {}
         self._tokenizer: Any = None
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # that workers are in
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # that workers are in
         self._source: str | None = None  # of the tokenizer, and of the tokens in the splits
 
     @classmethod

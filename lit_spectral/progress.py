@@ -40,7 +40,7 @@ class Progress:
     def epoch_ended(self, trainer: pl.Trainer) -> None:
         """All batches of an epoch are done."""
         self._batches = 0
-        self._epoch_end = copy.deepcopy(trainer.fit_loop.state_dict())  # type: ignore[no-untyped-call]
+        self._epoch_end = copy.deepcopy(trainer.fit_loop.state_dict())
 
     def settle(self, trainer: pl.Trainer, loops: dict[str, Any]) -> None:
         """Set what a checkpoint says of the trainer's loops to the last step.
@@ -49,7 +49,7 @@ class Progress:
             trainer: that writes it.
             loops: as Lightning has put them into it; changed in place.
         """
-        progress = trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         fits = trainer.state.fn == TrainerFn.FITTING and (trainer.training or trainer.validating)
         if not fits or progress.current.ready == progress.current.processed == self._batches:
             return

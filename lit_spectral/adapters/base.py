@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters.linear import is_transposed, linear_shape, weight_matrix
 from lit_spectral.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors"]
 
@@ -155,7 +158,7 @@ class Adapter(nn.Module, Change):
         """The base layer's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As of any module, except that what is trained is not rounded, as by a trainer's bf16-true.
 
         It has sets to keep to, and steps too small for 8 bits to see.
@@ -166,8 +169,9 @@ class Adapter(nn.Module, Change):
             return tensor.to(moved.device) if moved.dtype in {torch.bfloat16, torch.float16} else moved
 
         for child in self.children() if recurse else ():
-            child._apply(fn)
-        return super()._apply(kept, recurse=False)
+            child._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(kept, recurse=False)  # type: ignore[no-untyped-call]
+        return self
 
     @torch.no_grad()
     def fold(self) -> None:

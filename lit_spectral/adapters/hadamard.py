@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from lit_spectral.adapters.base import Adapter, Factors
 from lit_spectral.adapters.linear import compute_dtype, is_transposed, weight_matrix
 from lit_spectral.adapters.low_rank import add_low_rank
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["HadamardAdapter", "HadamardLowRankAdapter"]
 
@@ -182,12 +185,12 @@ class HadamardAdapter(Adapter):
             for rows in _blocks(left, right):
                 yield rows, (weight[rows].float() / (1 + left[rows] @ right)).to(weight.dtype)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> HadamardAdapter:
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
         """Division is exact only where and as it was folded: on the way elsewhere, W₀ is kept after all."""
         if self.folded and self._divisor is not None:
             super()._keep(self._kept())
             self._divisor = None
-        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call, no-any-return]
+        return super()._apply(*args, **kwargs)
 
 
 class _Divisor(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_spectral.adapters import refuse_folded, trained_state
+from lit_spectral.backbones import Loading
 from lit_spectral.checkpoint_file import read, saved_by_task, tensor_digests
 from lit_spectral.errors import InputError
 from lit_spectral.linalg import all_finite
@@ -38,6 +39,7 @@ class StoredModule(SteppedModule):
     """
 
     backbone: str
+    loading: Loading
 
     def __init__(self) -> None:
         super().__init__()
