@@ -97,6 +97,11 @@ class LMEvalCallback(Callback):
         """Note what a run that goes on has been scored at."""
         self._last_step, self._restored = self._restored, -1
 
+    @property
+    def state_key(self) -> str:
+        """Of this one among several."""
+        return f"{type(self).__qualname__}{self.tasks, self.every_n_epochs, self.num_fewshot, self.limit}"
+
     def state_dict(self) -> dict[str, Any]:
         """The step at which it was scored last."""
         return {"last_step": self._last_step}

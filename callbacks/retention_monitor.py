@@ -97,6 +97,11 @@ class RetentionMonitor(Callback):
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._measure(trainer, pl_module)
 
+    @property
+    def state_key(self) -> str:
+        """Of this one among several."""
+        return f"{type(self).__qualname__}{self.corpora, self.sts, self.every_n_epochs, self.every_n_steps}"
+
     def state_dict(self) -> dict[str, Any]:
         """What was measured last, and when."""
         return {"last_step": self._last_step, "latest": self.latest}

@@ -114,6 +114,11 @@ class SpectralMonitor(Callback):
         """Write before a checkpoint is, from which a run goes on behind what was recorded."""
         self._flush(trainer)
 
+    @property
+    def state_key(self) -> str:
+        """Of this one among several."""
+        return f"{type(self).__qualname__}{self.every_n_steps, self.flush_every_n_steps}"
+
     def state_dict(self) -> dict[str, Any]:
         """Where power iterations are: nothing where all norms are exact."""
         if not self._vectors:

@@ -88,8 +88,7 @@ class _SaveConfig(SaveConfigCallback):
         if verb != "fit" and file.exists():
             file = file.with_name(f"config_{verb}.yaml")
         set_aside(file)
-        # As it was parsed: what the parser made of some settings, Timer's say, it would not take back.
-        write_text(file, self.parser.dump(self.config, skip_none=False, skip_validation=True))
+        write_text(file, self.parser.dump(self.config, skip_none=False))
 
 
 def _show_progress() -> None:

@@ -37,7 +37,7 @@ _LIBRARIES = {"lightning", "torch", "lightning_utilities", "jsonargparse", "fssp
 # Their parts that only settings lead to.
 _EXTRAS = tuple(f"lightning.{part}." for part in ("pytorch.callbacks", "pytorch.profilers", "pytorch.loggers"))
 _EXTRAS += ("lightning.fabric.loggers.", "lightning.pytorch.tuner.", "lightning.pytorch.utilities.model_summary.")
-_EXTRAS += ("torch.nn.utils.", "torch.nn.parallel.", "torch.utils.tensorboard.", "fsspec.")
+_EXTRAS += ("torch.nn.utils.", "torch.utils.tensorboard.", "fsspec.")
 _REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, ArithmeticError)
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import scalars
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lit_spectral.callbacks import StepCheckpoint
+from lit_spectral.callbacks import RetentionMonitor, StepCheckpoint
 from lit_spectral.datamodules import GLUE, MaskedText
 from resuming import run, weights  # noqa: F401 (fixtures)
 
@@ -192,3 +192,10 @@ def test_the_flag_of_the_command_line_saves_between_epochs(fit, tmp_path):
 
 def test_another_sampler_of_the_trainer_is_left_alone(run):
     assert run(LoRA(rank=4), overfit_batches=1, max_epochs=2).global_step == 2
+
+
+def test_several_monitors_of_one_kind_are_told_apart(run, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and then the dog ran\n" * 4)
+    texts = {"words": str(tmp_path / "text.txt")}
+    monitors = [RetentionMonitor(texts, every_n_steps=steps, max_length=16) for steps in (2, 3)]
+    assert run(LoRA(rank=4), *monitors, max_steps=3).global_step == 3
