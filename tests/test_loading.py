@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import Watch, scalars
+from lit_spectral.callbacks import RetentionMonitor
 from lit_spectral.datamodules import GLUE, PromptedText
 from test_methods import METHODS
 from test_odd_weights import METHODS as BOUNDED
@@ -172,3 +173,12 @@ def test_code_beside_a_model_runs_where_it_is_trusted_alone(backbone_folder, tmp
     assert not (tmp_path / "ran").exists()
     fit(trust_remote_code=True)
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", "float32"), ("32-true", "bfloat16")])
+def test_what_is_kept_is_measured_in_the_backbones_precision(backbone_folder, train, tmp_path, precision, dtype):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and then the dog ran\n" * 4)
+    task = SequenceClassification(backbone_folder("bert"), LoRA(rank=2), dtype=dtype)
+    monitor = RetentionMonitor({"words": str(tmp_path / "text.txt")}, max_length=16)
+    train(None, monitor, task=task, precision=precision, max_epochs=1)
+    assert 0 < monitor.latest["words/base_accuracy"] < 1

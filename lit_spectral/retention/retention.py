@@ -166,7 +166,9 @@ class Retention:
         model: Any = task.model
         if not isinstance(task, (CausalLM, MaskedLM)):
             assert self._head is not None
-            return masked_logits(self._head.to(task.device), _encoder(task), inputs, scored)
+            encoder = _encoder(task)
+            head = self._head.to(task.device, next(encoder.parameters()).dtype)  # bf16-true rounds the task's alone
+            return masked_logits(head, encoder, inputs, scored)
         options = {"use_cache": False} if isinstance(task, CausalLM) else {}
         logits: Tensor = model(**inputs, **options).logits
         return logits[:, -scored.shape[1] :][scored]  # a learned prompt has positions of its own in front
