@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import Any
 
@@ -57,8 +58,14 @@ class MaskedText(TextDataModule):
         """Rows of token ids, `special_tokens_mask` and `row`, its number, which seeds its masks."""
         import datasets
 
-        rows = datasets.Dataset.from_dict({"text": self._lines()})
+        lines = self._lines()
+        rows = datasets.Dataset.from_dict({"text": lines})
         if self.validation_fraction < 1:
+            if math.ceil(self.validation_fraction * len(lines)) == len(lines):
+                raise InputError(
+                    f"data.validation_fraction: {self.validation_fraction} of {len(lines)} lines leaves none to train "
+                    "on; give less, or more text"
+                )
             parts = rows.train_test_split(self.validation_fraction, seed=self.seed)
             rows = parts["train" if name == "train" else "test"]
         elif name == "train":

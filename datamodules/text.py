@@ -34,8 +34,8 @@ class TextDataModule(pl.LightningDataModule):
         max_length: tokens after which a row is cut.
         tokenizer: a hub id or folder; None for that of the model's backbone.
         num_workers: processes that prepare batches; 0 prepares them in the training process,
-            which is enough for short, tokenised rows.
-        seed: of the order of training rows; order also depends on the epoch.
+            which is enough for short, tokenised rows; at most 512.
+        seed: of the order of training rows, from 0 and below 2**32; order also depends on the epoch.
     """
 
     def __init__(
@@ -52,6 +52,10 @@ class TextDataModule(pl.LightningDataModule):
             raise InputError("data: batch_size, max_length, num_workers and seed are whole numbers, not null")
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, max_length=max_length)
         check_at_least(0, num_workers=num_workers, seed=seed)
+        if seed >= 2**32:
+            raise InputError(f"seed must be below 2**32, above which generators take none, not {seed}")
+        if num_workers > 512:  # so many processes leave none for the rest of the machine
+            raise InputError(f"num_workers must be at most 512, not {num_workers}; a few for each device are enough")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or 4 * batch_size
         self.max_length = max_length
