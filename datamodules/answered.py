@@ -7,10 +7,11 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text
 from lit_spectral.datamodules.files import check_columns
 from lit_spectral.datamodules.prompted import PromptedText
 from lit_spectral.datamodules.prompts import Template
+from lit_spectral.datamodules.sources import Source
 from torch.utils.data import DataLoader
 
 from lit_spectral.errors import InputError, check_at_least
@@ -70,6 +71,10 @@ class AnsweredText(PromptedText):
     def test_rows(self, name: str) -> Any:
         """The raw rows of a test set."""
 
+    def test_source(self, name: str) -> Source:
+        """Where those come from; a subclass that gives them as they are in a file says which."""
+        return Source(f"test set {name}")
+
     def test_limit(self, name: str) -> int | None:
         """Rows of a test set to answer, from its start; None for all."""
         return self.limit
@@ -123,10 +128,10 @@ class AnsweredText(PromptedText):
     def _prompts(self, name: str) -> Any:
         rows = self.test_rows(name)
         rows = rows.select(range(min(len(rows), self.test_limit(name) or len(rows))))
-        where = f"test set {name}"
-        check_columns(rows, ["answer"], where)
-        rows = as_text(rows, ["answer"], rows_of(where))
-        rows, write, bos, _ = self._writer(rows, where, ("prompt", "input"), self.test_template(name), rows_of(where))
+        source = self.test_source(name)
+        check_columns(rows, ["answer"], source.name)
+        rows = as_text(rows, ["answer"], source)
+        rows, write, bos, _ = self._writer(rows, ("prompt", "input"), self.test_template(name), source)
         # What is generated must fit behind the prompt.
         longest = min(self.max_length, int(self.tokenizer.model_max_length) - self.max_new_tokens)
         if longest < 2:

@@ -13,36 +13,36 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from lit_spectral.datamodules.files import name_row
+from lit_spectral.datamodules.sources import Source, name_row
 
 from lit_spectral.errors import InputError
 
-__all__ = ["as_number", "as_text", "rows_of"]
+__all__ = ["as_number", "as_text", "short", "shown", "spelled_number"]
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
-def rows_of(where: str) -> tuple[str, int]:
-    """How errors name the rows of something that is no one file, as in `files.source_of`."""
-    return f"{where}, row ", 0
+def spelled_number(text: str) -> float | None:
+    """The number that a text spells, blanks round it passed over, infinite where it is too large; None for others."""
+    return float(text) if _NUMBER.fullmatch(text.strip()) else None
 
 
 def as_number(value: Any) -> float | None:
     """The finite number that a value is or spells, blanks round it passed over; None where it is none."""
     if isinstance(value, str):
-        value = float(value) if _NUMBER.fullmatch(value.strip()) else None
+        value = spelled_number(value)
     if value is None or isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         return None
     return float(value) if math.isfinite(value) else None
 
 
-def as_text(rows: Any, columns: Sequence[str], source: tuple[str, int], missing: str | None = None) -> Any:
+def as_text(rows: Any, columns: Sequence[str], source: Source, missing: str | None = None) -> Any:
     """The rows of a `datasets.Dataset` with these columns as text.
 
     Args:
         rows: with the columns.
         columns: to be used as text.
-        source: how errors name a row, as in `files.source_of`.
+        source: where the rows come from, by which errors name them.
         missing: what stands for null and NaN; None where there must be text.
 
     Raises:
@@ -68,11 +68,21 @@ def as_text(rows: Any, columns: Sequence[str], source: tuple[str, int], missing:
                 texts[number] = missing
             elif not isinstance(text, str):
                 remedy = "mend the row or leave it out" if text is None else "write it as text"
-                raise InputError(f"{name_row(source, number)}: {column} is {_shown(text)}, not text; {remedy}")
+                raise InputError(f"{name_row(source, number)}: {column} is {shown(text)}, not text; {remedy}")
         # Under another name at first, since rows without a column are none.
         rows = rows.add_column(f"{column} as text", texts, feature=datasets.Value("string"))
         rows = rows.remove_columns(column).rename_column(f"{column} as text", column)
     return rows if rows.column_names == order else rows.select_columns(order)
+
+
+def short(text: str, most: int = 60) -> str:
+    """A text as errors show it, who are one line: cut after so many characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it: as Python writes it, and short."""
+    return short(repr(value))
 
 
 def _speller(feature: Any) -> Callable[[Any], Any]:
@@ -94,8 +104,3 @@ def _speller(feature: Any) -> Callable[[Any], Any]:
         return format(value, "f") if isinstance(value, Decimal) else str(value) if isinstance(value, int) else value
 
     return spell
-
-
-def _shown(value: Any, most: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"

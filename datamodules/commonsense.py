@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_spectral.datamodules.answered import AnsweredText
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text, shown
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.prompts import Template
+from lit_spectral.datamodules.sources import Source, name_row, source_of
 
 from lit_spectral.errors import InputError
 from lit_spectral.scoring import Scorer, keyword_scorer
@@ -61,7 +62,9 @@ class Commonsense(AnsweredText):
         self.sets = list(KEYWORDS) if sets is None else sets
         self.sets = list(dict.fromkeys(self.sets))
         unknown = [name for name in self.sets if name not in KEYWORDS]
-        if unknown or not self.sets:
+        if not self.sets:
+            raise InputError(f"data.sets: none is named; leave it out for all, or name some of {', '.join(KEYWORDS)}")
+        if unknown:
             raise InputError(f"data.sets: there is no set {', '.join(unknown)}; there are {', '.join(KEYWORDS)}")
 
     @property
@@ -82,11 +85,17 @@ class Commonsense(AnsweredText):
                 f"`dataset` folder, or leave the set out of --data.sets"
             )
         rows = read_split(self.tests, "test", name)
-        check_columns(rows, ["answer"], f"test set {name}")
-        rows = as_text(rows, ["answer"], rows_of(f"test set {name}"))
+        source = self.test_source(name)
+        check_columns(rows, ["answer"], source.name)
+        rows = as_text(rows, ["answer"], source)
         for number, answer in enumerate(rows["answer"]):
             if answer not in KEYWORDS[name]:
                 raise InputError(
-                    f"test set {name}, row {number}: answer is {answer!r}, none of {', '.join(KEYWORDS[name])}"
+                    f"{name_row(source, number)}: answer is {shown(answer)}, none of {', '.join(KEYWORDS[name])}; "
+                    "mend the row or leave it out"
                 )
         return rows
+
+    def test_source(self, name: str) -> Source:
+        """The set's file."""
+        return source_of(self.tests, "test", name)

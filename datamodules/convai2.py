@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_spectral.datamodules.answered import AnsweredText
+from lit_spectral.datamodules.columns import shown
 from lit_spectral.datamodules.files import check_columns, read_rows, read_split
 from lit_spectral.datamodules.plain_text import read_text
+from lit_spectral.datamodules.sources import Source, name_row, source_of
 
 from lit_spectral import text_metrics
 from lit_spectral.errors import InputError
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 REPLY = "Give your next reply in this conversation. Stay true to who you are."
 PERSONA = "your persona:"
+_Conversation = list[tuple[int, dict[str, str]]]  # replies, each with the number of the row that it was in
 
 
 class ConvAI2(AnsweredText):
@@ -55,6 +58,7 @@ class ConvAI2(AnsweredText):
     ) -> None:
         super().__init__(path, max_new_tokens, **settings)
         self.nltk_data = nltk_data
+        self._sources: dict[str, Source] = {}
         self._with_meteor = False
         self._bert_score: text_metrics.BERTScore | None = None
         self.bert_score_model = bert_score_model
@@ -83,9 +87,7 @@ class ConvAI2(AnsweredText):
 
     def rows(self, split: str) -> Any:
         """Replies to train on, or those of the conversations that are held out."""
-        import datasets
-
-        conversations = list(self._conversations("train"))
+        source, conversations = self._read("train")
         random.Random(self.seed).shuffle(conversations)
         held_out, replies = 0, 0
         while replies < self.validation_rows and held_out < len(conversations):
@@ -94,26 +96,23 @@ class ConvAI2(AnsweredText):
         chosen = conversations[:-held_out] if split == "train" else conversations[-held_out:]
         if not chosen:
             raise InputError(
-                f"data.path: {self.path} has {replies} replies to train on, of which {self.validation_rows} can't be "
-                "held out; give a smaller --data.validation_rows"
+                f"data.path: {self.path} has {len(conversations)} conversations of {replies} replies to train on, of "
+                f"which {self.validation_rows} can't be held out; give more, or a smaller --data.validation_rows"
             )
         if split != "train":
             total = sum(map(len, conversations))
             log.info("%s: %d of %d training replies are held out to validate on", self.path, replies, total)
-        return datasets.Dataset.from_list([reply for conversation in chosen for reply in conversation])
+        self._sources[split], rows = _used(source, chosen)
+        return rows
 
     def test_rows(self, name: str) -> Any:
         """Replies of the validation split."""
-        import datasets
+        _, rows = _used(*self._read("validation"))
+        return rows.rename_column("output", "answer")
 
-        replies = [reply for conversation in self._conversations("validation") for reply in conversation]
-        if not replies:
-            raise InputError(f"data.path: split validation of {self.path} holds no replies")
-        return datasets.Dataset.from_list(replies).rename_column("output", "answer")
-
-    def source(self, split: str) -> tuple[str, int]:
-        """By number among the replies, since a row of the file holds many."""
-        return f"split {split} of {self.path}, reply ", 0
+    def source(self, split: str) -> Source:
+        """The training split's file, and the row that each reply was in."""
+        return self._sources[split]
 
     def score_answers(self, name: str, answers: list[dict[str, Any]], folder: Path | None) -> dict[str, float]:
         """BLEU and ROUGE-L, METEOR and BERTScore where they can be had."""
@@ -128,52 +127,76 @@ class ConvAI2(AnsweredText):
             scores |= {f"bert_{part}": value for part, value in found.items()}
         return scores
 
-    def _conversations(self, split: str) -> Iterator[list[dict[str, str]]]:
-        """The replies of each conversation: `instruction`, `input` and `output`."""
+    def _read(self, split: str) -> tuple[Source, list[_Conversation]]:
+        """The conversations of a split that have replies, and where they come from."""
         path = Path(self.path).expanduser()
         part = {"train": "train", "validation": "valid"}[split]  # as both files that are no rows have it
         if path.is_dir() and any(path.glob("*_self_original*.txt")):
             texts = sorted(path.glob(f"{part}_self_original*.txt"))
             if not texts:
-                raise InputError(f"data.path: {path} has no {part}_self_original.txt")
-            yield from _parlai(texts[0])
-            return
-        rows = read_rows(self.path, field=part) if path.is_file() else read_split(self.path, split, self.subset)
-        where = f"split {split} of {self.path}"
-        if "utterances" in rows.column_names:
-            check_columns(rows, ["personality"], where)
-            for number, row in enumerate(rows):
-                turns = row["utterances"]
-                if not isinstance(turns, list):
-                    raise InputError(f"{where}, row {number}: utterances is {turns!r}, not a list; leave the row out")
-                yield [_checked(row["personality"], turn, f"{where}, row {number}") for turn in turns]
-            return
-        check_columns(rows, ["personality", "history", "candidates"], where)
-        conversation: list[dict[str, str]] = []
-        before: dict[str, Any] = {}
+                raise InputError(f"data.path: {path} has no {part}_self_original.txt; add it")
+            source = Source(str(texts[0]), (texts[0],))
+            conversations = _parlai(source)
+        elif path.is_file():
+            # Rows under a key have no lines of their own.
+            source = Source(f"{path}, {part}")
+            conversations = _of_rows(read_rows(self.path, field=part), source)
+        else:
+            source = source_of(self.path, split, self.subset)
+            conversations = _of_rows(read_split(self.path, split, self.subset), source)
+        found = [conversation for conversation in conversations if conversation]
+        if not found:
+            raise InputError(f"{source.name} holds no replies; give a file with utterances")
+        return source, found
+
+
+def _used(source: Source, conversations: list[_Conversation]) -> tuple[Source, Any]:
+    """The replies of some conversations as rows, and where they come from."""
+    import datasets
+
+    replies = [reply for conversation in conversations for reply in conversation]
+    rows = datasets.Dataset.from_list([reply for _, reply in replies])
+    return source._replace(numbers=[number for number, _ in replies]), rows
+
+
+def _of_rows(rows: Any, source: Source) -> Iterator[_Conversation]:
+    if "utterances" in rows.column_names:
+        check_columns(rows, ["personality"], source.name)
         for number, row in enumerate(rows):
-            reply = _checked(row["personality"], row, f"{where}, row {number}")
-            # A conversation goes on while its history grows.
-            if before and (
-                row["personality"] != before["personality"] or len(row["history"]) <= len(before["history"])
-            ):
-                yield conversation
-                conversation = []
-            conversation.append(reply)
-            before = row
-        if conversation:
+            turns = row["utterances"]
+            if not isinstance(turns, list):
+                raise InputError(
+                    f"{name_row(source, number)}: utterances is {shown(turns)}, not a list; "
+                    "mend the row or leave it out"
+                )
+            yield [(number, _checked(row["personality"], turn, source, number)) for turn in turns]
+        return
+    check_columns(rows, ["personality", "history", "candidates"], source.name)
+    conversation: _Conversation = []
+    before: dict[str, Any] = {}
+    for number, row in enumerate(rows):
+        reply = _checked(row["personality"], row, source, number)
+        # A conversation goes on while its history grows.
+        if before and (row["personality"] != before["personality"] or len(row["history"]) <= len(before["history"])):
             yield conversation
+            conversation = []
+        conversation.append((number, reply))
+        before = row
+    yield conversation
 
 
-def _checked(persona: Any, turn: Any, where: str) -> dict[str, str]:
+def _checked(persona: Any, turn: Any, source: Source, number: int) -> dict[str, str]:
     """The reply of a row; InputError where it isn't one."""
     history, candidates = (turn.get(name) if isinstance(turn, dict) else None for name in ("history", "candidates"))
+    wrong = None
     for name, texts in (("personality", persona), ("history", history), ("candidates", candidates)):
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{where}: {name} is {texts!r}, not a list of texts; mend the row or leave it out")
-    if not candidates or not candidates[-1].strip():
-        raise InputError(f"{where}: the last of its candidates, the reply, is empty; mend the row or leave it out")
-    return _reply(persona, history or [], candidates[-1])
+        if wrong is None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+            wrong = f"{name} is {shown(texts)}, not a list of texts"
+    if wrong is None and not (candidates and candidates[-1].strip()):
+        wrong = "the last of its candidates, the reply, is empty"
+    if wrong is not None:
+        raise InputError(f"{name_row(source, number)}: {wrong}; mend the row or leave it out")
+    return _reply(persona, history, candidates[-1])
 
 
 def _reply(persona: list[str], history: list[str], reply: str) -> dict[str, str]:
@@ -185,18 +208,16 @@ def _reply(persona: list[str], history: list[str], reply: str) -> dict[str, str]
     return {"instruction": REPLY, "input": given, "output": reply.strip()}
 
 
-def _parlai(file: Path) -> Iterator[list[dict[str, str]]]:
+def _parlai(source: Source) -> Iterator[_Conversation]:
     """Conversations of ParlAI's text: numbered lines that start at 1 again, persona first, then turns between tabs."""
     persona: list[str] = []
     history: list[str] = []
-    replies: list[dict[str, str]] = []
-    for number, line in enumerate(read_text(str(file)).split("\n"), 1):  # a turn may hold other line ends
-        if not line.strip():
-            continue
+    replies: _Conversation = []
+    lines = read_text(source.name).split("\n")  # a turn may hold other line ends
+    for number, line in enumerate(filter(str.strip, lines)):
         index, _, text = line.partition(" ")
-        if index == "1" and replies:
-            yield replies
         if index == "1":
+            yield replies
             persona, history, replies = [], [], []
         if text.startswith(PERSONA):
             persona.append(text.removeprefix(PERSONA))
@@ -204,9 +225,10 @@ def _parlai(file: Path) -> Iterator[list[dict[str, str]]]:
         said, tab, answer = text.partition("\t")
         answer = answer.split("\t", 1)[0]
         if not index.isdigit() or not tab or not answer.strip():
-            raise InputError(f"{file}, line {number}: neither a persona nor two turns between a tab; mend the line")
+            raise InputError(
+                f"{name_row(source, number)}: neither a persona nor two turns between a tab; mend the line"
+            )
         history = [*history, said]
-        replies.append(_reply(persona, history, answer))
+        replies.append((number, _reply(persona, history, answer)))
         history = [*history, answer]
-    if replies:
-        yield replies
+    yield replies

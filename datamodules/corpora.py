@@ -7,9 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text, shown
 from lit_spectral.datamodules.files import check_columns, read_rows, read_split, split_exists
 from lit_spectral.datamodules.plain_text import read_blocks
+from lit_spectral.datamodules.sources import Source, source_of, source_of_file
 from lit_spectral.datamodules.splits import FORMATS
 
 from lit_spectral.errors import InputError
@@ -51,18 +52,20 @@ def read_passages(path: str) -> Iterator[str]:
     Raises:
         InputError: nothing there, no column `text`, a file that can't be read, the hub out of reach.
     """
+    if not path:
+        raise InputError(f"data.path is empty; give a file, a folder, or one of {', '.join(CORPORA)}")
     given = Path(path).expanduser()
     if path == PYTHON_DOCS and not given.exists():
         texts: Iterator[str] = iter(sentences())
     elif path in CORPORA and not given.exists():
         texts = _from_hub(path)
     elif given.suffix.lower() in FORMATS:
-        texts = _texts(read_rows(path), path)
+        texts = _texts(read_rows(path), source_of_file(path))
     elif given.is_dir() and not any(given.glob("*.txt")):
         split = next((name for name in ("validation", "test", "train") if split_exists(path, name)), None)
         if split is None:
             raise InputError(f"data.path: the folder {path} has no .txt file, nor a split of rows with a column text")
-        texts = _texts(read_split(path, split), f"split {split} of {path}")
+        texts = _texts(read_split(path, split), source_of(path, split))
     else:
         if not given.exists() and "." not in path:
             raise InputError(f"data.path: there is no {path}; give a file, a folder, or one of {', '.join(CORPORA)}")
@@ -76,9 +79,9 @@ def check_corpus(path: str) -> None:
         raise InputError(f"data.path: {path} holds no text")
 
 
-def _texts(rows: Any, where: str) -> Iterator[str]:
-    check_columns(rows, ["text"], where)
-    yield from as_text(rows, ["text"], rows_of(where))["text"]
+def _texts(rows: Any, source: Source) -> Iterator[str]:
+    check_columns(rows, ["text"], source.name)
+    yield from as_text(rows, ["text"], source)["text"]
 
 
 def _from_hub(name: str) -> Iterator[str]:
@@ -100,5 +103,5 @@ def _from_hub(name: str) -> Iterator[str]:
 
 def _checked(text: Any, number: int, name: str) -> str:
     if not isinstance(text, str):
-        raise InputError(f"{name}, row {number}: text is {text!r}, not text")
+        raise InputError(f"{name}, row {number}: text is {shown(text)}, not text; give a copy without that row")
     return text

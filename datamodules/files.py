@@ -11,25 +11,21 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lit_spectral.datamodules.csv_rows import fault, text_options
 from lit_spectral.datamodules.plain_text import not_utf8
-from lit_spectral.datamodules.splits import FORMATS, choose, files_of
+from lit_spectral.datamodules.splits import FORMATS, choose, files_of, folder_of
 
 from lit_spectral.errors import InputError
 
-__all__ = [
-    "check_columns",
-    "name_row",
-    "read_rows",
-    "read_split",
-    "source_of",
-    "split_exists",
-]
+__all__ = ["check_columns", "read_rows", "read_split", "split_exists"]
 
 log = logging.getLogger(__name__)
+
+# How files begin that are at times named as if they were text.
+_OPENINGS = {b"PK\x03\x04": "a zip or Excel file", b"\x1f\x8b": "a gzip file", b"PAR1": "a Parquet file"}
 
 
 def read_split(path: str, split: str, config: str | None = None) -> Any:
@@ -46,7 +42,7 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
         InputError: no such folder, hub out of reach, no file for the split, several, a file that
             can't be parsed, an empty split.
     """
-    folder = _folder(path, config)
+    folder = folder_of(path, config)
     if folder is None:
         name, rows = _from_hub(path, split, config)
     else:
@@ -96,7 +92,7 @@ def split_exists(path: str, split: str, config: str | None = None) -> bool:
     Raises:
         InputError: no such folder, hub out of reach, several that could be the split, or one that can't be read.
     """
-    folder = _folder(path, config)
+    folder = folder_of(path, config)
     if folder is not None:
         return bool(files_of(folder, split))
     import datasets
@@ -109,35 +105,22 @@ def split_exists(path: str, split: str, config: str | None = None) -> bool:
         raise _unreachable(path, split, error) from error
 
 
-def source_of(path: str, split: str, config: str | None = None) -> tuple[str, int]:
-    """How errors name a row of a split: a prefix to the row's number, and the number of its first row.
-
-    `FILE, line ` and 1 for one file of jsonl, `FILE, row ` and 0 for one of another kind, and
-    `split NAME, row ` and 0 for several files and the hub.
-    """
-    folder = _folder(path, config)
-    files = files_of(folder, split) if folder is not None else []
-    if len(files) != 1:
-        return f"split {split}, row ", 0
-    return (f"{files[0]}, line ", 1) if files[0].suffix.lower() == ".jsonl" else (f"{files[0]}, row ", 0)
-
-
-def name_row(source: tuple[str, int], number: int) -> str:
-    """How errors name a row, counted from 0, of what `source_of` describes; blank lines of a file are counted too."""
-    prefix, first = source
-    file = Path(prefix.removesuffix(", line "))
-    if prefix.endswith(", line ") and file.is_file():
-        with file.open("rb") as lines:
-            filled = (index for index, line in enumerate(lines, 1) if line.strip())
-            return f"{prefix}{next(islice(filled, number, None), number + first)}"
-    return f"{prefix}{number + first}"
-
-
 def check_columns(rows: Any, wanted: Sequence[str], where: str) -> None:
-    """InputError naming the columns that are missing, and those there are."""
+    """InputError naming the columns that are missing, those there are, and what may be the reason."""
+    import datasets
+
     missing = [column for column in wanted if column not in rows.column_names]
-    if missing:
-        raise InputError(f"{where}: no column {', '.join(missing)}; its columns are {', '.join(rows.column_names)}")
+    if not missing:
+        return
+    listed = ", ".join(column if column == column.strip() else repr(column) for column in rows.column_names)
+    listed = listed if len(listed) <= 100 else f"{listed[:100]}…"
+    blanks = next((column for column in rows.column_names if column.strip() in missing), None)
+    hint = f"; take the blanks out of {blanks!r}" if blanks is not None else ""
+    for column in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Json)]:
+        value = rows.select_columns([column])[0][column]
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            hint = f"; if the rows lie under the field {column!r}, make each a row of the file"
+    raise InputError(f"{where}: no column {', '.join(missing)}; its columns are {listed}{hint}")
 
 
 def _load(files: Sequence[Path], name: str, field: str | None = None, suffix: str | None = None) -> Any:
@@ -153,7 +136,9 @@ def _load(files: Sequence[Path], name: str, field: str | None = None, suffix: st
             from lit_spectral.datamodules.json_rows import read_json
 
             return read_json(files, name, field, digest)
-        options = _as_text(files) if builder == "csv" else {}
+        if builder == "parquet" and not (files := _parquet_with_rows(files)):
+            raise InputError(f"data.path: {name} is empty")
+        options = text_options(files) if builder == "csv" else {}
         # Under a name of its content: datasets itself goes by path and time, which copies can keep.
         content = f"text-{digest}"
         datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is said once, below
@@ -162,31 +147,38 @@ def _load(files: Sequence[Path], name: str, field: str | None = None, suffix: st
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        if "corresponds to no data" in str(cause):  # what datasets says of a header without rows
+        # What datasets says of a header without rows, and pandas of blank lines.
+        if "corresponds to no data" in str(cause) or "No columns to parse" in str(cause):
             raise InputError(f"data.path: {name} is empty") from error
         if isinstance(cause, OSError) and cause.filename is not None and Path(cause.filename) not in files:
             raise InputError(
                 f"data: datasets can't keep what it reads in {datasets.config.HF_DATASETS_CACHE} ({cause}); "
                 "set HF_HOME to a folder"
             ) from error
-        raise InputError(f"{files[0]} can't be read: {_first_line(cause)}") from error
+        reason = next(filter(None, map(fault, files)), None) if builder == "csv" else None
+        raise reason or InputError(f"{files[0]} can't be read: {_first_line(cause)}; write it anew") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 
 
-def _as_text(files: Sequence[Path]) -> dict[str, Any]:
-    """Options with which CSV is read as it is spelled: pandas makes numbers of 003, and nothing of None or n/a."""
-    import datasets
-    import pandas
+def _parquet_with_rows(files: Sequence[Path]) -> list[Path]:
+    """The files of Parquet that have rows, which datasets can't do without; InputError for one that can't be read."""
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
 
-    options = {"keep_default_na": False}
-    heads = [pandas.read_csv(file, dtype=str, nrows=1, **options) for file in files]
-    for file, head in zip(files, heads, strict=True):
-        if not isinstance(head.index, pandas.RangeIndex):  # it takes what is too much for names of rows
-            raise InputError(f"{file} can't be read: its first row has more fields than its header; quote commas")
-        if set(head.columns) != set(heads[0].columns):
-            raise InputError(f"{file} can't be read: its columns are others than those of {files[0]}")
-    return options | {"features": datasets.Features(dict.fromkeys(heads[0].columns, datasets.Value("string")))}
+    filled = []
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as content:
+                names, count = content.schema_arrow.names, content.metadata.num_rows
+        except ArrowException as error:
+            raise InputError(f"{file} can't be read: {_first_line(error)}; write it anew as Parquet") from error
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{file} can't be read: it has column {twice!r} twice; rename one")
+        if count:
+            filled.append(file)
+    return filled
 
 
 def _from_hub(path: str, split: str, config: str | None) -> tuple[str, Any]:
@@ -207,22 +199,15 @@ def _from_hub(path: str, split: str, config: str | None) -> tuple[str, Any]:
         raise _unreachable(path, split, error) from error
 
 
-def _folder(path: str, config: str | None) -> Path | None:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        inner = folder / config if config else folder
-        return inner if inner.is_dir() else folder
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise InputError(f"data.path: there is no folder {path}")
-    return None
-
-
 def _content_digest(files: Sequence[Path], is_text: bool) -> str:
     """Of all that the files hold; InputError where one of text is not UTF-8, which pyarrow finds out too late."""
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
         decoder = codecs.getincrementaldecoder("utf-8")()
         with file.open("rb") as content:
+            kind = next((kind for opening, kind in _OPENINGS.items() if content.peek(4).startswith(opening)), None)
+            if is_text and kind is not None:
+                raise InputError(f"{file} can't be read: it is {kind}; give it as text in {file.suffix}")
             while block := content.read(2**24):
                 digest.update(block)
                 if is_text:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from lit_spectral.datamodules.files import read_split
 from lit_spectral.datamodules.sentences import SentenceDataModule
+from lit_spectral.datamodules.sources import Source, source_of
 
 __all__ = ["GLUE"]
 
@@ -62,6 +63,13 @@ class GLUE(SentenceDataModule):
 
     def rows(self, name: str) -> Any:
         """The raw rows of a split."""
+        return read_split(self.path, self._split(name), self.task)
+
+    def source(self, name: str) -> Source:
+        """The split's file, or the hub's data set."""
+        return source_of(self.path, self._split(name), self.task)
+
+    def _split(self, name: str) -> str:
         matched = "_matched" if self.task == "mnli" else ""
         split = {"val": f"validation{matched}", "val_mismatched": "validation_mismatched", "test": f"test{matched}"}
-        return read_split(self.path, split.get(name, name), self.task)
+        return split.get(name, name)

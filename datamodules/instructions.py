@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_spectral.datamodules.answered import AnsweredText
-from lit_spectral.datamodules.columns import as_number, as_text, rows_of
+from lit_spectral.datamodules.columns import as_number, as_text
 from lit_spectral.datamodules.files import check_columns, read_rows
 from lit_spectral.datamodules.prompts import Template
+from lit_spectral.datamodules.sources import source_of_file
 
 from lit_spectral import humaneval as functions
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.files import write_text
 
 __all__ = ["Instructions"]
@@ -61,7 +62,8 @@ class Instructions(AnsweredText):
         **settings: Any,
     ) -> None:
         super().__init__(path, empty_answer=empty_answer, **settings)
-        if samples < 1 or (samples > 1 and not (self.generation or {}).get("do_sample")):
+        check_at_least(1, samples=samples)
+        if samples > 1 and not (self.generation or {}).get("do_sample"):
             raise InputError(
                 f"data.samples: {samples} completions of a problem would all be alike; "
                 "give --data.generation '{do_sample: true, temperature: 0.8}', or one sample"
@@ -91,20 +93,20 @@ class Instructions(AnsweredText):
     def rows(self, split: str) -> Any:
         """Rows with the three columns, an output empty where there is none; InputError where columns are missing."""
         rows = super().rows(split)
-        where = f"split {split} of {self.path}"
+        source = self.source(split)
         if "completions" in rows.column_names:
-            check_columns(rows, ["instruction"], where)
-            rows = as_text(rows, ["instruction"], self.source(split))
+            check_columns(rows, ["instruction"], source.name)
+            rows = as_text(rows, ["instruction"], source)
 
             def best(row: dict[str, Any]) -> dict[str, str]:
                 return {"instruction": row["instruction"], "input": "", "output": _best(row["completions"])}
 
             return rows.map(best, remove_columns=rows.column_names, desc=f"reading {split}")
-        check_columns(rows, ["instruction", "output"], where)
+        check_columns(rows, ["instruction", "output"], source.name)
         if "input" not in rows.column_names:
             rows = rows.add_column("input", [""] * len(rows))
         rows = rows.select_columns(["instruction", "input", "output"])
-        return as_text(rows, ["input", "output"], self.source(split), missing="")
+        return as_text(rows, ["input", "output"], source, missing="")
 
     def test_rows(self, name: str) -> Any:
         """HumanEval's functions, each `samples` times, or AlpacaEval's instructions."""
@@ -117,13 +119,12 @@ class Instructions(AnsweredText):
             # Tokens of many vocabularies join a line's end and the next one's indentation, so it is left to the answer.
             prompts = [problems[task].prompt.rstrip() for task in tasks]
             return datasets.Dataset.from_dict({"instruction": prompts, "input": [""] * len(tasks), "answer": tasks})
-        rows = read_rows(self.alpaca_eval or "")
-        where = self.alpaca_eval or ""
-        check_columns(rows, ["instruction"], where)
+        rows, source = read_rows(self.alpaca_eval or ""), source_of_file(self.alpaca_eval or "")
+        check_columns(rows, ["instruction"], source.name)
         if "dataset" not in rows.column_names:
             rows = rows.add_column("dataset", ["alpaca_eval"] * len(rows))
-        rows = as_text(rows.select_columns(["instruction", "dataset"]), ["instruction"], rows_of(where))
-        rows = as_text(rows, ["dataset"], rows_of(where), missing="alpaca_eval")
+        rows = as_text(rows.select_columns(["instruction", "dataset"]), ["instruction"], source)
+        rows = as_text(rows, ["dataset"], source, missing="alpaca_eval")
         return rows.rename_column("dataset", "answer").add_column("input", [""] * len(rows))
 
     def test_limit(self, name: str) -> int | None:

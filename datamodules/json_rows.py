@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lit_spectral.errors import InputError
 
-__all__ = ["read_json"]
+__all__ = ["count_document", "read_json"]
 
 
 def read_json(files: Sequence[Path], name: str, field: str | None, digest: str) -> Any:
@@ -38,6 +38,11 @@ def read_json(files: Sequence[Path], name: str, field: str | None, digest: str) 
     builder.files, builder.subject, builder.field = files, name, field
     builder.download_and_prepare()
     return builder.as_dataset(split="train")
+
+
+def count_document(file: Path) -> int | None:
+    """The rows of a file that is one list or one object; None for one of JSON lines, each of which is a row."""
+    return len(_document(file, None, _READING)) if _is_document(file) else None
 
 
 class JsonRows(datasets.ArrowBasedBuilder):  # type: ignore[misc]
@@ -88,22 +93,22 @@ class JsonRows(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
     def _blocks(self, decoder: json.JSONDecoder) -> Iterator[list[dict[str, Any]]]:
         for file in self.files:
-            with file.open(encoding="utf-8-sig", newline="\n") as lines:
-                opening = next(filter(str.strip, lines), "")
-            if self.field is not None or _opens_document(opening, file.suffix.lower()):
+            if self.field is not None or _is_document(file):
                 yield _document(file, self.field, decoder)
             else:
                 yield from _lines(file, decoder)
 
 
-def _opens_document(line: str, suffix: str) -> bool:
+def _is_document(file: Path) -> bool:
     """Whether a file's first line opens a list, or an object that goes on below, and is no row."""
+    with file.open(encoding="utf-8-sig", newline="\n") as lines:
+        line = next(filter(str.strip, lines), "")
     if line.lstrip().startswith("["):
         return True
     try:
         json.loads(line or "null")
     except (ValueError, RecursionError):
-        return suffix == ".json"
+        return file.suffix.lower() == ".json"
     return False
 
 
@@ -144,7 +149,7 @@ def _document(file: Path, field: str | None, decoder: json.JSONDecoder) -> list[
         raise _unreadable(f"{file}{line}", error) from None
     if field is not None:
         if not isinstance(content, dict) or field not in content:
-            raise InputError(f"{file} can't be read: it is no object with {field}")
+            raise InputError(f"{file} can't be read: it is no object with {field}; give its rows as a list under that")
         content = content[field]
     rows = content if isinstance(content, list) else [content]
     if all(isinstance(row, str) for row in rows):

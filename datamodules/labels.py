@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lit_spectral.datamodules.columns import as_number, as_text, rows_of
+from lit_spectral.datamodules.columns import as_text, short, shown, spelled_number
+from lit_spectral.datamodules.sources import Source, name_row
 
 from lit_spectral.errors import InputError
 
@@ -16,13 +18,13 @@ class Labels(NamedTuple):
     """The labels of one set.
 
     Attributes:
-        where: how errors call the set.
+        source: where they come from, by which errors name them.
         numbers: one a row; None where the labels are words.
         words: one a row, without blanks round them; None where the labels are numbers.
         own_names: the classes of a column that names them (`ClassLabel`), by its own numbers.
     """
 
-    where: str
+    source: Source
     numbers: list[float] | None = None
     words: list[str] | None = None
     own_names: list[str] | None = None
@@ -52,7 +54,8 @@ class Labels(NamedTuple):
         if len(names) != classes:
             listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
             raise InputError(
-                f"{self.where}: its labels are {len(names)} words ({listed}), and there are {classes} classes"
+                f"{self.source.name}: its labels are {len(names)} words ({short(listed)}), and there are {classes} "
+                "classes; write as many"
             )
         return names
 
@@ -70,7 +73,7 @@ class Labels(NamedTuple):
         if self.words is None:
             if list(names) not in ([*official], by_number):
                 raise InputError(
-                    f"{self.where}: its labels are numbers, and the classes are called {', '.join(names)}; "
+                    f"{self.source.name}: its labels are numbers, and the classes are called {', '.join(names)}; "
                     "write their names"
                 )
             return [int(number) for number in self.numbers or ()]
@@ -81,17 +84,18 @@ class Labels(NamedTuple):
         if None in found:
             row = found.index(None)
             raise InputError(
-                f"{self.where}, row {row}: label {self.words[row]!r} is none of those trained on: {', '.join(names)}"
+                f"{name_row(self.source, row)}: label {shown(self.words[row])} is none of those trained on: "
+                f"{short(', '.join(names))}; mend the row or leave it out"
             )
         return [number for number in found if number is not None]
 
 
-def read_labels(rows: Any, where: str, classes: int, label_range: tuple[float, float]) -> Labels:
+def read_labels(rows: Any, source: Source, classes: int, label_range: tuple[float, float]) -> Labels:
     """The column `label` of a `datasets.Dataset`; numbers may be spelled.
 
     Args:
         rows: with the column.
-        where: how errors call the set.
+        source: where they come from, by which errors name them.
         classes: how many there are; 1 for regression.
         label_range: smallest and largest number allowed.
 
@@ -105,30 +109,44 @@ def read_labels(rows: Any, where: str, classes: int, label_range: tuple[float, f
     if isinstance(feature, datasets.ClassLabel) and classes > 1:
         texts = ["" if label is None else str(label) for label in rows["label"]]
     else:
-        texts = [text.strip() for text in as_text(rows, ["label"], rows_of(where))["label"]]
-    number_of = {text: as_number(text) for text in {*texts}}
+        texts = [text.strip() for text in as_text(rows, ["label"], source, missing="")["label"]]
+    number_of = {text: spelled_number(text) for text in {*texts}}
     numbers = [number_of[text] for text in texts]
-    low, high = label_range
-    if low >= 0 and set(number_of.values()) == {-1}:
-        raise InputError(f"{where}: every label is -1, so they are hidden; use validate or predict")
+    if label_range[0] >= 0 and set(number_of.values()) == {-1}:
+        raise InputError(f"{source.name}: every label is -1, so they are hidden; use validate or predict")
     words = classes > 1 and numbers[0] is None
     for row, (text, number) in enumerate(zip(texts, numbers, strict=True)):
-        if not text:
-            raise InputError(f"{where}, row {row}: its label is empty; mend the row or leave it out")
-        if (number is None) != words:
-            what = (
-                "no number" if classes == 1 else f"a {'number' if words else 'word'}, and {texts[0]!r} in row 0 is not"
-            )
-            raise InputError(f"{where}, row {row}: label {text!r} is {what}; write all as numbers or all as names")
-        if number is not None and not low <= number <= high:
-            raise InputError(f"{where}, row {row}: label {text} is outside {low:g} to {high:g}")
-        if number is not None and classes > 1 and number != int(number):
-            raise InputError(f"{where}, row {row}: label {text} is no class; classes are whole numbers")
+        wrong = _wrong(text, number, words, classes, label_range)
+        if wrong is not None:
+            raise InputError(f"{name_row(source, row)}: {wrong}")
     if words:
-        return Labels(where, words=texts)
+        return Labels(source, words=texts)
     if isinstance(feature, datasets.ClassLabel) and feature.names != [str(i) for i in range(feature.num_classes)]:
-        return Labels(where, words=[feature.names[int(text)] for text in texts], own_names=feature.names)
-    return Labels(where, numbers=[number for number in numbers if number is not None])
+        return Labels(source, words=[feature.names[int(text)] for text in texts], own_names=feature.names)
+    return Labels(source, numbers=[number for number in numbers if number is not None])
+
+
+def _wrong(text: str, number: float | None, words: bool, classes: int, label_range: tuple[float, float]) -> str | None:
+    """What is wrong with a label among words or numbers, and the remedy; None where nothing is."""
+    low, high = label_range
+    mend = "mend the row or leave it out"
+    if not text:
+        return f"its label is empty; {mend}"
+    if (number is None) != words:
+        if classes == 1:
+            return f"label {shown(text)} is no number; {mend}"
+        kinds = ("number", "word") if words else ("word", "number")
+        return (
+            f"label {shown(text)} is a {kinds[0]}, and the first row's a {kinds[1]}; write all as numbers or as names"
+        )
+    if number is None:
+        return None
+    if math.isinf(number) or not low <= number <= high:
+        limits = f"outside {low:g} to {high:g}" if math.isfinite(high) else "too large"
+        return f"label {short(text)} is {limits}; {mend}"
+    if classes > 1 and number != int(number):
+        return f"label {short(text)} is no class, which has a whole number; {mend}"
+    return None
 
 
 def _table(names: Sequence[str]) -> dict[str, int]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_spectral.datamodules.answered import AnsweredText
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text
 from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.datamodules.sources import Source, name_row, source_of
 
 from lit_spectral.errors import InputError
 from lit_spectral.scoring import Scorer, boxed, final_answer, score_mathematics, score_number
@@ -91,22 +92,36 @@ class Math(AnsweredText):
         rows = _read(name, self.tests[name], "test", self.reasoning)
         for number, answer in enumerate(rows["answer"]):
             if not answer:
-                raise InputError(f"split test of {self.tests[name]}, row {number}: its solution holds no final answer")
+                row = name_row(_source(name, self.tests[name], "test"), number)
+                raise InputError(f"{row}: its solution holds no final answer; mend the row or leave it out")
         return rows
+
+    def source(self, split: str) -> Source:
+        """The split's file, or those of its parts."""
+        return _source(self.train_on, self.path, split)
+
+
+def _parts(name: str, path: str) -> list[str | None]:
+    """A clone of the hub's set has its parts in folders; a plain folder has none."""
+    folder = Path(path).expanduser()
+    return [part for part in PARTS[name] if not folder.is_dir() or (part and (folder / part).is_dir())] or [None]
+
+
+def _source(name: str, path: str, split: str) -> Source:
+    sources = [source_of(path, split, part) for part in _parts(name, path)]
+    files = tuple(file for source in sources for file in source.files)
+    return sources[0] if len(sources) == 1 else Source(f"split {split} of {path}", files)
 
 
 def _read(name: str, path: str, split: str, reasoning: bool) -> Any:
     """A split with the columns instruction, input, output and answer."""
     import datasets
 
-    folder = Path(path).expanduser()
-    # A clone of the hub's set has its parts in folders; a plain folder has none.
-    parts = [part for part in PARTS[name] if not folder.is_dir() or (part and (folder / part).is_dir())] or [None]
-    rows = datasets.concatenate_datasets([read_split(path, split, part) for part in parts])
+    rows = datasets.concatenate_datasets([read_split(path, split, part) for part in _parts(name, path)])
     problem, solution = COLUMNS[name]
-    where = f"split {split} of {path}"
-    check_columns(rows, [problem, solution], where)
-    rows = as_text(rows, [problem, solution], rows_of(where))
+    source = _source(name, path, split)
+    check_columns(rows, [problem, solution], source.name)
+    rows = as_text(rows, [problem, solution], source)
 
     def written(row: dict[str, str]) -> dict[str, str]:
         text = row[solution]

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 from lit_spectral.datamodules.columns import as_text
-from lit_spectral.datamodules.files import check_columns, name_row, read_split, source_of, split_exists
+from lit_spectral.datamodules.files import check_columns, read_split, split_exists
 from lit_spectral.datamodules.packing import PackedRows, collate_packed
 from lit_spectral.datamodules.prompts import Template, layout, parse
+from lit_spectral.datamodules.sources import Source, name_row, source_of
 from lit_spectral.datamodules.text import TextDataModule
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
@@ -127,8 +128,8 @@ class PromptedText(TextDataModule):
         """The raw rows of a split, with the columns that the templates name."""
         return read_split(self.path, split, self.subset)
 
-    def source(self, split: str) -> tuple[str, int]:
-        """How errors name a row of `rows`, as in `files.source_of`."""
+    def source(self, split: str) -> Source:
+        """Where the rows come from that `rows` last gave for the split."""
         return source_of(self.path, split, self.subset)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -152,10 +153,9 @@ class PromptedText(TextDataModule):
         }
 
     def _encoded(self, split: str) -> Any:
-        source = self.source(split)
-        rows, write, bos, ending = self._writer(
-            self.rows(split), f"split {split}", ("prompt", "input", "answer"), self.template, source
-        )
+        rows = self.rows(split)
+        source = self.source(split)  # after them: only then is it known which are left out
+        rows, write, bos, ending = self._writer(rows, ("prompt", "input", "answer"), self.template, source)
         tokenizer, longest, given_scored = self.tokenizer, self._longest, self.loss_on == "all"
         too_long, empty_answer = self.too_long, self.empty_answer
 
@@ -205,7 +205,7 @@ class PromptedText(TextDataModule):
         return encoded
 
     def _writer(
-        self, rows: Any, where: str, names: Sequence[str], template: Template, source: tuple[str, int]
+        self, rows: Any, names: Sequence[str], template: Template, source: Source
     ) -> tuple[Any, Callable[..., Any], list[int], list[int]]:
         """The rows with what is written of them as text, what writes them, BOS and the ending.
 
@@ -220,7 +220,7 @@ class PromptedText(TextDataModule):
                 raise InputError(f"data.answer: {text!r} names no column; write one in braces, as in '{{answer}}'")
         parts = {name: self._parts[name] if name in names else [] for name in self._parts}
         columns = list(dict.fromkeys(column for part in parts.values() for _, column in part if column))
-        check_columns(rows, columns, where)
+        check_columns(rows, columns, source.name)
         rows = as_text(rows, columns, source)
         if self.tokenizer.eos_token_id is None:
             raise InputError("data.tokenizer: it has no EOS token to end answers with; give a decoder's tokenizer")

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_spectral.datamodules.answered import AnsweredText
-from lit_spectral.datamodules.columns import as_number, as_text, rows_of
+from lit_spectral.datamodules.columns import as_number, as_text, shown
 from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.datamodules.sources import Source, name_row, source_of
 
 from lit_spectral.errors import InputError
 from lit_spectral.scoring import Scorer, score_letter
@@ -38,6 +39,7 @@ class ScienceQA(AnsweredText):
 
     def __init__(self, path: str = "derek-thomas/ScienceQA", max_new_tokens: int = 8, **settings: Any) -> None:
         super().__init__(path, max_new_tokens, **settings)
+        self._sources: dict[str, Source] = {}
 
     @property
     def test_sets(self) -> list[str]:
@@ -51,7 +53,9 @@ class ScienceQA(AnsweredText):
 
     def rows(self, split: str) -> Any:
         """Questions with options, and the right one's letter."""
-        rows = questions(read_split(self.path, split, self.subset), f"split {split} of {self.path}")
+        rows, self._sources[split] = questions(
+            read_split(self.path, split, self.subset), source_of(self.path, split, self.subset)
+        )
 
         def written(row: dict[str, Any]) -> dict[str, str]:
             letter = LETTERS[row["answer"]]
@@ -63,9 +67,9 @@ class ScienceQA(AnsweredText):
         """The test split."""
         return self.rows("test")
 
-    def source(self, split: str) -> tuple[str, int]:
-        """By number among those without a picture."""
-        return f"split {split} of {self.path}, question ", 0
+    def source(self, split: str) -> Source:
+        """The split's file, of which those without a picture are used."""
+        return self._sources[split]
 
 
 def question(row: Mapping[str, Any]) -> str:
@@ -76,19 +80,21 @@ def question(row: Mapping[str, Any]) -> str:
     return f"Question: {row['question']}\n{context}Options: {options}\nAnswer with the letter of the right option."
 
 
-def questions(rows: Any, where: str) -> Any:
-    """The rows without a picture, checked; all where there is no column `image`. How many are left out is logged.
+def questions(rows: Any, source: Source) -> tuple[Any, Source]:
+    """The rows without a picture, checked, and where they come from; how many are left out is logged.
+
+    Without a column `image` it is all of them.
 
     Raises:
-        InputError: a column is missing, every row has a picture, or a row, by its number from 0, is no
+        InputError: a column is missing, every row has a picture, or a row, by its place in the file, is no
             question with two to five options one of which is right.
     """
     import datasets
 
-    check_columns(rows, ["question", "choices", "answer"], where)
-    rows = as_text(rows, ["question"], rows_of(where), missing="")
+    check_columns(rows, ["question", "choices", "answer"], source.name)
+    rows = as_text(rows, ["question"], source, missing="")
     if "hint" in rows.column_names:
-        rows = as_text(rows, ["hint"], rows_of(where), missing="")
+        rows = as_text(rows, ["hint"], source, missing="")
     numbers = list(range(len(rows)))
     if "image" in rows.column_names:
         # Pictures are not decoded, and not by `filter`, whose cache would outlive a change of the file.
@@ -97,22 +103,26 @@ def questions(rows: Any, where: str) -> Any:
             pictures = [picture and json.loads(picture) for picture in pictures]
         numbers = [number for number, picture in enumerate(pictures) if not _is_there(picture)]
         if len(numbers) < len(rows):
-            log.warning("%s: %d of %d questions left out, of a picture", where, len(rows) - len(numbers), len(rows))
+            log.warning(
+                "%s: %d of %d questions left out, of a picture", source.name, len(rows) - len(numbers), len(rows)
+            )
         if not numbers:
-            raise InputError(f"{where}: every question has a picture")
+            raise InputError(f"{source.name}: every question has a picture; give some without")
         rows = rows.select(numbers).remove_columns("image")
     right = []
     for number, asked, choices, answer in zip(numbers, rows["question"], rows["choices"], rows["answer"], strict=True):
         options = choices if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices) else []
-        if not asked.strip() or not 2 <= len(options) <= len(LETTERS):
-            raise InputError(f"{where}, row {number}: no question with 2 to {len(LETTERS)} options, but {asked!r} with "
-                             f"{choices!r}; mend the row or leave it out")  # fmt: skip
-        index = as_number(answer)
-        if index is None or index not in range(len(options)):
-            raise InputError(f"{where}, row {number}: answer {answer!r} is not the index of one of its {len(options)} "
-                             "options; mend the row or leave it out")  # fmt: skip
+        wrong = None
+        if not asked.strip():
+            wrong = "its question is empty"
+        elif not 2 <= len(options) <= len(LETTERS):
+            wrong = f"choices is {shown(choices)}, not a list of 2 to {len(LETTERS)} texts"
+        elif (index := as_number(answer)) is None or index not in range(len(options)):
+            wrong = f"answer {shown(answer)} is not the index, from 0, of one of its {len(options)} options"
+        if wrong is not None:
+            raise InputError(f"{name_row(source, number)}: {wrong}; mend the row or leave it out")
         right.append(int(index))
-    return rows.remove_columns("answer").add_column("answer", right)
+    return rows.remove_columns("answer").add_column("answer", right), source._replace(numbers=numbers)
 
 
 def _is_there(picture: Any) -> bool:

@@ -7,9 +7,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text
 from lit_spectral.datamodules.files import check_columns
 from lit_spectral.datamodules.labels import Labels, read_labels
+from lit_spectral.datamodules.sources import Source
 from lit_spectral.datamodules.text import TextDataModule
 from torch.utils.data import DataLoader
 
@@ -53,6 +54,10 @@ class SentenceDataModule(TextDataModule):
     def rows(self, name: str) -> Any:
         """The raw rows of `train`, `test` or an evaluation set, a `datasets.Dataset`."""
 
+    def source(self, name: str) -> Source:
+        """Where those come from; a subclass that reads files says which."""
+        return Source(f"split {name}")
+
     def setup(self, stage: str) -> None:
         """Read the splits, and number their labels once it is known how.
 
@@ -70,20 +75,27 @@ class SentenceDataModule(TextDataModule):
         """Number the labels of all splits that were read by these names of the classes.
 
         Raises:
-            InputError: a label that is none of them, by its row; numbers that could be others.
+            InputError: not a name a class; a label that is none of them, by its row; numbers that could be others.
         """
+        if len(names) != self.num_labels:
+            raise InputError(
+                f"label_names: {len(names)} names for {self.num_labels} classes; give one a class, by their numbers"
+            )
+        twice = next((name for name in names if list(names).count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"label_names: {twice} is there twice; give each class its own")
         self.label_names = list(names)
         self._number()
 
     def tokenised(self, name: str) -> Any:
         """Checked and tokenised rows, without labels; columns are the tokenizer's."""
         rows = self.rows(name)
-        where = f"split {name}"
+        source = self.source(name)
         labelled = self._stage() != "predict"  # the labels of GLUE's test sets are hidden
-        check_columns(rows, [*self.text_columns, *(["label"] if labelled else [])], where)
-        rows = as_text(rows, self.text_columns, rows_of(where))
+        check_columns(rows, [*self.text_columns, *(["label"] if labelled else [])], source.name)
+        rows = as_text(rows, self.text_columns, source)
         if labelled:
-            self._labels[name] = read_labels(rows, where, self.num_labels, self.label_range)
+            self._labels[name] = read_labels(rows, source, self.num_labels, self.label_range)
         tokenizer, columns = self.tokenizer, list(self.text_columns)
         longest = self._room(pair=len(columns) > 1)
 
@@ -113,13 +125,13 @@ class SentenceDataModule(TextDataModule):
         needed = given.words is not None and given.own_names is None and not given.are(self.official_names)
         if needed and "train" not in self._labels:
             try:
-                rows = self.rows("train")
-                check_columns(rows, ["label"], "split train")
-                given = read_labels(rows, "split train", self.num_labels, self.label_range)
+                rows, source = self.rows("train"), self.source("train")
+                check_columns(rows, ["label"], source.name)
+                given = read_labels(rows, source, self.num_labels, self.label_range)
             except InputError as error:
                 raise InputError(
-                    f"{given.where}: its labels are names, which the training split numbers, and that can't be had "
-                    f"({error}); add it, or give --ckpt_path"
+                    f"{given.source.name}: its labels are names, which the training split numbers, and that can't be "
+                    f"had ({error}); add it, or give --ckpt_path"
                 ) from error
         return given.names(self.num_labels, self.official_names)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lit_spectral.errors import InputError
 
-__all__ = ["FORMATS", "choose", "files_of"]
+__all__ = ["FORMATS", "choose", "files_of", "folder_of"]
 
 # From suffixes that are read to the builders of `datasets`; and all that rows may be kept under.
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -27,6 +27,23 @@ _NAMES = {
 _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
 _ENDS = ("matched", "mismatched")
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})$")  # as the hub names the parts of a split
+
+
+def folder_of(path: str, config: str | None = None) -> Path | None:
+    """The folder at a path, or its subfolder for a config, if there is one; None for what must be a hub id.
+
+    Raises:
+        InputError: an empty path, or one that can be no hub id and is no folder.
+    """
+    if not path:
+        raise InputError("data.path is empty; give a folder, '.' for this one, or a hub id")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        inner = folder / config if config else folder
+        return inner if inner.is_dir() else folder
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise InputError(f"data.path: there is no folder {path}")
+    return None
 
 
 def files_of(folder: Path, split: str) -> list[Path]:

@@ -6,8 +6,9 @@ import logging
 from typing import Any
 
 import torch
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text, short, shown
 from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.datamodules.sources import Source, name_row, source_of
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
 
@@ -69,16 +70,16 @@ class SQuAD(TextDataModule):
         """The windows.
 
         Raises:
-            InputError: a column that is missing, a row that can't be used, by its number, counted from 0, or a
+            InputError: a column that is missing, a row that can't be used, by its place in the file, or a
                 window too short to hold a question and more of the context than `stride`.
         """
         split = {"val": "validation"}.get(name, name)
-        rows, where = read_split(self.path, split), f"{self.path}, split {split}"
+        rows, source = read_split(self.path, split), source_of(self.path, split)
         labelled = self._stage() != "predict"  # the answers to new questions aren't known
         columns = ["id", "context", "question", *(["answers"] if labelled else [])]
-        check_columns(rows, columns, where)
-        texts = as_text(rows.select_columns(columns), columns[:3], rows_of(where))
-        usable = self._usable(texts, split, where, labelled)
+        check_columns(rows, columns, source.name)
+        texts = as_text(rows.select_columns(columns), columns[:3], source)
+        usable = self._usable(texts, split, source, labelled)
         windows = self._windows(usable, split, labelled)
         cut = len({row for row, cut in zip(windows["row"][:], windows["question_cut"][:], strict=True) if cut})
         for count, what in (
@@ -86,14 +87,19 @@ class SQuAD(TextDataModule):
             (cut, f"are cut to {self.max_query_length} tokens"),
         ):
             if count:
-                log.warning("%s: %d of %d questions %s", where, count, len(rows), what)
-        log.info("%s: %d questions in %d windows", where, len(usable), len(windows))
+                log.warning("%s: %d of %d questions %s", source.name, count, len(rows), what)
+        log.info("%s: %d questions in %d windows", source.name, len(usable), len(windows))
         windows = windows.remove_columns("question_cut")
         if name == "train":
             return windows.remove_columns("row")
-        repeated = len(usable) - len(set(usable["id"]))
-        if repeated:
-            raise InputError(f"{where}: {repeated} rows repeat an id, by which predictions are told apart")
+        if len(usable) > len(set(usable["id"])):
+            ids = list(texts["id"])
+            first = {each: row for row, each in reversed([*enumerate(ids)])}
+            row = next(row for row, each in enumerate(ids) if first[each] < row)
+            raise InputError(
+                f"{name_row(source, row)}: id {shown(ids[row])} is that of an earlier question, and predictions are "
+                "told apart by it; give each its own"
+            )
         self._rows[name] = usable
         places = ["row", "token_starts", "token_ends"]
         self._places[name] = windows.select_columns(places)
@@ -119,40 +125,47 @@ class SQuAD(TextDataModule):
         # Some tokenizers count the blank before a word as part of it.
         return [context[starts[i] : ends[j]].strip() for context, starts, ends, i, j in spans]
 
-    def _usable(self, rows: Any, split: str, where: str, labelled: bool) -> Any:
+    def _usable(self, rows: Any, split: str, source: Source, labelled: bool) -> Any:
         """The rows without those to be left out."""
         version_2, skip_misplaced = self.version_2, self.skip_misplaced
 
         # All in one function, since datasets finds what it has cached by the code of this one alone.
         def usable(row: dict[str, Any], number: int) -> bool:
-            here = f"{where}, row {number}"
+            def refuse(what: str) -> InputError:
+                return InputError(f"{name_row(source, number)}: {what}")
+
             for column in ("context", "question"):
                 if not row[column].strip():
-                    raise InputError(f"{here}: {column} is {row[column]!r}, not text")
+                    raise refuse(f"{column} is empty; mend the row or leave it out")
             if not labelled:
                 return True
             answers = row["answers"]
-            if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
-                raise InputError(f"{here}: answers is {answers!r}, not the lists text and answer_start")
+            lists = answers if isinstance(answers, dict) else {}
+            if not all(key in lists and isinstance(lists[key] or [], list) for key in ("text", "answer_start")):
+                raise refuse(
+                    f"answers is {shown(answers)}, not the lists text and answer_start; "
+                    "give both, empty where there is no answer"
+                )
             texts, starts = answers["text"] or [], answers["answer_start"] or []
             if len(texts) != len(starts):
-                raise InputError(f"{here}: {len(texts)} answers (text) have {len(starts)} places (answer_start)")
+                raise refuse(f"{len(texts)} answers (text) have {len(starts)} places (answer_start); give one each")
             if not texts and not version_2:
-                raise InputError(f"{here}: it has no answer; give --data.version_2 true")
+                raise refuse("it has no answer; give --data.version_2 true")
             for text, start in zip(texts, starts, strict=True):
-                known = isinstance(text, str) and text.strip() and str(start).isdecimal()
+                # No context has a place of more digits, and int takes none of some thousands.
+                known = isinstance(text, str) and text.strip() and str(start).isdecimal() and len(str(start)) < 19
                 if not known or not row["context"].startswith(text, int(start)):
                     if skip_misplaced:
                         return False
-                    raise InputError(
-                        f"{here}: the answer {text!r} is not at character {start} of its context; "
+                    raise refuse(
+                        f"the answer {shown(text)} is not at character {short(str(start))} of its context; "
                         "mend it, or give --data.skip_misplaced true"
                     )
             return True
 
         kept = rows.filter(usable, with_indices=True, desc=f"checking {split}")
         if len(kept) == 0:
-            raise InputError(f"{where}: no row has its answers at their places in the context")
+            raise InputError(f"{source.name}: no row has its answers at their places in the context; mend answer_start")
         return kept
 
     def _windows(self, rows: Any, split: str, labelled: bool) -> Any:

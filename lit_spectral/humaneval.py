@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from lit_spectral.code_execution import Outcome, available, pass_at_k, run
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text, short
 from lit_spectral.datamodules.files import check_columns, read_split
+from lit_spectral.datamodules.sources import name_row, source_of
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.files import check_place, write_text
 
@@ -24,6 +25,7 @@ __all__ = ["STOP", "Problem", "Scores", "check_isolation", "cut", "evaluate", "p
 HUB_ID = "openai/openai_humaneval"
 # Seconds; in less no interpreter starts, so that every program would fail.
 SHORTEST = 0.1
+LONGEST = 86_400.0  # a day; the system's clocks count no more than some weeks
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # the paper's, where a function body has ended
 USUAL_K = (1, 5, 10, 100)  # the paper's, and HiP-LoRA's 5
 
@@ -67,11 +69,16 @@ def read_problems(path: str = HUB_ID) -> dict[str, Problem]:
     """
     rows = read_split(path, "test")
     columns = ("task_id", *Problem._fields)
-    check_columns(rows, columns, f"{path}, split test")
-    rows = as_text(rows, columns, rows_of(f"{path}, split test"))
-    problems = {row["task_id"]: Problem(*(row[name] for name in Problem._fields)) for row in rows}
-    if len(problems) < len(rows):
-        raise InputError(f"{path}, split test: task ids come more than once")
+    source = source_of(path, "test")
+    check_columns(rows, columns, source.name)
+    problems: dict[str, Problem] = {}
+    for number, row in enumerate(as_text(rows, columns, source)):
+        if row["task_id"] in problems:
+            raise InputError(
+                f"{name_row(source, number)}: task_id {short(row['task_id'])} was there before; "
+                "give each problem its own"
+            )
+        problems[row["task_id"]] = Problem(*(row[name] for name in Problem._fields))
     return problems
 
 
@@ -119,10 +126,11 @@ def score(
     unknown = [task for task in completions if task not in problems]
     missing = [task for task in problems if not completions.get(task)]
     if unknown:
-        raise InputError(f"humaneval: there is no problem {unknown[0]}; they are called like {next(iter(problems))}")
+        raise InputError(f"humaneval: {_unknown(unknown[0], problems)}")
     if missing:
         raise InputError(
-            f"humaneval: no completion of {len(missing)} of {len(problems)} problems, such as {missing[0]}"
+            f"humaneval: no completion of {len(missing)} of {len(problems)} problems, such as {short(missing[0])}; "
+            "add them, since the mean is over all"
         )
     fewest = min(len(completions[task]) for task in problems)
     wanted = [each for each in USUAL_K if each <= fewest] if k is None else list(k)
@@ -169,7 +177,7 @@ def evaluate(
         path: as in `read_problems`.
         results: JSON lines with `task_id`, `completion`, `passed`, `status`, `error` and `seconds`;
             None for the samples' name with `_results` before its suffix. Overwritten.
-        timeout: as in `score`.
+        timeout: as in `score`; from 0.1 to 86,400, a day.
         allow_code_execution: as in `score`.
 
     Returns:
@@ -178,18 +186,24 @@ def evaluate(
     Raises:
         InputError: as in `score`; a line that is no such sample, files that can't be read or written.
     """
+    check_at_least(SHORTEST, timeout=timeout)
+    if timeout > LONGEST:
+        raise InputError(f"timeout must be at most {LONGEST:.0f} seconds, a day, not {timeout}")
     rows = _read_samples(samples)
     completions: dict[str, list[str]] = {}
-    for row in rows:
+    for _, row in rows:
         completions.setdefault(row["task_id"], []).append(row["completion"])
     given = Path(samples).expanduser()
     target = Path(results).expanduser() if results else given.with_name(f"{given.stem}_results.jsonl")
     check_place(target, "humaneval: --results")
-    check_at_least(SHORTEST, timeout=timeout)
-    scores = score(read_problems(path), completions, timeout=timeout, allow_code_execution=allow_code_execution)
+    problems = read_problems(path)
+    for place, row in rows:
+        if row["task_id"] not in problems:
+            raise InputError(f"{place}: {_unknown(row['task_id'], problems)}")
+    scores = score(problems, completions, timeout=timeout, allow_code_execution=allow_code_execution)
     draws = {task: iter(outcomes) for task, outcomes in scores.outcomes.items()}
     lines = []
-    for row in rows:
+    for _, row in rows:
         outcome = next(draws[row["task_id"]])
         lines.append(json.dumps({**row, "passed": outcome.status == "passed", **outcome._asdict()}))
     write_text(target, "".join(f"{line}\n" for line in lines))
@@ -208,22 +222,33 @@ def main(args: Sequence[str]) -> None:
         print(f"pass@{k}: {value:.4f}")
 
 
-def _read_samples(path: str) -> list[dict[str, Any]]:
+def _unknown(task: str, problems: Mapping[str, Problem]) -> str:
+    known = short(next(iter(problems), ""))
+    return f"there is no problem {short(task)}; the problems' task_id is like {known}, write it so"
+
+
+def _read_samples(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """The samples, each with its place as errors name it."""
+    file = Path(path).expanduser()
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")  # a text may hold other line ends
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"humaneval: {path} can't be read: {error}") from None
+        raise InputError(f"humaneval: {path} can't be read: {error}; give a file of JSON lines") from None
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        place, wrong = f"humaneval: {path}, line {number}", None
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"humaneval: {path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("task_id", "completion")):
-            raise InputError(f'humaneval: {path}, line {number} is not {{"task_id": TEXT, "completion": TEXT}}')
-        rows.append(row)
+        except (ValueError, RecursionError) as error:  # also a number of some thousand digits, or lists in lists
+            wrong = f"is not JSON: {str(error).split(';')[0]}"
+        else:
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("task_id", "completion")):
+                wrong = 'is not {"task_id": TEXT, "completion": TEXT}'
+        if wrong is not None:
+            raise InputError(f"{place} {wrong}; mend the line or leave it out")
+        rows.append((place, row))
     if not rows:
-        raise InputError(f"humaneval: {path} holds no samples")
+        raise InputError(f"humaneval: {path} holds no samples; give one a line")
     return rows

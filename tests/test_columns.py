@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 from lit_spectral.datamodules import Commonsense, Instructions, Math, PromptedText, ScienceQA, SQuAD
-from lit_spectral.datamodules.columns import as_number, as_text, rows_of
+from lit_spectral.datamodules.columns import as_number, as_text
 from lit_spectral.datamodules.corpora import read_passages
 from lit_spectral.datamodules.files import read_rows, read_split
+from lit_spectral.datamodules.sources import Source
 
 from lit_spectral import humaneval
 from lit_spectral.errors import InputError
@@ -83,14 +84,14 @@ FILES = [
 @pytest.mark.parametrize("name", FILES)
 def test_a_text_is_what_the_file_spells(name, tmp_path):
     rows = read_rows(write(tmp_path, name, TEXTS))
-    assert as_text(rows, ["text"], rows_of(name))["text"][:] == TEXTS
+    assert as_text(rows, ["text"], Source(name))["text"][:] == TEXTS
 
 
 @pytest.mark.parametrize("text", ["2024-01-05", "003", "true", "NA"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_column_of_nothing_else_is_too(name, text, tmp_path):
     rows = read_rows(write(tmp_path, name, [text] * 3))
-    assert as_text(rows, ["text"], rows_of(name))["text"][:] == [text] * 3
+    assert as_text(rows, ["text"], Source(name))["text"][:] == [text] * 3
 
 
 LITERALS = [
@@ -136,7 +137,7 @@ def test_columns_may_come_late_and_be_of_several_kinds(tmp_path):
     assert found[2999] == {"text": "a", "more": None}
     assert found[3001] == {"text": ["d"], "more": "2024-01-05"}
     with pytest.raises(InputError, match=r"x, row 3001: text is \['d'\], not text; write it as text"):
-        as_text(found, ["text"], rows_of("x"))
+        as_text(found, ["text"], Source("x"))
 
 
 @pytest.mark.parametrize(
@@ -151,9 +152,17 @@ def test_columns_may_come_late_and_be_of_several_kinds(tmp_path):
         ("x.json", '[\n{"a": 1},\n{"a": 01}]', r"x.json, line 3 can't be read: Expecting"),
         ("x.json", "[]", "x.json is empty"),
         ("x.jsonl", "\n\n", "x.jsonl is empty"),
-        ("x.csv", "q,a\nHello, world,3\n", "x.csv can't be read: its first row has more fields than its header"),
-        ("x.csv", "q,a\nHello,3\nHello, world,3\n", "x.csv can't be read: .*Expected 2 fields in line 3, saw 3"),
-        ("x.csv", 'q,a\nHello,"3\n', "x.csv can't be read: .*EOF inside string"),
+        (
+            "x.csv",
+            "q,a\nHello, world,3\n",
+            "x.csv, line 2 can't be read: it has 3 fields, and the header 2; put quotes",
+        ),
+        (
+            "x.csv",
+            "q,a\nHello,3\nHello, world,3\n",
+            "x.csv, line 3 can't be read: it has 3 fields, and the header 2; put",
+        ),
+        ("x.csv", 'q,a\nHello,"3\n', "x.csv, line 2 can't be read: a quote opens .* never closes; mend"),
     ],
 )
 def test_a_file_that_can_not_be_read_is_one_line(name, content, message, tmp_path):
@@ -186,7 +195,7 @@ def test_typed_columns_are_written_as_text(tmp_path):
         "long": pa.array(["003", "NA"], pa.large_string()),
         "category": pa.array(["b", "a"]).dictionary_encode(),
     }
-    found = as_text(table(tmp_path, **columns), list(columns), rows_of("x"))
+    found = as_text(table(tmp_path, **columns), list(columns), Source("x"))
     assert found.to_dict() == {
         "whole": ["7", "-1"],
         "large": ["18446744073709551615", "0"],
@@ -202,7 +211,7 @@ def test_typed_columns_are_written_as_text(tmp_path):
 def test_a_class_is_written_by_its_name(tmp_path):
     features = datasets.Features({"kind": datasets.ClassLabel(names=["cat", "dog"])})
     datasets.Dataset.from_dict({"kind": [1, 0]}, features=features).to_parquet(tmp_path / "train.parquet")
-    assert as_text(read_split(str(tmp_path), "train"), ["kind"], rows_of("x"))["kind"][:] == ["dog", "cat"]
+    assert as_text(read_split(str(tmp_path), "train"), ["kind"], Source("x"))["kind"][:] == ["dog", "cat"]
 
 
 NO_TEXT = {
@@ -222,7 +231,7 @@ NO_TEXT = {
 def test_what_has_no_text_is_named(kind, tmp_path):
     values, message = NO_TEXT[kind]
     with pytest.raises(InputError, match=f"x, row 0: q is {message}"):
-        as_text(table(tmp_path, q=values), ["q"], rows_of("x"))
+        as_text(table(tmp_path, q=values), ["q"], Source("x"))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +318,7 @@ def test_a_corpus_is_text(name, tmp_path):
 def test_a_function_without_tests_is_refused(tmp_path):
     row = {"task_id": "x/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "", "test": None}
     (tmp_path / "test.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InputError, match="split test, row 0: test is None, not text"):
+    with pytest.raises(InputError, match=r"test.jsonl, line 1: test is None, not text"):
         humaneval.read_problems(str(tmp_path))
 
 
@@ -326,9 +335,9 @@ def test_a_prompt_for_the_harness_names_columns_that_hold_text(tmp_path):
     (tmp_path / "boolq").mkdir()
     row = {"instruction": "Answer format: true/false", "input": None, "answer": "true"}
     (tmp_path / "boolq" / "test.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InputError, match="commonsense boolq, row 0: input is None, not text"):
+    with pytest.raises(InputError, match=r"boolq/test.jsonl, line 1: input is None, not text"):
         local_data.commonsense("boolq", str(tmp_path), "{instruction}{input}")
-    with pytest.raises(InputError, match="commonsense boolq: no column other"):
+    with pytest.raises(InputError, match=r"boolq/test.jsonl: no column other"):
         local_data.commonsense("boolq", str(tmp_path), "{other}")
 
 

@@ -106,10 +106,10 @@ def test_a_broken_line_of_text_is_named(nested, line, number):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"utterances": None}, "row 1: utterances is None"),
-        ({"utterances": [{"history": ["a"], "candidates": []}]}, "row 1: the last of its candidates"),
-        ({"utterances": [{"history": ["a"], "candidates": ["b", " "]}]}, "row 1: the last of its candidates"),
-        ({"personality": None}, "row 1: personality is None, not a list of texts"),
+        ({"utterances": None}, "line 2: utterances is None"),
+        ({"utterances": [{"history": ["a"], "candidates": []}]}, "line 2: the last of its candidates"),
+        ({"utterances": [{"history": ["a"], "candidates": ["b", " "]}]}, "line 2: the last of its candidates"),
+        ({"personality": None}, "line 2: personality is None, not a list of texts"),
     ],
 )
 def test_a_row_that_is_no_conversation_is_named(nested, change, message):

@@ -48,7 +48,10 @@ def test_the_hub_out_of_reach_says_what_to_give():
 
 @pytest.mark.parametrize(
     ("name", "row", "message"),
-    [("x.jsonl", {"body": "a"}, "no column text"), ("x.jsonl", {"text": [3]}, r"row 0: text is \['3'\], not text")],
+    [
+        ("x.jsonl", {"body": "a"}, "no column text"),
+        ("x.jsonl", {"text": [3]}, r"x.jsonl, line 1: text is \['3'\], not text"),
+    ],
 )
 def test_rows_without_text_are_named(tmp_path, name, row, message):
     (tmp_path / name).write_text(json.dumps(row))

@@ -65,7 +65,7 @@ def test_a_missing_column_is_named_beside_those_there_are(tmp_path, backbone_fol
 @pytest.mark.parametrize(("task", "label"), [("mrpc", 2), ("mrpc", -1), ("stsb", 5.5)])
 def test_a_label_outside_the_range_is_named_with_its_row(tmp_path, backbone_folder, task, label):
     write(tmp_path, "train", [GOOD, GOOD | {"label": label}])
-    with pytest.raises(InputError, match=rf"split train, row 1: label {label}.* outside 0 to"):
+    with pytest.raises(InputError, match=rf"train.jsonl, line 2: label {label}.* outside 0 to .*; mend"):
         glue(tmp_path, backbone_folder, task)
 
 
@@ -84,7 +84,7 @@ def test_an_empty_split_is_refused(tmp_path, backbone_folder, name, content):
 
 def test_text_that_is_none_is_named_with_its_row(tmp_path, backbone_folder):
     write(tmp_path, "train", [GOOD, GOOD | {"sentence2": None}])
-    with pytest.raises(InputError, match=r"split train, row 1: sentence2 is None, not text"):
+    with pytest.raises(InputError, match=r"train.jsonl, line 2: sentence2 is None, not text; mend"):
         glue(tmp_path, backbone_folder)
 
 
@@ -95,7 +95,7 @@ def test_words_that_look_missing_stay_words_in_csv(tmp_path):
 
 def test_a_label_between_classes_is_refused(tmp_path, backbone_folder):
     write(tmp_path, "train", [GOOD | {"label": 1.0}, GOOD | {"label": 0.5}])
-    with pytest.raises(InputError, match=r"row 1: label 0\.5 is no class"):
+    with pytest.raises(InputError, match=r"line 2: label 0\.5 is no class, .*; mend"):
         glue(tmp_path, backbone_folder)
 
 

@@ -231,7 +231,7 @@ def test_mathematics_is_tested_on_the_sets_that_are_given(mathematics):
 
 def test_a_test_solution_without_an_answer_is_named(mathematics):
     write(mathematics / "gsm8k" / "test.jsonl", [{"question": "How many?", "answer": "Five."}])
-    with pytest.raises(InputError, match="row 0: its solution holds no final answer"):
+    with pytest.raises(InputError, match="line 1: its solution holds no final answer"):
         Math("gsm8k", str(mathematics / "gsm8k")).test_rows("gsm8k")
 
 

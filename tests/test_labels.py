@@ -118,15 +118,27 @@ def test_a_column_that_names_its_classes_keeps_their_numbers(tmp_path, read):
 @pytest.mark.parametrize(
     ("train", "validation", "message"),
     [
-        (["0", "equivalent"], [0], r"split train, row 1: label 'equivalent' is a word, and '0' in row 0 is not"),
-        (["equivalent", 0], [0], r"split train, row 1: label '0' is a number, and 'equivalent' in row 0 is not"),
-        (["yes", "no"], ["yes", "may be"], r"split val, row 1: label 'may be' is none of those trained on: no, yes"),
-        (["yes", "no"], [0, 1], r"split val: its labels are numbers, and the classes are called no, yes"),
-        (["equivalent"] * 2, ["yes"], r"split val, row 0: label 'yes' is none of those trained on: not_equivalent"),
-        (["yes", "yes"], ["yes"], r"split train: its labels are 1 words \(yes\), and there are 2 classes"),
-        (["a", "b", "equivalent"], ["a"], r"split train: its labels are 3 words \(a, b, equivalent\), and there are 2"),
-        (["equivalent", " "], ["equivalent"], r"split train, row 1: its label is empty"),
-        (["equivalent", None], ["equivalent"], r"split train, row 1: label is None, not text"),
+        (
+            ["0", "equivalent"],
+            [0],
+            r"train.jsonl, line 2: label 'equivalent' is a word, and the first row's a number; write",
+        ),
+        (["equivalent", 0], [0], r"train.jsonl, line 2: label '0' is a number, and the first row's a word; write"),
+        (
+            ["yes", "no"],
+            ["yes", "may be"],
+            r"validation.jsonl, line 2: label 'may be' is none of those trained on: no, yes",
+        ),
+        (["yes", "no"], [0, 1], r"validation.jsonl: its labels are numbers, and the classes are called no, yes"),
+        (
+            ["equivalent"] * 2,
+            ["yes"],
+            r"validation.jsonl, line 1: label 'yes' is none of those trained on: not_equivalent",
+        ),
+        (["yes", "yes"], ["yes"], r"train.jsonl: its labels are 1 words \(yes\), and there are 2 classes"),
+        (["a", "b", "equivalent"], ["a"], r"train.jsonl: its labels are 3 words \(a, b, equivalent\), and there are 2"),
+        (["equivalent", " "], ["equivalent"], r"train.jsonl, line 2: its label is empty; mend"),
+        (["equivalent", None], ["equivalent"], r"train.jsonl, line 2: its label is empty; mend"),
     ],
 )
 def test_labels_that_can_not_be_numbered_are_named(train, validation, message, tmp_path, read):
@@ -140,7 +152,7 @@ def test_labels_that_can_not_be_numbered_are_named(train, validation, message, t
 
 def test_a_score_that_is_a_word_is_named(tmp_path, read):
     write(tmp_path, "train", ["3.8", "high"], "csv")
-    with pytest.raises(InputError, match=r"split train, row 1: label 'high' is no number"):
+    with pytest.raises(InputError, match=r"train.csv, line 3: label 'high' is no number; mend"):
         read(tmp_path, "stsb")
 
 
@@ -225,8 +237,11 @@ def test_training_that_goes_on_keeps_the_checkpoints_numbers(trained, tmp_path, 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("same", "no"), r"split val, row 1: label 'no' is none of those trained on: same, unlike"),
-        (("1", "0"), r"split val: its labels are numbers, and the classes are called same, unlike; write their names"),
+        (("same", "no"), r"validation.csv, line 3: label 'no' is none of those trained on: same, unlike"),
+        (
+            ("1", "0"),
+            r"validation.csv: its labels are numbers, and the classes are called same, unlike; write their names",
+        ),
     ],
 )
 def test_a_label_that_a_checkpoint_does_not_know_is_one_line(
@@ -269,5 +284,5 @@ def test_numbers_of_a_known_task_are_its_names(tmp_path, backbone_folder, mrpc_f
 
 def test_names_without_a_training_split_or_a_checkpoint_are_refused(tmp_path, backbone_folder):
     pairs(tmp_path / "other", "validation")
-    with pytest.raises(InputError, match=r"split val: its labels are names, which the training split numbers"):
+    with pytest.raises(InputError, match=r"validation.csv: its labels are names, which the training split numbers"):
         run(tmp_path).validate(fresh(backbone_folder), GLUE("mrpc", str(tmp_path / "other")), verbose=False)

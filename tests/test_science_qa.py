@@ -62,8 +62,8 @@ def test_only_pictures_is_an_error(science):
     ],
 )  # fmt: skip
 def test_what_is_no_question_with_a_right_option_is_named(science, change):
-    with pytest.raises(InputError, match=r"split train of .*, row 0: .*mend the row or leave it out"):
-        ScienceQA(science(train=[ROW | change])).rows("train")
+    with pytest.raises(InputError, match=r"train.jsonl, line 2: .*; mend the row or leave it out"):
+        ScienceQA(science(train=[ROW, ROW | change])).rows("train")
 
 
 def test_letters():

@@ -8,7 +8,8 @@ import pytest
 from conftest import WORDS
 from lit_spectral.datamodules import GLUE, PromptedText
 from lit_spectral.datamodules.corpora import read_passages
-from lit_spectral.datamodules.files import name_row, read_split, source_of, split_exists
+from lit_spectral.datamodules.files import read_split, split_exists
+from lit_spectral.datamodules.sources import name_row, source_of
 
 from lit_spectral.errors import InputError
 

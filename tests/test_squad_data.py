@@ -85,7 +85,7 @@ def test_a_long_question_is_cut_and_counted(read, caplog):
     lengths = [len(data.tokenizer(row["question"])["input_ids"]) - 2 for row in questions(15, 1)]
     count = sum(length > 3 for length in lengths)
     assert 0 < count < 15
-    assert f"validation: {count} of 15 questions are cut to 3 tokens" in caplog.text
+    assert f"validation.jsonl: {count} of 15 questions are cut to 3 tokens" in caplog.text
     assert max(window["context"][0] for window in data.splits["val"]) == 3 + 2
 
 
@@ -95,20 +95,26 @@ GOOD = {"id": "g", "context": "the cat sat", "question": "who", "answers": {"tex
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answers": {"text": ["cat"], "answer_start": [3]}}, "row 1: the answer 'cat' is not at character 3"),
+        ({"answers": {"text": ["cat"], "answer_start": [3]}}, "line 2: the answer 'cat' is not at character 3"),
         ({"answers": {"text": ["dog"], "answer_start": [4]}}, "the answer 'dog' .* --data.skip_misplaced true"),
         ({"answers": {"text": ["cat"], "answer_start": [-7]}}, "is not at character -7"),
         ({"answers": {"text": [" "], "answer_start": [3]}}, "the answer ' ' is not"),
         ({"answers": {"text": ["cat", "sat"], "answer_start": [4]}}, r"2 answers \(text\) have 1 places"),
         ({"answers": {"text": [None], "answer_start": [4]}}, "the answer None is not"),
-        ({"answers": None}, r"row 1: answers is .*not the lists text and answer_start"),
-        ({"context": " "}, "row 1: context is ' ', not text"),
-        ({"question": None}, "row 1: question is None, not text"),
+        ({"answers": None}, r"line 2: answers is .*not the lists text and answer_start; give both"),
+        (
+            {"answers": {"text": "the cat", "answer_start": [4]}},
+            "answers is .*not the lists text and answer_start; give",
+        ),
+        ({"answers": {"text": ["cat"]}}, "answers is .*not the lists text and answer_start; give"),
+        ({"answers": {"text": ["cat"], "answer_start": ["4" * 5000]}}, "is not at character 4+… of its context; mend"),
+        ({"context": " "}, "line 2: context is empty; mend the row"),
+        ({"question": None}, "line 2: question is None, not text; mend the row"),
     ],
 )
 def test_a_row_that_can_not_be_used_is_named(folder, read, change, message):
     write(folder, "train", [GOOD, GOOD | change])
-    with pytest.raises(InputError, match=rf"{folder}, split train, row 1: |{message}") as raised:
+    with pytest.raises(InputError, match=rf"{folder}/train.jsonl, line 2: ") as raised:
         read()
     assert raised.match(message)
 
@@ -116,18 +122,18 @@ def test_a_row_that_can_not_be_used_is_named(folder, read, change, message):
 @pytest.mark.parametrize("missing", ["id", "context", "question", "answers"])
 def test_a_missing_column_is_named(folder, read, missing):
     write(folder, "train", [{key: value for key, value in GOOD.items() if key != missing}])
-    with pytest.raises(InputError, match=rf"split train: no column {missing}; its columns are"):
+    with pytest.raises(InputError, match=rf"train.jsonl: no column {missing}; its columns are"):
         read()
 
 
 def test_a_question_without_answer_is_refused_in_v1(folder, read):
-    with pytest.raises(InputError, match=r"split train, row 0: it has no answer; give --data.version_2 true"):
+    with pytest.raises(InputError, match=r"train.jsonl, line 1: it has no answer; give --data.version_2 true"):
         read(version_2=False)
 
 
 def test_ids_that_repeat_are_refused_where_predictions_need_them(folder, read):
     write(folder, "validation", [GOOD, GOOD])
-    with pytest.raises(InputError, match="split validation: 1 rows repeat an id"):
+    with pytest.raises(InputError, match=r"validation\.jsonl, line 2: id 'g' is that of an earlier question"):
         read()
 
 
@@ -142,7 +148,7 @@ def test_misplaced_answers_are_left_out_and_counted_on_request(folder, read, cap
     write(folder, "train", [GOOD, GOOD | {"answers": {"text": ["cat"], "answer_start": [3]}}, GOOD])
     data = read(skip_misplaced=True)
     assert len(data.splits["train"]) == 2
-    assert "train: 1 of 3 questions with an answer that is not at its place" in caplog.text
+    assert "train.jsonl: 1 of 3 questions with an answer that is not at its place" in caplog.text
 
 
 def test_nothing_left_is_refused(folder, read):

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text, short, shown
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.prompts import TEMPLATES, Template, layout, parse
 from lit_spectral.datamodules.science_qa import LETTERS, question, questions
+from lit_spectral.datamodules.sources import name_row, source_of
 from lit_spectral.errors import InputError
 
 __all__ = ["commonsense", "scienceqa"]
@@ -42,23 +43,23 @@ def commonsense(subset: str, commonsense: str | None = None, prompt: str = PROMP
     import datasets
 
     rows = _read(commonsense, "commonsense", subset)
-    where = f"commonsense {subset}"
+    source = source_of(str(Path(commonsense or "", subset)), "test")
     columns = list(dict.fromkeys(["instruction", "answer", *_columns(prompt)]))
-    check_columns(rows, columns, where)
-    rows = as_text(rows, columns, rows_of(where))
+    check_columns(rows, columns, source.name)
+    rows = as_text(rows, columns, source)
 
-    def prepare(row: dict[str, Any]) -> dict[str, Any]:
+    def prepare(number: int, row: dict[str, Any]) -> dict[str, Any]:
         answers = row["instruction"].rpartition("Answer format:")[2].strip().split("/")
         if row["answer"] not in answers:
             raise InputError(
-                f"commonsense {subset}: the answer {row['answer']!r} is not one of the format that the "
-                f"instruction ends in ({'/'.join(answers)[:60]!r})"
+                f"{name_row(source, number)}: the answer {shown(row['answer'])} is not one of the format that the "
+                f"instruction ends in ({short('/'.join(answers))}); mend the row or leave it out"
             )
         given = _written(prompt, row)
         choices = [f"the correct answer is {answer}" for answer in answers]
         return {"prompt": given, "answer": row["answer"], "choices": choices, "gold": answers.index(row["answer"])}
 
-    return {"test": datasets.Dataset.from_list([prepare(row) for row in rows])}
+    return {"test": datasets.Dataset.from_list([prepare(number, row) for number, row in enumerate(rows)])}
 
 
 def scienceqa(scienceqa: str | None = None, prompt: str = PROMPT, **metadata: Any) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def scienceqa(scienceqa: str | None = None, prompt: str = PROMPT, **metadata: An
     """
     import datasets
 
-    rows = questions(_read(scienceqa, "scienceqa"), f"scienceqa in {scienceqa}")
+    rows, _ = questions(_read(scienceqa, "scienceqa"), source_of(scienceqa or "", "test"))
     others = {*_columns(prompt)} - {"instruction"}
     if others:
         raise InputError(f"metadata prompt: {prompt!r}: there is no column {others.pop()}; there is instruction")

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from lit_spectral import backbones
 from lit_spectral.datamodules import MaskedText, TextWindows
-from lit_spectral.datamodules.columns import as_text, rows_of
+from lit_spectral.datamodules.columns import as_text
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.labels import read_labels
+from lit_spectral.datamodules.sources import source_of
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 from lit_spectral.retention.base_model import base_model, inner_model, original_weights
@@ -244,10 +245,10 @@ def _batches(data: Any) -> list[dict[str, Tensor]]:
 def _sentence_pairs(sts: str, source: str, max_length: int, batch_size: int) -> tuple[list[dict[str, Tensor]], Tensor]:
     """Batches of sentences, those of a pair next to each other, and the gold scores."""
     rows = read_split(sts, "validation", "stsb")
-    where = f"split validation of {sts}"
-    check_columns(rows, ["sentence1", "sentence2", "label"], where)
-    rows = as_text(rows, ["sentence1", "sentence2"], rows_of(f"retention: {where}"))
-    gold = read_labels(rows, f"retention: {where}", 1, (-math.inf, math.inf)).numbers
+    given = source_of(sts, "validation", "stsb")
+    check_columns(rows, ["sentence1", "sentence2", "label"], given.name)
+    rows = as_text(rows, ["sentence1", "sentence2"], given)
+    gold = read_labels(rows, given, 1, (-math.inf, math.inf)).numbers
     tokenizer = backbones.load_tokenizer(source)
     sentences = [text for pair in zip(rows["sentence1"], rows["sentence2"], strict=True) for text in pair]
     longest = min(max_length, int(tokenizer.model_max_length))
