@@ -187,7 +187,8 @@ def _of_rows(rows: Any, source: Source) -> Iterator[_Conversation]:
 
 def _checked(persona: Any, turn: Any, source: Source, number: int) -> dict[str, str]:
     """The reply of a row; InputError where it isn't one."""
-    history, candidates = (turn.get(name) if isinstance(turn, dict) else None for name in ("history", "candidates"))
+    turn = turn if isinstance(turn, dict) else {}
+    history, candidates = turn.get("history"), turn.get("candidates")
     wrong = None
     for name, texts in (("personality", persona), ("history", history), ("candidates", candidates)):
         if wrong is None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):

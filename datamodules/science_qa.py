@@ -112,16 +112,17 @@ def questions(rows: Any, source: Source) -> tuple[Any, Source]:
     right = []
     for number, asked, choices, answer in zip(numbers, rows["question"], rows["choices"], rows["answer"], strict=True):
         options = choices if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices) else []
-        wrong = None
+        index = as_number(answer)
         if not asked.strip():
             wrong = "its question is empty"
         elif not 2 <= len(options) <= len(LETTERS):
             wrong = f"choices is {shown(choices)}, not a list of 2 to {len(LETTERS)} texts"
-        elif (index := as_number(answer)) is None or index not in range(len(options)):
+        elif index is None or index not in range(len(options)):
             wrong = f"answer {shown(answer)} is not the index, from 0, of one of its {len(options)} options"
-        if wrong is not None:
-            raise InputError(f"{name_row(source, number)}: {wrong}; mend the row or leave it out")
-        right.append(int(index))
+        else:
+            right.append(int(index))
+            continue
+        raise InputError(f"{name_row(source, number)}: {wrong}; mend the row or leave it out")
     return rows.remove_columns("answer").add_column("answer", right), source._replace(numbers=numbers)
 
 

@@ -79,8 +79,9 @@ class SQuAD(TextDataModule):
         columns = ["id", "context", "question", *(["answers"] if labelled else [])]
         check_columns(rows, columns, source.name)
         texts = as_text(rows.select_columns(columns), columns[:3], source)
+        texts = texts.add_column("number", list(range(len(texts))))  # by which errors find those that are kept
         usable = self._usable(texts, split, source, labelled)
-        windows = self._windows(usable, split, labelled)
+        windows = self._windows(usable, split, source, labelled)
         cut = len({row for row, cut in zip(windows["row"][:], windows["question_cut"][:], strict=True) if cut})
         for count, what in (
             (len(rows) - len(usable), "with an answer that is not at its place in the context are left out"),
@@ -92,13 +93,13 @@ class SQuAD(TextDataModule):
         windows = windows.remove_columns("question_cut")
         if name == "train":
             return windows.remove_columns("row")
-        if len(usable) > len(set(usable["id"])):
-            ids = list(texts["id"])
+        ids = list(usable["id"])
+        if len(ids) > len({*ids}):
             first = {each: row for row, each in reversed([*enumerate(ids)])}
             row = next(row for row, each in enumerate(ids) if first[each] < row)
             raise InputError(
-                f"{name_row(source, row)}: id {shown(ids[row])} is that of an earlier question, and predictions are "
-                "told apart by it; give each its own"
+                f"{name_row(source, usable['number'][row])}: id {shown(ids[row])} is that of an earlier question, and "
+                "predictions are told apart by it; give each its own"
             )
         self._rows[name] = usable
         places = ["row", "token_starts", "token_ends"]
@@ -111,7 +112,7 @@ class SQuAD(TextDataModule):
 
     def questions(self, name: str, rows: Tensor) -> dict[str, list[Any]]:
         """`id` of some rows of an evaluation set, and `answers`, a list of texts each, unless they aren't known."""
-        found: dict[str, list[Any]] = self._rows[name].remove_columns(["context", "question"])[rows.tolist()]
+        found: dict[str, list[Any]] = self._rows[name].remove_columns(["context", "question", "number"])[rows.tolist()]
         return {name: [v["text"] for v in values] if name == "answers" else values for name, values in found.items()}
 
     def texts(self, name: str, windows: Tensor, first: Tensor, last: Tensor) -> list[str]:
@@ -168,7 +169,7 @@ class SQuAD(TextDataModule):
             raise InputError(f"{source.name}: no row has its answers at their places in the context; mend answer_start")
         return kept
 
-    def _windows(self, rows: Any, split: str, labelled: bool) -> Any:
+    def _windows(self, rows: Any, split: str, source: Source, labelled: bool) -> Any:
         """Rows of the tokenizer's columns and, of each window, `row`, `context` and what else there is to know."""
         tokenizer, longest, stride, longest_query = self.tokenizer, self._longest, self.stride, self.max_query_length
         if not tokenizer.is_fast:
@@ -198,7 +199,8 @@ class SQuAD(TextDataModule):
             for window, (owner, tokens) in enumerate(zip(owners, tokens_of, strict=True)):
                 parts = encoded.sequence_ids(window)
                 if 1 not in parts:
-                    raise InputError(f"question {batch['id'][owner]}: its context has no token; leave it out")
+                    row = name_row(source, batch["number"][owner])
+                    raise InputError(f"{row}: its context has no token that the model knows; leave it out")
                 first, last = parts.index(1), len(parts) - 1 - parts[::-1].index(1)
                 contexts.append([first, last])
                 spans.append((0, 0))

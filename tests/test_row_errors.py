@@ -72,6 +72,7 @@ BROKEN = {
     "spans": (
         "train", squad, QUESTION,
         [{"context": ""}, {"question": " "}, {"context": None}, {"question": [LONG]}, {"answers": LONG}]
+        + [{"context": "\u200b", "answers": {"text": [], "answer_start": []}}]
         + [{"answers": {"text": value, "answer_start": [4]}} for value in ("the cat", [None], [LONG], ["a", "b"])],
     ),
     "ids": ("validation", squad, QUESTION, [{"id": "0"}]),
@@ -373,3 +374,33 @@ def test_lines_of_which_none_is_left_to_train_on_are_refused(tmp_path, backbone_
 def test_conversations_without_replies_are_told_so(tmp_path):
     fill(tmp_path, "train", TALK | {"utterances": []}, {})
     one_line(lambda: ConvAI2(str(tmp_path)).rows("train"), f"{tmp_path}/train.jsonl holds no replies; give")
+
+
+def of_kind(folder, name, rows):
+    """Rows as a split in the format that the name's end says, and the file."""
+    table, file = datasets.Dataset.from_list(rows), folder / name
+    if name.endswith("json"):
+        file.write_text(json.dumps(rows, indent=1))
+    else:
+        {"csv": table.to_csv, "parquet": table.to_parquet}[file.suffix[1:]](str(file))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("train.csv", "line 6"), ("train.parquet", "row 2"), ("train.json", "row 2")]
+)
+@pytest.mark.parametrize(("read", "label"), [(glue, 2), (glue, None), (scores, 7.5), (scores, float("nan"))])
+def test_a_label_is_named_in_every_format(name, place, read, label, tmp_path, backbone_folder):
+    rows = [PAIR | {"sentence1": "the\ncat"}, PAIR | {"sentence2": ' "a"\n'}, PAIR | {"label": label}, PAIR]
+    file = of_kind(tmp_path, name, rows)
+    assert f"{file}, {place}: " in one_line(lambda: read(tmp_path, backbone_folder("bert")), str(file))
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.json"])
+@pytest.mark.parametrize("kind", ["spans", "science", "conversations", "problems", "prompts", "instructions"])
+def test_a_row_of_what_has_no_lines_is_counted(kind, name, tmp_path, backbone_folder, decoder_folder):
+    _, read, sound, changes = BROKEN[kind]
+    rows = [{"id": str(number)} | sound | (changes[0] if number == 2 else {}) for number in range(4)]
+    file = of_kind(tmp_path, name, rows)
+    tokenizer = backbone_folder("bert") if read is squad else decoder_folder()
+    assert f"{file}, row 2: " in one_line(lambda: read(tmp_path, tokenizer), str(file))
