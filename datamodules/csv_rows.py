@@ -46,11 +46,13 @@ def records(file: Path) -> Iterator[tuple[int, list[str]]]:
     limit = csv.field_size_limit(2**31 - 1)
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader, line = csv.reader(lines), 1
-            for fields in reader:
-                if fields and not (len(fields) == 1 and fields[0].isspace()):  # blank lines are no rows
-                    yield line, fields
-                line = reader.line_num + 1
+            read: list[str] = []  # the lines of a record
+            first = 1
+            for fields in csv.reader(_noted(lines, read)):
+                if "".join(read).strip(" \t\r\n"):  # blank lines are no rows, quoted blanks are
+                    yield first, fields
+                first += len(read)
+                read.clear()
     finally:
         csv.field_size_limit(limit)
 
@@ -67,6 +69,13 @@ def fault(file: Path) -> InputError | None:
         *_, (line, _fields) = records(file)
         return InputError(f"{file}, line {line} can't be read: a quote opens in this row and never closes; mend it")
     return None
+
+
+def _noted(lines: Iterator[str], read: list[str]) -> Iterator[str]:
+    """The same, and each is put into a list when it is asked for."""
+    for line in lines:
+        read.append(line)
+        yield line
 
 
 def _too_wide(file: Path) -> InputError:

@@ -194,6 +194,7 @@ def places(folder):
         ("train.jsonl", '\ufeff\n{"q": 1}\r\n{"q": 2}\r\n', [2, 3]),
         ("train.json", '{"q": 1}\n\n{"q": 2}', [1, 3]),
         ("train.csv", '\ufeffq,a\n1,2\n\n \n3,"x\ny ""z"",\n\n"\n,\n5," 7"""\n6,7" disk\n8,9', [2, 5, 9, 10, 11, 12]),
+        ("train.csv", 'q\n" "\n \t\n"\n\n"\n1\n', [2, 4, 7]),
         ("train.csv", '\nq\r\n\r\n1\r\n"2\r\n"\r\n3\r\n', [4, 5, 7]),
         ("train.csv", f'q,a\n{LONG * 40},1\n2,3\n', [2, 3]),
     ],
