@@ -13,6 +13,7 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -173,12 +174,22 @@ class SpectralCLI(LightningCLI):
         every = self.config[self.subcommand].get("save_every_n_steps")
         if every is not None and self.subcommand == "fit":
             self.trainer.callbacks.append(StepCheckpoint(every))  # type: ignore[attr-defined]
+        _check_callbacks(self.trainer)
         check_limits(self.trainer, self.subcommand)
         if self.subcommand == "predict":
             check_has_place(self.trainer)
         folders = RunFolder()
         self.trainer.callbacks.append(folders)  # type: ignore[attr-defined]
         folders.claim(self.trainer, self.subcommand, self.config[self.subcommand].get("ckpt_path"), known=True)
+
+
+def _check_callbacks(trainer: Trainer) -> None:
+    """InputError for a base class, which the parser makes of a mapping that stands where a list should."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if type(callback) in {Callback, Checkpoint, BasePredictionWriter}:
+            raise InputError(
+                f"trainer.callbacks: {type(callback).__name__} alone does nothing; give a list of `class_path: NAME`"
+            )
 
 
 def run(args: list[str] | None = None) -> SpectralCLI:

@@ -249,11 +249,6 @@ def test_a_checkpoint_of_another_scale_is_refused(train, backbone_folder, tmp_pa
         train(None, task=SequenceClassification(backbone_folder("bert"), LoRA(rank=4)), ckpt_path=path)
 
 
-def test_a_precision_that_breaks_the_bound_is_refused(train):
-    with pytest.raises(InputError, match="give bf16-mixed"):
-        train(FCLoRA(rank=4), precision="bf16-true")
-
-
 def test_orthogonality_error_is_logged_as_the_largest_of_all(train):
     task = None
 

@@ -12,9 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
-    BasePredictionWriter,
     Callback,
-    Checkpoint,
     LearningRateMonitor,
     ModelCheckpoint,
     Timer,
@@ -117,10 +115,6 @@ def check_limits(trainer: pl.Trainer, verb: str) -> None:
             raise InputError(
                 f"trainer.callbacks: {type(callback).__name__} would train the backbone, which adapters leave alone; "
                 "leave it out, or give --model.method=FullFineTuning"
-            )
-        if type(callback) in {Callback, Checkpoint, BasePredictionWriter}:
-            raise InputError(
-                f"trainer.callbacks: {type(callback).__name__} alone does nothing; give a list of `class_path: NAME`"
             )
     for name in (f"limit_{part}_batches", *(("max_steps", "max_epochs") if verb == "fit" else ())):
         if getattr(trainer, name) == 0:
