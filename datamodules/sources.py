@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_spectral.datamodules.csv_rows import records
 from lit_spectral.datamodules.splits import files_of, folder_of
 
 __all__ = ["Source", "name_row", "source_of", "source_of_file"]
@@ -63,8 +64,6 @@ def _places(file: Path) -> Iterator[str]:
 
         yield from (f"row {row}" for row in range(pq.read_metadata(file).num_rows))
     elif suffix == ".csv":
-        from lit_spectral.datamodules.csv_rows import records
-
         yield from (f"line {line}" for line, _ in islice(records(file), 1, None))  # the first is the header
     else:
         from lit_spectral.datamodules.json_rows import count_document
