@@ -131,6 +131,12 @@ class FactorRetraction(Projection):
 
     def project(self, attached: list[Adapter]) -> None:
         """Retract."""
+        self._retract(attached)
+        # Orthonormal columns made of nearly dependent ones have their rounding grown; a second time it is gone.
+        if both := [adapter for adapter in attached if adapter.confined and adapter.retracted]:
+            self._retract(both)
+
+    def _retract(self, attached: list[Adapter]) -> None:
         _confine(attached)
         tensors = [(tensor,) for adapter in attached if adapter.retracted for tensor in adapter.orthonormal]
         for indices in group_by_shape(tensors):

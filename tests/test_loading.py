@@ -16,7 +16,7 @@ from test_odd_weights import outside
 from lit_spectral.adapters import Adapter, adapters, trained_state
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
-from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA
+from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA, Peft
 from lit_spectral.tasks import CausalLM, SequenceClassification
 
 # What the trainer computes in, and what the weights lie in.
@@ -26,6 +26,7 @@ PRECISIONS = {
     "bfloat16 weights": ("32-true", "bfloat16"),
     "bf16-mixed on bfloat16 weights": ("bf16-mixed", "bfloat16"),
 }
+ADALORA = Peft(config={"peft_type": "ADALORA", "init_r": 6, "target_r": 3, "tinit": 1, "tfinal": 2})
 QUICK = {"LoRA", "FCLoRA by Gram-Schmidt in a ball", "HiRA", "HiPLoRA in a ball"}
 
 
@@ -34,7 +35,8 @@ QUICK = {"LoRA", "FCLoRA by Gram-Schmidt in a ball", "HiRA", "HiPLoRA in a ball"
     "method",
     [
         pytest.param(method, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, method in (METHODS | BOUNDED).items()
+        for name, method in (METHODS | BOUNDED | {"AdaLoRA": ADALORA}).items()
+        if name != "FourierFT"
     ],
 )
 def test_every_method_trains_in_float32_beside_a_backbone_in_any_precision(backbone_folder, train, method, precision):
@@ -56,6 +58,11 @@ def test_every_method_trains_in_float32_beside_a_backbone_in_any_precision(backb
     assert {p.dtype for p in own} <= {torch.float32}
     states = trainer.optimizers[0].state
     assert {states[p][name].dtype for p in own if p in states for name in states[p]} <= {torch.float32}
+
+
+def test_a_method_that_can_not_do_with_a_precision_is_refused(train):
+    with pytest.raises(InputError, match=r"^backbone: under this method it can't be run in that precision \("):
+        train(METHODS["FourierFT"], precision="bf16-true")
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])

@@ -41,6 +41,11 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
         differences = {side: _difference(alone, _results(model, tokenizer, rows, side)) for side in _SIDES}
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if torch.get_default_dtype() != torch.float32 or next(model.parameters()).dtype != torch.float32:
+            raise InputError(
+                f"backbone: under this method it can't be run in that precision ({reason}); give --model.dtype float32 "
+                "and --trainer.precision bf16-mixed"
+            ) from error
         raise InputError(
             f"backbone: it can't read rows padded with {tokenizer.pad_token!r} ({reason}); "
             "give its config.json and tokenizer the pad token that it was trained with"
