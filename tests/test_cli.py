@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,3 +195,31 @@ def test_a_method_of_peft_is_a_line_of_yaml(fit):
         "--trainer.max_steps=2",
     )
     assert any("lora_magnitude_vector" in name for name, _ in done.model.model.named_parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's")
+def test_a_process_of_several_ends_with_the_one_that_started_it():
+    child = (
+        "import time; from lit_spectral.cli import _end_with_starter\n"
+        "_end_with_starter(); print(1, flush=True); time.sleep(60)"
+    )
+    parent = (
+        "import os, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], env=os.environ | {{'LOCAL_RANK': '1'}},\n"
+        "                         stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        number = int(process.stdout.readline())
+        process.kill()
+    status = Path(f"/proc/{number}/stat")
+
+    def lives():  # Z has ended, and nobody has asked yet
+        return status.exists() and status.read_text(encoding="utf-8").split()[2] != "Z"
+
+    deadline = time.monotonic() + 30
+    while lives() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not lives()
