@@ -1,6 +1,6 @@
 """Kill what runs at random moments, go on, and look at what is left: nothing torn, mixed or locked, the same learned.
 
-`python -m benchmarks.kills` takes some half an hour; figures and what is promised: docs/reliability.md.
+`python -m benchmarks.kills` takes an hour and a half; figures and what is promised: docs/reliability.md.
 """
 
 from __future__ import annotations
