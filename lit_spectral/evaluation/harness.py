@@ -45,7 +45,7 @@ class Tasks:
         from lm_eval.tasks import TaskManager
 
         self.names = list(names)
-        names = [task for name in names for task in (BENCHMARKS[name].tasks if name in BENCHMARKS else (name,))]
+        names = [task for name in self.names for task in (BENCHMARKS[name].tasks if name in BENCHMARKS else (name,))]
         if not names:
             raise InputError(f"tasks: none given; this package's benchmarks are {', '.join(BENCHMARKS)}")
         if include_path is not None and not Path(include_path).is_dir():

@@ -218,7 +218,7 @@ def _masked_head(task: Task, source: str, text: str | None) -> Any:
     if isinstance(task, MaskedLM):
         return inner_model(task)
     try:
-        model, missing = backbones.load_model(AutoModelForMaskedLM, source)
+        model, missing = task.load(AutoModelForMaskedLM, source)
     except InputError:
         missing = ["the head"]
     if missing and text is not None:
