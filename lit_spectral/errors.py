@@ -137,12 +137,20 @@ def mistake(error: BaseException | None) -> str | None:
         return _line(f"{place}{chain[0].strerror}; give another path{room}")
     if chain and "Could not determine home directory" in str(chain[-1]):
         return "a path begins with ~ and the name of a user that there isn't here; write it out"
-    if chain and (_raised_in(chain[-1]) or "").startswith(_EXTRAS) and isinstance(chain[-1], _REFUSALS):
-        owner = (_raised_in(chain[-1]) or "").rpartition(".")[2]
-        return _line(f"trainer: {owner} refused its settings: {reason_of(chain[-1])}; give others, or leave it out")
+    refused = next((each for each in reversed(chain) if _is_refusal(each)), None)
+    if refused is not None and not (_raised_in(chain[-1]) or "lit_spectral").startswith("lit_spectral"):
+        owner = (_raised_in(refused) or "").rpartition(".")[2]
+        return _line(f"trainer: {owner} refused its settings: {reason_of(refused)}; give others, or leave it out")
     # Lightning's own for a user's mistake; not imported, since that takes seconds.
     theirs = [each for each in chain if type(each).__name__ == "MisconfigurationException"]
     return _line(str(theirs[-1])) if theirs else None
+
+
+def _is_refusal(error: BaseException) -> bool:
+    module = _raised_in(error) or ""
+    # Of DDP's own errors only those of its arguments are the user's.
+    wrapped = module.startswith("torch.nn.parallel.") and isinstance(error, TypeError)
+    return wrapped or (module.startswith(_EXTRAS) and isinstance(error, _REFUSALS))
 
 
 def of_settings(error: BaseException) -> str | None:

@@ -232,7 +232,7 @@ def _read_samples(path: str) -> list[tuple[str, dict[str, Any]]]:
     file = Path(path).expanduser()
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other line ends
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file can have
         raise InputError(f"humaneval: {path} can't be read: {error}; give a file of JSON lines") from None
     rows = []
     for number, line in enumerate(lines, 1):

@@ -133,9 +133,10 @@ def test_a_line_that_is_no_sample_is_named(folder, rows, message):
         humaneval.evaluate(write_samples(folder, rows), str(folder), allow_code_execution=True)
 
 
-def test_a_missing_file_of_samples_is_named(folder):
-    with pytest.raises(InputError, match=r"nowhere\.jsonl can't be read"):
-        humaneval.evaluate(str(folder / "nowhere.jsonl"), str(folder))
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "null\0byte"])
+def test_a_missing_file_of_samples_is_named(folder, name):
+    with pytest.raises(InputError, match=f"{name} can't be read"):
+        humaneval.evaluate(str(folder / name), str(folder))
 
 
 def test_results_that_cant_be_written_are_told_first(folder):
