@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lit_spectral.adapters.foreign import is_peft_layer
-from lit_spectral.adapters.linear import is_linear
+from lit_spectral.adapters.linear import is_linear, is_quantised
 
 __all__ = ["HeldBackbone"]
 
@@ -64,7 +64,7 @@ class HeldBackbone(Callback):
         owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
         wrapped = {id(inner) for outer in model.modules() if is_peft_layer(outer) for inner in outer.modules()}
         for module in model.modules():
-            if is_linear(module) and id(module) not in wrapped:
+            if is_linear(module) and not is_quantised(module) and id(module) not in wrapped:
                 for parameter in module.parameters(recurse=False):
                     # DTensors, sharded by FSDP2, are of another type.
                     plain = type(parameter) is nn.Parameter and parameter.dtype == torch.float32

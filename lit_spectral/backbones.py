@@ -14,6 +14,7 @@ from torch import nn
 from lit_spectral import tiny
 from lit_spectral.errors import InputError, nearest, reason_of
 from lit_spectral.linalg import all_finite
+from lit_spectral.quantization import check_quantization, compute_with_values, quantization_config
 
 __all__ = ["AS_IT_COMES", "BUILT_IN", "Loading", "fetch", "load_model", "load_tokenizer", "tell_padding"]
 
@@ -31,19 +32,23 @@ class Loading:
         attn_implementation: `eager`, `sdpa`, `flash_attention_2`, …, as transformers has them; None for its choice.
         revision: a branch, tag or commit of a hub id; None for its main branch.
         trust_remote_code: run code that lies beside the model; off, it is refused.
+        quantization: `nf4` or `int8`, by which the encoder's linear maps lie in codes of 4 or 8 bits; None for the
+            files' floats. What lies outside of the encoder, and poolers, stay in `dtype`.
 
     Raises:
-        InputError: another dtype.
+        InputError: another dtype or quantization, or one without bitsandbytes.
     """
 
     dtype: str = "float32"
     attn_implementation: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype: there is no {self.dtype!r}{nearest(str(self.dtype), DTYPES)}")
+        check_quantization(self.quantization)
 
     def of_files(self) -> dict[str, Any]:
         """What `from_pretrained` of a tokenizer or config takes of it."""
@@ -104,13 +109,19 @@ def load_model(
     # Its report lists the new head as missing; the task trains what is missing, so this is no news.
     hf_logging.set_verbosity(logging.ERROR)
     try:
+        if loading.quantization is not None:
+            kind = loading.quantization
+            kwargs["quantization_config"] = quantization_config(kind, auto_class, source, **loading.of_files())
         model, info = auto_class.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **loading.of_model(), **kwargs
         )
+    except InputError:
+        raise
     except Exception as error:  # files that aren't there, are damaged, or hold something else, can make it do anything
         raise _unavailable(source, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)
+    compute_with_values(model)
     damaged = next((name for name, weight in model.named_parameters() if not all_finite(weight)), None)
     if damaged is not None:
         raise InputError(f"backbone: {damaged} in the files of {source} is not finite; give undamaged ones")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters.base import Adapter, Change
+from lit_spectral.adapters.base import Adapter, Change, refuse_quantised
 from lit_spectral.adapters.foreign import PeftChange, is_peft_layer
 from lit_spectral.adapters.linear import is_linear
 from lit_spectral.errors import InputError
@@ -39,7 +39,7 @@ def fold(model: nn.Module) -> None:
     """Add every ΔW to its weight (float32 arithmetic), so that the model runs at the backbone's speed.
 
     Raises:
-        InputError: `HeldBackbone` holds a weight in bfloat16, and would undo its rounding on another weight; or a
+        InputError: weights are quantised; `HeldBackbone` holds a weight in bfloat16, and would undo its rounding on another weight; or a
             layer of peft changes something else than a linear map. Nothing is folded then.
     """
     changes = named_changes(model)
@@ -52,6 +52,8 @@ def fold(model: nn.Module) -> None:
         if is_peft_layer(module) and name not in changes:
             kind = type(module.get_base_layer()).__name__
             raise InputError(f"fold: {name} changes a {kind}, no linear map with floats for weights; run unfolded")
+    for change in changes.values():
+        refuse_quantised(change.base_layer)
     for change in changes.values():
         change.fold()
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters.linear import is_transposed, linear_shape, weight_matrix
+from lit_spectral.adapters.linear import is_quantised, is_transposed, linear_shape
 from lit_spectral.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors"]
+__all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors", "refuse_quantised"]
 
 
 class Factors(NamedTuple):
@@ -87,7 +87,8 @@ class Change:
     @property
     def device(self) -> torch.device:
         """Where the weight lies."""
-        return weight_matrix(self.base_layer).device
+        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return weight.device
 
     @property
     def confined(self) -> list[Confined]:
@@ -178,6 +179,7 @@ class Adapter(nn.Module, Change):
         """Add ΔW to the base weight, in float32; W₀ is kept, for `unfold` to bring back bit by bit."""
         if self.folded:
             return
+        refuse_quantised(self.base_layer)
         delta = self.delta_weight().to(self.weight.device)
         before = self.weight.detach().clone()
         self.weight.copy_(before.float() + (delta.mT if is_transposed(self.base_layer) else delta))
@@ -198,6 +200,15 @@ class Adapter(nn.Module, Change):
     def _kept(self) -> Tensor:
         assert self._unfolded_weight is not None
         return self._unfolded_weight
+
+
+def refuse_quantised(layer: nn.Module) -> None:
+    """InputError where W₀ + ΔW would have to be written as codes, of which there are too few for it."""
+    if is_quantised(layer):
+        raise InputError(
+            "fold: the backbone's weights are quantised, and their codes can't hold W₀ + ΔW; load the checkpoint on "
+            "the unquantised backbone (Task.load_from_checkpoint(path, quantization=None)) and fold that"
+        )
 
 
 def _note_folded(adapter: Adapter, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Change
-from lit_spectral.adapters.linear import linear_shape, weight_matrix
+from lit_spectral.adapters.linear import is_quantised, linear_shape
 
 __all__ = ["PeftChange", "is_peft_layer"]
 
@@ -41,8 +41,8 @@ class PeftChange(Change):
     def _change(self, x: Tensor) -> Tensor:
         """Rows of x (n, in) times ΔWᵀ, (n, out), float32."""
         layer = self.layer
-        dtype = weight_matrix(self.base_layer).dtype
-        if dtype in {torch.bfloat16, torch.float16}:
+        dtype = self.base_layer.weight.dtype
+        if is_quantised(self.base_layer) or dtype in {torch.bfloat16, torch.float16}:
             # The outputs of layer and base differ by less than these round them to.
             layer, dtype = copy.deepcopy(layer).float(), torch.float32
         if layer.merged:  # and does nothing beside its base layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,13 +12,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lit_spectral.adapters.base import Adapter, Factors
-from lit_spectral.adapters.linear import compute_dtype, is_transposed, weight_matrix
+from lit_spectral.adapters.linear import compute_dtype, is_quantised, is_transposed, weight_matrix
 from lit_spectral.adapters.low_rank import add_low_rank
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["HadamardAdapter", "HadamardLowRankAdapter"]
+
+# R₀ (out, in), and W₀ where it is added.
+Matrices = Callable[[], tuple[Tensor, Tensor | None]]
 
 # Entries of a row block: bounds what a product makes beside its result, 64 MiB in float32.
 BLOCK = 2**24
@@ -28,12 +31,15 @@ class _HadamardProduct(torch.autograd.Function):
     """y = x (W₀ + R₀ ⊙ (L R))ᵀ, or without W₀, in x's dtype; x (n, in), y (n, out).
 
     The changed weight is made a block of rows at a time, used and dropped, and made again in
-    backward: only x and the factors are saved, and W₀ and R₀ by reference.
+    backward: only x and the factors are saved. W₀ and R₀ are asked for each time, since those of
+    quantised weights are made anew too.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, left: Tensor, right: Tensor, reference: Tensor, weight: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, left, right, reference, weight)
+    def forward(ctx: Any, x: Tensor, left: Tensor, right: Tensor, matrices: Matrices) -> Tensor:
+        ctx.save_for_backward(x, left, right)
+        ctx.matrices = matrices
+        reference, weight = matrices()
         y = x.new_empty(len(x), len(left))
         for rows in _blocks(left, right):
             torch.mm(x, _changed(left, right, reference, weight, rows, x.dtype).mT, out=y[:, rows])
@@ -41,8 +47,9 @@ class _HadamardProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        x, left, right, reference, weight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, left, right = ctx.saved_tensors
+        reference, weight = ctx.matrices()
         dy = gradients[0].to(x.dtype)
         dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         d_left, d_right = torch.empty_like(left), torch.zeros_like(right)
@@ -52,7 +59,7 @@ class _HadamardProduct(torch.autograd.Function):
             d_product = (dy[:, rows].mT @ x).mul_(reference[rows])
             d_left[rows] = (d_product @ right.to(x.dtype).mT).to(left.dtype)
             d_right += left[rows].to(x.dtype).mT @ d_product
-        return dx, d_left, d_right, None, None
+        return dx, d_left, d_right, None
 
 
 def _blocks(left: Tensor, right: Tensor) -> list[slice]:
@@ -74,7 +81,8 @@ class HadamardAdapter(Adapter):
     """ΔW = R₀ ⊙ (L R) with L (out, r) = 0 and R (r, in) Kaiming uniform (HiRA eq. 6).
 
     In float32 without dropout W₀ + ΔW is one weight and one dense product. Dropout acts on ΔW's input
-    alone, which then is a second product; and so it is where the product runs in bfloat16 or float16:
+    alone, which then is a second product; so it is where the weight is quantised, which bitsandbytes multiplies
+    by, and where the product runs in bfloat16 or float16:
     many backbones' weights lie on bfloat16's own grid, and their sum with a change of less than 2⁻⁹ of
     an entry, rounded, is that entry again.
 
@@ -102,24 +110,32 @@ class HadamardAdapter(Adapter):
         if self.folded:
             return self.base_layer(x)  # type: ignore[no-any-return]
         dtype = compute_dtype(x)
-        if (self.training and self.dropout) or dtype in {torch.bfloat16, torch.float16}:
+        two = (self.training and self.dropout) or dtype in {torch.bfloat16, torch.float16}
+        if two or is_quantised(self.base_layer):
             base: Tensor = self.base_layer(x)
-            return base + self._product(F.dropout(x, self.dropout, self.training).to(base.dtype), None)
-        out = self._product(x.to(dtype), weight_matrix(self.base_layer))
+            return base + self._product(F.dropout(x, self.dropout, self.training).to(base.dtype), False)
+        out = self._product(x.to(dtype), True)
         return out if self.bias is None else out + self.bias.to(dtype)
 
-    def _product(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def _product(self, x: Tensor, added: bool) -> Tensor:
+        """X (…, in) times ΔWᵀ, or (W₀ + ΔW)ᵀ."""
+
+        def matrices() -> tuple[Tensor, Tensor | None]:
+            return self._reference, weight_matrix(self.base_layer) if added else None
+
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, self.in_features)
-            out: Tensor = _HadamardProduct.apply(rows, self.left, self.right, self._reference, weight)  # type: ignore[no-untyped-call]
+            out: Tensor = _HadamardProduct.apply(rows, self.left, self.right, matrices)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], self.out_features)
 
     @property
     def _reference(self) -> Tensor:
         if self.reference is not None:
             return self.reference
+        if not self.folded:
+            return weight_matrix(self.base_layer)
         # While ΔW is folded into the weight, W₀ is what `unfold` would put back.
-        kept = self._kept() if self.folded else self.weight.detach()
+        kept = self._kept()
         return kept.mT if is_transposed(self.base_layer) else kept
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
-"""The linear maps that can be adapted. The only place that knows that Conv1D lies transposed."""
+"""The linear maps that can be adapted. The only place that knows that Conv1D lies transposed, and what codes mean."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ __all__ = [
     "compute_dtype",
     "is_linear",
     "is_plain_and_frozen",
+    "is_quantised",
     "is_transposed",
     "linear_shape",
     "resembles_linear",
@@ -27,12 +30,24 @@ def is_transposed(module: nn.Module) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether the module computes W x + b, W being its own parameter `weight`, whose entries are W's.
+def is_quantised(module: nn.Module) -> bool:
+    """Whether the module is one of bitsandbytes' linear maps, with codes of 4 or 8 bits for weights."""
+    # By name: importing it would ask it of everybody.
+    kinds = {kind.__name__ for kind in type(module).__mro__ if kind.__module__ == "bitsandbytes.nn.modules"}
+    weight: Any = module._parameters.get("weight")
+    if "Linear4bit" in kinds:
+        return getattr(weight, "quant_state", None) is not None
+    return "Linear8bitLt" in kinds and weight is not None and weight.dtype == torch.int8
 
-    Subclasses of `nn.Linear` may hold codes for weights, or compute something else. One with a forward of its
-    own is tried on a few rows.
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module computes W x + b, W being its own parameter `weight`: by its entries, or bitsandbytes' codes.
+
+    Other subclasses of `nn.Linear` may hold codes for weights too, or compute something else. One with a forward of
+    its own is tried on a few rows.
     """
+    if is_quantised(module):
+        return True
     if not (isinstance(module, nn.Linear) or is_transposed(module)):
         return False
     weight = module._parameters.get("weight")  # a computed one, as of a parametrised module, is not there
@@ -42,20 +57,24 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def resembles_linear(module: nn.Module) -> bool:
-    """Whether the module stands where a linear map would, but `is_linear` it is not: quantised ones, and the like."""
+    """Whether the module stands where a linear map would, but `is_linear` it is not: other codes, and the like."""
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     named = all(isinstance(size, int) for size in sizes)
     return (named or isinstance(module, nn.Linear)) and not is_linear(module)
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
-    """The weight as (out, in), detached, a view of the module's own memory."""
+    """The weight as (out, in), detached, a view of the module's own memory; of a quantised map its values, made anew."""
+    if is_quantised(module):
+        return _values_of_codes(module)
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     return weight.mT if is_transposed(module) else weight
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(out_features, in_features)."""
+    if is_quantised(module):
+        return module.out_features, module.in_features  # type: ignore[return-value]
     out_features, in_features = weight_matrix(module).shape
     return out_features, in_features
 
@@ -74,6 +93,20 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a linear map takes x: that of autocast where it is on."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+@torch.no_grad()
+def _values_of_codes(module: Any) -> Tensor:
+    """W (out, in) of a quantised map, in the dtype that it was quantised from; of 8 bits in float32."""
+    weight = module.weight
+    if weight.dtype == torch.int8:
+        # Where the scale of a row lies depends on whether the map has been used.
+        scale = weight.SCB if getattr(weight, "SCB", None) is not None else module.state.SCB
+        return weight.detach().as_subclass(Tensor).float() * (scale.float() / 127).unsqueeze(1)
+    from bitsandbytes.functional import dequantize_4bit
+
+    values: Tensor = dequantize_4bit(weight.detach(), weight.quant_state)
+    return values
 
 
 def _is_plain_tensor(weight: Tensor) -> bool:

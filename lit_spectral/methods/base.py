@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -40,12 +41,28 @@ LARGEST = 1e18
 Bound = float | str | dict[str, float]
 
 
+class _Matrices(Mapping[str, Tensor]):
+    """Weights (out, in) by their map's path: those of quantised maps are made when they are looked at, and not kept."""
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        self._layers = layers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return weight_matrix(self._layers[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
 class Spectra:
     """Spectra of all the targets' weights and inputs: computed together, when the first of them is asked for."""
 
     def __init__(self, encoder: nn.Module, targets: dict[str, nn.Module]) -> None:
         self._encoder, self._targets = encoder, targets
-        self.weights = {name: weight_matrix(layer) for name, layer in targets.items()}
+        self.weights = _Matrices(targets)
         self._cache = SVDCache()
         self._values: dict[str, Tensor] = {}
         self._triplets: dict[tuple[Part, int, int], dict[str, SingularTriplets]] = {}

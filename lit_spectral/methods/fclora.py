@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_spectral.adapters import SVDAdapter
+from lit_spectral.adapters.linear import linear_shape
 from lit_spectral.adapters.svd import SigmaMode
 from lit_spectral.errors import InputError, check_at_least, check_positive
 from lit_spectral.linalg import SingularTriplets
@@ -86,7 +87,7 @@ class FCLoRA(LowRankMethod):
 
     def _kept_out_of(self, site: Site) -> int:
         """How many principal directions there are to keep out of, beside the rank."""
-        smaller = min(site.weight.shape)
+        smaller = min(linear_shape(site.layer))
         return min(self.principal_rank, smaller // 4, smaller - self.rank - self.ignored(site))
 
     def _start(self, site: Site, sigma_bar: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +101,7 @@ class FCLoRA(LowRankMethod):
                 kept = principal.int().argsort(stable=True)[: self.rank]
                 drawn = SingularTriplets(drawn.u[:, kept], drawn.sigma[kept], drawn.v[:, kept])
             return drawn.u, torch.zeros(self.rank), drawn.v
-        out_features, in_features = site.weight.shape
+        out_features, in_features = linear_shape(site.layer)
         v = torch.randn(in_features, self.rank) / in_features**0.5
         sigma = torch.full((self.rank,), sigma_bar if self.sigma == "bounded" else 1.0)
         return torch.zeros(out_features, self.rank), sigma, v

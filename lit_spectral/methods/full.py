@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lit_spectral.adapters import DenseAdapter
+from lit_spectral.adapters.linear import is_quantised
 from lit_spectral.errors import InputError
 from lit_spectral.methods.base import Method, Site
 
@@ -19,6 +20,11 @@ class FullFineTuning(Method):
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Keep a copy of the targets' weights to measure ΔW by, and unfreeze everything."""
+        if any(is_quantised(module) for module in model.modules()):
+            raise InputError(
+                "model.quantization: full fine-tuning trains the weights themselves, and codes of 4 or 8 bits can't be "
+                "trained; leave it out, or give another method"
+            )
         super().apply(model, encoder)
         return model.requires_grad_(True)
 

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Literal
 from zlib import crc32
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter
-from lit_spectral.adapters.linear import weight_matrix
+from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter, adapters
+from lit_spectral.adapters.linear import is_quantised, linear_shape, weight_matrix
 from lit_spectral.errors import InputError, check_at_least, check_positive
 from lit_spectral.methods.base import RankMethod, Site, check_fits
 
 __all__ = ["HiRA", "HiRALoRA"]
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass
-class HiRA(RankMethod):
+class _HadamardMethod(RankMethod):
+    def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
+        """As any method, and say what W₀ is where the backbone has none in floats."""
+        adapted = super().apply(model, encoder)
+        if any(is_quantised(adapter.base_layer) for adapter in adapters(adapted)):
+            log.info("%s multiplies with the values that the quantised weights stand for", type(self).__name__)
+        return adapted
+
+
+@dataclass
+class HiRA(_HadamardMethod):
     """ΔW = R₀ ⊙ (L R), with R₀ = W₀ (HiRA eq. 6): as few parameters as LoRA, and a rank up to rank(W₀)·r.
 
     Args:
@@ -56,7 +70,7 @@ class HiRA(RankMethod):
         if self.reference == "uniform":
             # Every map draws its own, on the CPU, the same on every machine.
             generator = torch.Generator("cpu").manual_seed(self.seed * 2**32 + crc32(site.name.encode()))
-            return torch.rand(site.weight.shape, generator=generator, device="cpu")
+            return torch.rand(linear_shape(site.layer), generator=generator, device="cpu")
         if self.reference == "truncated":
             assert self.reference_rank is not None
             u, sigma, v = site.triplets("top", self.reference_rank)
@@ -75,13 +89,13 @@ def _neighbours(site: Site) -> list[Tensor]:
     modules = dict(site.encoder.named_modules())
     names = [f"{before}{int(number[0]) + step}{after}" for step in (-1, 0, 1)]
     weights = [weight_matrix(modules[name]) for name in names if name in modules]
-    if any(weight.shape != site.weight.shape for weight in weights):
+    if any(weight.shape != linear_shape(site.layer) for weight in weights):
         raise ValueError("reference: neighbours needs layers of one shape, and those beside this one have another")
     return weights
 
 
 @dataclass
-class HiRALoRA(RankMethod):
+class HiRALoRA(_HadamardMethod):
     """ΔW = W₀ ⊙ (L R) + s·L₂ R₂: HiRA beside LoRA (HiRA §6.6, which calls it HiLoRA).
 
     Args:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from lit_spectral import backbones, tensor_files
 from lit_spectral.files import locked
 from lit_spectral.paths import cache_folder
-from lit_spectral.tasks.fit_check import backbone_digest
+from lit_spectral.tasks.fit_check import parameters_digest
 
 __all__ = ["fitted_head", "masked_logits"]
 
@@ -103,7 +103,7 @@ def fitted_head(source: str, text: str, device: torch.device) -> Any:
         torch.manual_seed(0)  # what is missing starts at random
         model, missing = backbones.load_model(AutoModelForMaskedLM, source)
         parameters = dict(model.named_parameters())
-        known = backbone_digest([p for name, p in parameters.items() if name not in missing])
+        known = parameters_digest(p for name, p in parameters.items() if name not in missing)
         lines = list(islice(read_passages(text), LINES))
         recipe = repr((known, STEPS, BATCH_SIZE, MAX_LENGTH, LEARNING_RATE, LINES, lines))
         digest = hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()

@@ -107,6 +107,8 @@ class Task(StoredModule):
         revision: a branch, tag or commit of a hub id; None for its main branch.
         trust_remote_code: run code that lies beside the model on the hub or in its folder.
         gradient_checkpointing: compute each layer again on the way back in place of keeping what it made.
+        quantization: `nf4` or `int8` for linear maps of 4 or 8 bits, by bitsandbytes; None for floats. Spectra are those
+            of the values that the codes stand for. Its checkpoints fit the unquantised backbone too.
     """
 
     # Of this package's data modules those whose rows the task can read; all of a user's own.
@@ -127,6 +129,7 @@ class Task(StoredModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         gradient_checkpointing: bool = False,
+        quantization: Literal["nf4", "int8"] | None = None,
     ) -> None:
         super().__init__()
         if not backbone:
@@ -137,7 +140,7 @@ class Task(StoredModule):
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
         self.lr_scheduler_options = lr_scheduler_options or {}
-        self.loading = backbones.Loading(dtype, attn_implementation, revision, trust_remote_code)
+        self.loading = backbones.Loading(dtype, attn_implementation, revision, trust_remote_code, quantization)
         self.gradient_checkpointing = gradient_checkpointing
         self.model = None
         # Of each row of the batch that was predicted last: what `predict` writes.
@@ -205,7 +208,7 @@ class Task(StoredModule):
         }
         outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in new]
         self._output_layers = outside[-1:]
-        self.backbone_digest = backbone_digest([p for p in encoder.parameters() if id(p) not in new])
+        self.backbone_digest = backbone_digest(encoder, new)
         adapted = self.method.apply(model, encoder)
         for name, parameter in adapted.named_parameters():
             if id(parameter) in new and ".original_module." not in name:  # peft trains a copy of that

@@ -101,7 +101,8 @@ class StoredModule(SteppedModule):
     def checkpoint_init(self) -> dict[str, Any]:
         """Arguments, all primitive, with which `lit_spectral.load` builds this task again."""
         # Whether to trust its code is for who loads it to say.
-        return {"backbone": self.backbone, "dtype": self.loading.dtype, "revision": self.loading.revision}
+        how = {name: getattr(self.loading, name) for name in ("dtype", "revision", "quantization")}
+        return {"backbone": self.backbone, **how}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit, or that a fit can't go on from, naming what differs."""
