@@ -2,6 +2,7 @@
 
 from lit_spectral.callbacks.held_backbone import HeldBackbone
 from lit_spectral.callbacks.lm_eval import LMEvalCallback
+from lit_spectral.callbacks.lockstep import Lockstep
 from lit_spectral.callbacks.logged_curve import LoggedCurve
 from lit_spectral.callbacks.prediction_writer import PredictionWriter
 from lit_spectral.callbacks.projection import FactorRetraction, SigmaClamp, SpectralBall
@@ -14,6 +15,7 @@ __all__ = [
     "FactorRetraction",
     "HeldBackbone",
     "LMEvalCallback",
+    "Lockstep",
     "LoggedCurve",
     "PredictionWriter",
     "RetentionMonitor",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from lit_spectral.callbacks.logged_curve import logged_step
 from torch import nn
 
 from lit_spectral.errors import InputError, check_at_least, check_positive
+from lit_spectral.sharding import is_sharded
 
 if TYPE_CHECKING:  # it is a part of what imports this
     from lit_spectral.evaluation.harness import Tasks
@@ -34,7 +34,7 @@ class LMEvalCallback(Callback):
 
     The tasks' data is read before training starts, so that what can't be had stops the run there.
     One process evaluates, in the precision of training, and the others wait for it; a strategy's
-    `timeout` must be longer than that takes.
+    `timeout` must be longer than that takes. Where the backbone is sharded (`fsdp2`), all do the same.
 
     Args:
         tasks: as in `lit_spectral.evaluation.harness.Tasks`.
@@ -76,7 +76,7 @@ class LMEvalCallback(Callback):
         self._last_step = self._restored = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Read the tasks and their data; InputError when that fails, or the model can't be scored in one process."""
+        """Read the tasks and their data; InputError when that fails."""
         if stage != "fit":
             return
         from lit_spectral.evaluation.harness import Tasks
@@ -84,11 +84,6 @@ class LMEvalCallback(Callback):
 
         if not isinstance(pl_module, CausalLM):
             raise InputError(f"LMEvalCallback scores decoders, of CausalLM, not {type(pl_module).__name__}")
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
-            raise InputError(
-                "LMEvalCallback runs in one process, which has a part of the model alone under "
-                f"{type(trainer.strategy).__name__}; use `lit-spectral evaluate` on the checkpoint"
-            )
         self._last_step = -1
         with isolate_rng():
             self._loaded = Tasks(self.tasks, self.include_path, self.metadata, self.confirm_run_unsafe_code)
@@ -123,7 +118,7 @@ class LMEvalCallback(Callback):
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked on every process, as it is broadcast
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or any(is_sharded(parameter) for parameter in pl_module.parameters()):
             self._score(trainer, pl_module, folder)
         trainer.strategy.barrier("lm_eval")
 
@@ -151,6 +146,8 @@ class LMEvalCallback(Callback):
         metrics = {f"lm_eval/{name}": value for name, value in figures(results).items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=logged_step(trainer))
+        if not trainer.is_global_zero:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lm_eval.jsonl").open("a", encoding="utf-8") as file:
             file.write(as_json(results) + "\n")

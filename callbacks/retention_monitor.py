@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from lit_spectral.callbacks.logged_curve import logged_step
 
@@ -64,14 +63,9 @@ class RetentionMonitor(Callback):
         self.latest: dict[str, float] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the texts; InputError when that fails, or when a process has a part of the model alone."""
+        """Read the texts; InputError when that fails."""
         from lit_spectral.retention import Retention
 
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
-            raise InputError(
-                f"RetentionMonitor needs the whole model in a process, unlike {type(trainer.strategy).__name__}; "
-                "use `lit-spectral retain` on the checkpoint"
-            )
         self._last_step, self.latest = -1, {}  # not those of an earlier fit
         options = (self.limit, self.max_length, self.batch_size, self.fit_head)
         self._retention = Retention(self.corpora or (), self.sts, *options)

@@ -27,6 +27,7 @@ from lit_spectral.files import write_text
 from lit_spectral.methods import Method
 from lit_spectral.parsing import ConfigFile, SettingsParser
 from lit_spectral.run_folder import RunFolder, own_folder, set_aside, verb_of
+from lit_spectral.strategies import refuse_by_name
 from lit_spectral.tasks import Task
 from lit_spectral.tasks.meaning import check_limits
 from lit_spectral.terminal import print_anything
@@ -152,6 +153,8 @@ class SpectralCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As LightningCLI's; what Lightning or torch refuse of the settings is a mistake in them."""
+        strategy = self._get(self.config, "trainer.strategy")
+        refuse_by_name(str(getattr(strategy, "class_path", strategy)))
         try:
             super().instantiate_classes()
         except Exception as error:

@@ -9,6 +9,7 @@ from lit_spectral.adapters.base import Adapter, Change, refuse_quantised
 from lit_spectral.adapters.foreign import PeftChange, is_peft_layer
 from lit_spectral.adapters.linear import is_linear
 from lit_spectral.errors import InputError
+from lit_spectral.sharding import is_sharded
 
 __all__ = [
     "adapters",
@@ -39,10 +40,12 @@ def fold(model: nn.Module) -> None:
     """Add every ΔW to its weight (float32 arithmetic), so that the model runs at the backbone's speed.
 
     Raises:
-        InputError: weights are quantised; `HeldBackbone` holds a weight in bfloat16, and would undo its rounding on another weight; or a
-            layer of peft changes something else than a linear map. Nothing is folded then.
+        InputError: weights are quantised, or sharded; `HeldBackbone` holds one in bfloat16, and would undo its rounding
+            on another weight; or a layer of peft changes something else than a linear map. Nothing is folded then.
     """
     changes = named_changes(model)
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        raise InputError("fold: the weights are sharded; load the checkpoint in one process, and fold that model")
     for name, module in model.named_modules():
         if isinstance(module, Adapter) and getattr(module.weight, "held", False):
             raise InputError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Change
 from lit_spectral.adapters.linear import is_quantised, linear_shape
+from lit_spectral.sharding import gathered
 
 __all__ = ["PeftChange", "is_peft_layer"]
 
@@ -51,7 +52,7 @@ class PeftChange(Change):
         training = layer.training
         layer.eval()  # no dropout
         try:
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(x.device.type, enabled=False), gathered(layer):
                 rows = torch.cat([x.to(dtype), torch.zeros_like(x[:1], dtype=dtype)])
                 difference = layer(rows) - layer.get_base_layer()(rows)
         finally:

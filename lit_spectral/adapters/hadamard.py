@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lit_spectral.adapters.base import Adapter, Factors
 from lit_spectral.adapters.linear import compute_dtype, is_quantised, is_transposed, weight_matrix
 from lit_spectral.adapters.low_rank import add_low_rank
+from lit_spectral.sharding import whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -133,7 +134,7 @@ class HadamardAdapter(Adapter):
         if self.reference is not None:
             return self.reference
         if not self.folded:
-            return weight_matrix(self.base_layer)
+            return whole(weight_matrix(self.base_layer))
         # While ΔW is folded into the weight, W₀ is what `unfold` would put back.
         kept = self._kept()
         return kept.mT if is_transposed(self.base_layer) else kept

@@ -75,7 +75,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(out_features, in_features)."""
     if is_quantised(module):
         return module.out_features, module.in_features  # type: ignore[return-value]
-    out_features, in_features = weight_matrix(module).shape
+    out_features, in_features = weight_matrix(module).shape  # of all of it, also where it is sharded
     return out_features, in_features
 
 

@@ -6,6 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from lit_spectral.errors import InputError, check_at_least, check_at_most, check
 from lit_spectral.input_directions import leading_input_directions
 from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.reading import Reading
+from lit_spectral.sharding import shared_out
 from lit_spectral.svd_cache import SVDCache
 
 __all__ = [
@@ -71,14 +73,15 @@ class Spectra:
     def values(self, name: str) -> Tensor:
         """All singular values of one weight, as `SVDCache.singular_values`."""
         if not self._values:
-            self._values = self._cache.singular_values(self.weights)
+            self._values = shared_out(self._cache.singular_values, self.weights)
         return self._values[name]
 
     def triplets(self, name: str, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
         """Part of one weight's SVD, as `SVDCache.singular_triplets`."""
         key = (part, rank, seed)
         if key not in self._triplets:
-            self._triplets[key] = self._cache.singular_triplets(self.weights, part, rank, seed)
+            compute = partial(self._cache.singular_triplets, part=part, rank=rank, seed=seed)
+            self._triplets[key] = shared_out(compute, self.weights)
         return self._triplets[key][name]
 
     def input_directions(self, name: str, count: int) -> Tensor:

@@ -15,6 +15,7 @@ from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter, adapt
 from lit_spectral.adapters.linear import is_quantised, linear_shape, weight_matrix
 from lit_spectral.errors import InputError, check_at_least, check_positive
 from lit_spectral.methods.base import RankMethod, Site, check_fits
+from lit_spectral.sharding import whole
 
 __all__ = ["HiRA", "HiRALoRA"]
 
@@ -76,7 +77,7 @@ class HiRA(_HadamardMethod):
             u, sigma, v = site.triplets("top", self.reference_rank)
             return (u * sigma) @ v.mT
         if self.reference == "neighbours":
-            return torch.stack([weight.float() for weight in _neighbours(site)]).mean(0)
+            return torch.stack([whole(weight).float() for weight in _neighbours(site)]).mean(0)
         return None
 
 

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,10 +19,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral import backbones
-from lit_spectral.adapters import adapters, named_changes, refuse_folded
+from lit_spectral.adapters import adapters, named_changes, refuse_folded, trained_state
 from lit_spectral.callbacks import (
     FactorRetraction,
     HeldBackbone,
+    Lockstep,
     LoggedCurve,
     PredictionWriter,
     SigmaClamp,
@@ -35,6 +35,7 @@ from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError, refusals_of
 from lit_spectral.methods import LoRA, Method
 from lit_spectral.run_folder import RunFolder
+from lit_spectral.strategies import check_adapted, check_strategy, pass_by_shards, shard_for, shards
 from lit_spectral.tasks import resume
 from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging
 from lit_spectral.tasks.fit_check import backbone_digest, check_attached
@@ -175,17 +176,16 @@ class Task(StoredModule):
         A fit that could not do as it was told is refused here, before anything is computed.
         """
         if self._trainer is not None:
-            if isinstance(self.trainer.strategy, ModelParallelStrategy):
-                raise InputError(
-                    "trainer.strategy: ModelParallelStrategy would train a model of its own in every process, since "
-                    "nothing here is sharded yet; give ddp"
-                )
             guard(self.trainer)
         if self._fits:
             self._begin()
         if self.model is None:
             with _float32_by_default():  # under bf16-true what is made here would be rounded
                 self._adapt()
+        owned = trained_state(self.model).keys()
+        kept = {p for name, p in self.model.named_parameters() if name in owned}
+        shard_for(self._trainer, self.model, self.encoder, kept)  # one that was made before, without this trainer
+        pass_by_shards(self)
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, TextDataModule):
             backbones.tell_padding(self.model, data.tokenizer)
@@ -208,11 +208,13 @@ class Task(StoredModule):
         }
         outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in new]
         self._output_layers = outside[-1:]
+        shard_for(self._trainer, model, encoder, {p for p in model.parameters() if id(p) in new})
         self.backbone_digest = backbone_digest(encoder, new)
         adapted = self.method.apply(model, encoder)
         for name, parameter in adapted.named_parameters():
             if id(parameter) in new and ".original_module." not in name:  # peft trains a copy of that
                 parameter.requires_grad_(True)
+        check_adapted(model, adapted, type(self.method).__name__)
         self.model, self.new_weights = adapted.train(), missing
         self._penalise(adapters(model))
         self._attached = list(named_changes(adapted))
@@ -259,10 +261,12 @@ class Task(StoredModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Those that adapters, the backbone and a run's files need, unless the trainer has its own."""
+        check_strategy(self.trainer)
         self._check_data()
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor, HeldBackbone]
         defaults += [MeaningCheck, PredictionWriter, RunFolder, LoggedCurve]
+        defaults += [Lockstep] if shards(self.trainer) else []
         added = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
         for callback in [*present, *added]:
             if isinstance(callback, (MeaningCheck, RunFolder)):

@@ -12,6 +12,7 @@ from lit_spectral.adapters import DenseAdapter, named_changes
 from lit_spectral.adapters.linear import is_linear, is_quantised
 from lit_spectral.errors import InputError
 from lit_spectral.reading import place
+from lit_spectral.sharding import whole
 from lit_spectral.tasks.saved_weights import plain
 from lit_spectral.tensor_files import content_digest
 
@@ -125,13 +126,10 @@ def parameters_digest(parameters: Iterable[Any]) -> str:
     """A hash of all shapes, and of about 256 entries of every tensor, as bfloat16 has them."""
     pretrained = list(parameters)
     shapes = torch.tensor([size for p in pretrained for size in p.shape])
-    entries = (p.detach().flatten()[:: max(1, p.numel() // 256)].to(torch.bfloat16) for p in pretrained)
+    entries = (whole(p.detach()).flatten()[:: max(1, p.numel() // 256)].to(torch.bfloat16) for p in pretrained)
     return content_digest(shapes, *entries)
 
 
-def _same_backbone(saved: str, ours: str) -> bool:
-    (others, maps), (our_others, our_maps) = saved.split("-", 1), ours.split("-", 1)
-    return others == our_others and (maps == our_maps or QUANTISED in {maps, our_maps})
 
 
 def _some(names: list[str], shown: int = 4) -> str:

@@ -1,0 +1,91 @@
+"""One process, two under DDP and two that share the backbone by shards: the same fit."""
+
+import pytest
+import torch
+from fits import ROWS, fit, together
+from squad_rows import passage, write
+
+from lit_spectral.adapters import trained_state
+from lit_spectral.checkpoint import load
+
+MATRIX = ["LoRA", "FCLoRA", "FCLoRA by Gram-Schmidt", "MiLoRA", "HiRA", "HiPLoRA"]
+STRATEGIES = ["ddp", "fsdp2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prompts and answers of unequal lengths, and an odd number of them to validate on."""
+    folder = tmp_path_factory.mktemp("prompts")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", ROWS), ("validation", 5)):
+        rows = [{"q": passage(generator, 1 + i % 3), "a": passage(generator, 1 + i % 4)} for i in range(count)]
+        write(folder, split, rows)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def left(data, decoder_folder, tmp_path_factory):
+    """From a method to what its fits left: by one process, by two under each strategy, and gone on with."""
+    folder, base = tmp_path_factory.mktemp("fits"), {"backbone": decoder_folder(), "data": data}
+    other = dict(zip(STRATEGIES, reversed(STRATEGIES), strict=True))
+    fits = [
+        base | {"method": method, "strategy": strategy, "out": str(folder / f"{strategy} {method}")}
+        for strategy in STRATEGIES
+        for method in MATRIX
+    ]
+    fits += [
+        each | {"out": f"{each['out']} resumed", "resume": str(folder / f"{other[each['strategy']]} {each['method']}.ckpt")}
+        for each in fits
+    ]
+    together(folder, fits)
+    for method in MATRIX:
+        fit(**base, method=method, strategy="auto", out=str(folder / f"one {method}"))
+    return folder
+
+
+def read(folder, name, rank=0):
+    return torch.load(folder / f"{name}.{rank}.pt")
+
+
+def assert_alike(found, expected, tolerance=1e-5):
+    assert found.keys() == expected.keys()
+    ours, theirs = (torch.cat([tensors[name].flatten() for name in expected]) for tensors in (found, expected))
+    assert float((ours - theirs).norm() / theirs.norm()) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", MATRIX)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+class TestMatrix:
+    def test_two_processes_fit_as_one(self, strategy, method, left):
+        one, two = read(left, f"one {method}"), read(left, f"{strategy} {method}")
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4, abs=1e-6)
+        assert_alike(two["moved"], one["moved"], tolerance=1e-4)
+
+    def test_adapters_stay_in_their_sets(self, strategy, method, left):
+        assert max(read(left, f"{strategy} {method}")["outside"]) < 1e-5
+
+    def test_processes_agree_to_the_bit(self, strategy, method, left):
+        first, second = (read(left, f"{strategy} {method}", rank)["state"] for rank in (0, 1))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def test_a_checkpoint_goes_on_under_the_other_strategy(self, strategy, method, left):
+        one, two = read(left, f"one {method}"), read(left, f"{strategy} {method} resumed")
+        assert two["losses"] == pytest.approx(one["losses"][3:], rel=1e-5)
+        assert_alike(two["state"], one["state"])
+
+    def test_a_checkpoint_loads_in_one_process(self, strategy, method, left):
+        task = load(left / f"{strategy} {method}.ckpt")
+        assert_alike(trained_state(task.model), trained_state(load(left / f"one {method}.ckpt").model))
+
+    def test_a_process_has_its_part_of_what_is_frozen(self, strategy, method, left):
+        parts = [read(left, f"{strategy} {method}", rank)["shards"] for rank in (0, 1)]
+        frozen = {n: size for n, size in read(left, f"{strategy} {method}")["frozen"].items() if ".base_layer." in n}
+        halves = {name: [size // 2] * 2 for name, size in frozen.items() if strategy == "fsdp2"}
+        assert {name: [part[name] for part in parts] for name in parts[0] if name in frozen} == halves
+
+    def test_each_step_is_logged_once(self, strategy, method, left):
+        lines = (left / f"{strategy} {method}.logs" / "metrics.csv").read_text().splitlines()
+        column = lines[0].split(",").index("train/loss")
+        assert len([line for line in lines[1:] if line.split(",")[column]]) == 6
