@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -57,6 +58,18 @@ class Notes(pl.Callback):
             trainer.save_checkpoint(self.checkpoint)
 
 
+class Spectra(logging.Handler):
+    """How many of how many spectra were computed, each time that they were asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def emit(self, record):
+        if record.msg.startswith("SVD"):
+            self.counts.append((record.args[1], record.args[2]))
+
+
 def trainable(task):
     return [(name, p) for name, p in task.named_parameters() if p.requires_grad]
 
@@ -65,7 +78,7 @@ def outside(adapter):
     """How far an adapter is out of the sets that it declares: 0, or what rounding makes."""
     off = [0.0]
     for tensor, upper, lower in adapter.bounded:
-        off += [float(tensor.max()) - upper, lower - float(tensor.min())]
+        off += [float(tensor.detach().max()) - upper, lower - float(tensor.detach().min())]
     for columns, basis in adapter.confined:
         off.append(float((basis.mT @ columns).norm()))
     for tensor in adapter.orthonormal if adapter.retracted else ():
@@ -81,9 +94,10 @@ def rows_of(folder):
     return PromptedText(folder, "{q}", "{a}", batch_size=4 // devices, eval_batch_size=1, max_length=40)
 
 
-def fit(backbone, data, method, strategy, out, resume=None, **settings):
+def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     """Six steps; returns the trainer and its notes, and writes `out` with what they came to, a file each process."""
     devices = int(os.environ.get("WORLD_SIZE", "1"))
+    os.environ["LIT_SPECTRAL_CACHE"] = cache  # one for all: signs of singular vectors are those of who computes them
     pl.seed_everything(0)
     notes = Notes(None if resume else f"{out}.ckpt")
     logger = pl.loggers.CSVLogger(f"{out}.logs", name="", version="")
@@ -94,11 +108,15 @@ def fit(backbone, data, method, strategy, out, resume=None, **settings):
         log_every_n_steps=1, gradient_clip_val=0.5, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
+    spectra, log = Spectra(), logging.getLogger("lit_spectral.svd_cache")
+    log.setLevel(logging.INFO)
+    log.addHandler(spectra)
     trainer.fit(task, rows_of(data), ckpt_path=resume)
+    log.removeHandler(spectra)
     moved = {name: p.detach() - notes.start[name] for name, p in trainable(task)}
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     said = {"losses": notes.losses, "outside": notes.outside, "metrics": metrics, "moved": moved}
-    said |= {"state": trained_state(task.model), "shards": notes.shards, "frozen": notes.frozen}
+    said |= {"spectra": spectra.counts, "state": trained_state(task.model), "shards": notes.shards, "frozen": notes.frozen}
     torch.save(said, f"{out}.{trainer.global_rank}.pt")
     return task, trainer
 

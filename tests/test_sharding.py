@@ -8,8 +8,8 @@ from squad_rows import passage, write
 from lit_spectral.adapters import trained_state
 from lit_spectral.checkpoint import load
 
-MATRIX = ["LoRA", "FCLoRA", "FCLoRA by Gram-Schmidt", "MiLoRA", "HiRA", "HiPLoRA"]
-STRATEGIES = ["ddp", "fsdp2"]
+MATRIX = ["FCLoRA by Gram-Schmidt", "FCLoRA", "LoRA", "MiLoRA", "HiRA", "HiPLoRA"]
+STRATEGIES = ["fsdp2", "ddp"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def left(data, decoder_folder, tmp_path_factory):
     """From a method to what its fits left: by one process, by two under each strategy, and gone on with."""
-    folder, base = tmp_path_factory.mktemp("fits"), {"backbone": decoder_folder(), "data": data}
+    folder = tmp_path_factory.mktemp("fits")
+    base = {"backbone": decoder_folder(), "data": data, "cache": str(folder / "cache")}
     other = dict(zip(STRATEGIES, reversed(STRATEGIES), strict=True))
     fits = [
         base | {"method": method, "strategy": strategy, "out": str(folder / f"{strategy} {method}")}
@@ -38,8 +39,10 @@ def left(data, decoder_folder, tmp_path_factory):
         for each in fits
     ]
     together(folder, fits)
-    for method in MATRIX:
-        fit(**base, method=method, strategy="auto", out=str(folder / f"one {method}"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIT_SPECTRAL_CACHE", "")  # to be put back; `fit` sets it
+        for method in MATRIX:
+            fit(**base, method=method, strategy="auto", out=str(folder / f"one {method}"))
     return folder
 
 
@@ -89,3 +92,12 @@ class TestMatrix:
         lines = (left / f"{strategy} {method}.logs" / "metrics.csv").read_text().splitlines()
         column = lines[0].split(",").index("train/loss")
         assert len([line for line in lines[1:] if line.split(",")[column]]) == 6
+
+
+@pytest.mark.slow
+def test_each_spectrum_is_computed_once_and_on_either_process(left):
+    first, second = (read(left, "fsdp2 FCLoRA by Gram-Schmidt", rank)["spectra"] for rank in (0, 1))
+    targets = len([name for name in read(left, "one FCLoRA")["state"] if name.endswith(".sigma")])
+    assert len(first) == len(second) > 1
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours[0] == ours[1] == targets // 2 == theirs[0] == theirs[1]
