@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import (
 )
 from torch import nn
 
+from lit_spectral.adapters.linear import is_quantised
 from lit_spectral.errors import InputError
 from lit_spectral.sharding import is_sharded, shard
 
@@ -97,7 +98,14 @@ def check_strategy(trainer: pl.Trainer) -> None:
 
 def shard_for(trainer: Any, model: nn.Module, encoder: nn.Module, kept: set[nn.Parameter]) -> None:
     """Shard a model, but for what is kept whole, where the trainer's strategy does that and it isn't done."""
-    if shards(trainer) and not any(is_sharded(parameter) for parameter in model.parameters()):
+    if not shards(trainer):
+        return
+    if any(is_quantised(module) for module in model.modules()):
+        raise InputError(
+            "trainer.strategy: fsdp2 can't shard the codes of a quantised backbone, which go with scales; give ddp, or "
+            "leave model.quantization out"
+        )
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
         shard(model, encoder, kept, trainer.strategy.root_device)
 
 

@@ -130,6 +130,9 @@ def parameters_digest(parameters: Iterable[Any]) -> str:
     return content_digest(shapes, *entries)
 
 
+def _same_backbone(saved: str, ours: str) -> bool:
+    (others, maps), (our_others, our_maps) = saved.split("-", 1), ours.split("-", 1)
+    return others == our_others and (maps == our_maps or QUANTISED in {maps, our_maps})
 
 
 def _some(names: list[str], shown: int = 4) -> str:
