@@ -4,7 +4,8 @@ Either end comes from subspace iteration on the Gram matrix of the smaller side:
 eigenvectors of AᵀA, or of its inverse through a Cholesky factorisation. Every answer is checked by
 its residuals in float64; what does not pass is computed again in a slower and surer way:
 
-    iteration (top: in float32, then in float64) → `eigh` of the Gram → full SVD → full SVD on the CPU
+    ends:  iteration (top: in float32, then in float64) → `eigh` of the Gram → full SVD → full SVD on the CPU
+    inner: the Gram made tridiagonal (large, on the CPU; in float32, then in float64) → `eigh` …
 
 Shape suffixes: `n` batch, `o` the larger side, `i` the smaller, `b` block, `r` rank.
 """
@@ -21,22 +22,21 @@ import torch
 from torch import Tensor
 
 from lit_spectral.linalg import Part, SingularTriplets, all_finite
+from lit_spectral.ritz import LARGE, PASS, Solution, end_angle, gram, inner_angle, rayleigh_ritz
+from lit_spectral.symmetric import Reduction
 
-__all__ = ["PartialSVD", "check_weight", "partial_svd", "singular_values"]
+__all__ = ["PartialSVD", "check_weight", "drawn_places", "inner_svd", "partial_svd", "singular_values"]
 
 log = logging.getLogger(__name__)
 
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
-# A result passes when its estimated angle, in radians, is at most this.
-PASS = 1e-4
-# Values this near to each other, relatively, count as this far apart: rounding a weight to float32
-# mixes their vectors anyway, so that none is better than another.
-CLUSTER = 1e-7
 # Products with the operator after which iteration gives up.
 MOST_PRODUCTS = 100
 # A smaller side of fewer blocks than this goes to `eigh`, which is as fast there.
 FEWEST_BLOCKS = 6
+# Refinements of inner triplets after which they are found in float64 from the start; each is worth two digits or so.
+MOST_REFINEMENTS = 6
 
 
 class PartialSVD(NamedTuple):
@@ -72,7 +72,7 @@ def singular_values(weight: Tensor) -> Tensor:
     if weight.dtype == torch.float64:
         values: Tensor = _on_cpu_if_need_be(torch.linalg.svdvals, a_noi)
     else:
-        squares = _on_cpu_if_need_be(torch.linalg.eigvalsh, _gram(a_noi.double()))
+        squares = _on_cpu_if_need_be(torch.linalg.eigvalsh, gram(a_noi.double()))
         values = squares.clamp_min(0).sqrt().flip(-1).float()
     return values.reshape(*weight.shape[:-2], a_noi.shape[-1])
 
@@ -91,44 +91,56 @@ def partial_svd(weight: Tensor, part: Part, rank: int, seed: int = 0) -> Partial
     The iteration is filtered by Chebyshev polynomials (Zhou, Saad, Tiago and Chelikowsky, 2006).
     """
     check_weight(weight, rank)
-    a_noi = _tall(weight)
-    count = a_noi.shape[-1]
-    # On the CPU whatever the default device is: Lightning makes it the GPU while a model is configured.
-    generator = torch.Generator("cpu").manual_seed(seed)
+    count = min(weight.shape[-2:])
     if part == "random":
-        chosen, order = torch.randperm(count, generator=generator, device="cpu")[:rank].sort()
-    else:
-        order = torch.arange(rank, device="cpu")
-        chosen = order if part == "top" else order + count - rank
-
-    solvers: list[Callable[[Tensor], _Solution]] = []
+        return inner_svd(weight, drawn_places(count, rank, seed))
     # Columns beyond the rank, for speed: convergence goes by the gap to the last of them.
     block = rank + max(16, rank // 2, count // 64)
-    if part != "random" and count >= FEWEST_BLOCKS * block:
-        start_ib = torch.randn(count, block, generator=generator, device="cpu").to(a_noi.device)
+    solvers: list[Callable[[Tensor], Solution]] = []
+    if count >= FEWEST_BLOCKS * block:
+        # On the CPU whatever the default device is: Lightning makes it the GPU while a model is configured.
+        generator = torch.Generator("cpu").manual_seed(seed)
+        start_ib = torch.randn(count, block, generator=generator, device="cpu").to(weight.device)
         solvers.append(partial(_top if part == "top" else _bottom, start_ib=start_ib, rank=rank))
-    chosen = chosen.to(a_noi.device)
-    solvers += [partial(_from_gram, chosen=chosen), partial(_from_full_svd, chosen=chosen)]
+    chosen = torch.arange(rank, device=weight.device) + (0 if part == "top" else count - rank)
+    return _solved(weight, [*solvers, partial(_from_gram, chosen=chosen), partial(_from_full_svd, chosen=chosen)])
 
-    u, sigma, v, angle = _first_that_passes(solvers, a_noi)
+
+def drawn_places(count: int, rank: int, seed: int) -> Tensor:
+    """The places of `rank` of `count` singular values, drawn at random, (rank,): the first of a draw of all."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randperm(count, generator=generator, device="cpu")[:rank]
+
+
+def inner_svd(weight: Tensor, places: Tensor) -> PartialSVD:
+    """The singular triplets of matrices (..., o, i) at `places` (r,), distinct, of their falling values.
+
+    In the order of `places`; otherwise as `partial_svd` returns them, and with its errors. Of the other triplets
+    no more is computed than shows that these are the ones, so that a quantile of a large matrix is best had
+    from its neighbours.
+    """
+    check_weight(weight, len(places))
+    chosen, order = places.to(weight.device).sort()
+    solvers: list[Callable[[Tensor], Solution]] = []
+    if weight.device.type == "cpu" and min(weight.shape[-2:]) >= LARGE:
+        solvers = [partial(_from_reduction, chosen=chosen, dtype=dtype) for dtype in (torch.float32, torch.float64)]
+    solvers += [partial(_from_gram, chosen=chosen), partial(_from_full_svd, chosen=chosen)]
+    (u, sigma, v), angle = _solved(weight, solvers)
+    order = order.argsort()
+    return PartialSVD(SingularTriplets(u[..., order], sigma[..., order], v[..., order]), angle)
+
+
+def _solved(weight: Tensor, solvers: list[Callable[[Tensor], Solution]]) -> PartialSVD:
+    """The result in the shape of the weight (..., o, i), whichever side is the smaller."""
+    u, sigma, v, angle = _first_that_passes(solvers, _tall(weight))
     if weight.shape[-2] < weight.shape[-1]:
         u, v = v, u
-    order = order.argsort().to(a_noi.device)
     lead = weight.shape[:-2]
-    u, sigma, v = (found[..., order].reshape(*lead, *found.shape[1:]) for found in (u, sigma, v))
+    u, sigma, v = (found.reshape(*lead, *found.shape[1:]) for found in (u, sigma, v))
     return PartialSVD(SingularTriplets(u, sigma, v), angle.reshape(lead))
 
 
-class _Solution(NamedTuple):
-    """Triplets with falling σ: u (n, o, r), sigma (n, r), v (n, i, r); and angle (n,)."""
-
-    u: Tensor
-    sigma: Tensor
-    v: Tensor
-    angle: Tensor
-
-
-def _first_that_passes(solvers: list[Callable[[Tensor], _Solution]], a_noi: Tensor) -> _Solution:
+def _first_that_passes(solvers: list[Callable[[Tensor], Solution]], a_noi: Tensor) -> Solution:
     """Each matrix's result by the first solver whose result passes, or by the last."""
     solve, *others = solvers
     try:
@@ -145,9 +157,9 @@ def _first_that_passes(solvers: list[Callable[[Tensor], _Solution]], a_noi: Tens
     return found
 
 
-def _top(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
+def _top(a_noi: Tensor, start_ib: Tensor, rank: int) -> Solution:
     """The largest by iteration in float32, which float64 continues where rounding stopped it short."""
-    operator = partial(torch.matmul, _gram(a_noi.float()))
+    operator = partial(torch.matmul, gram(a_noi.float()))
     block_nib = _leading_eigenvectors(operator, start_ib.expand(len(a_noi), -1, -1), rank, PASS / 2).double()
     a_noi = a_noi.double()
     found = _end_of_span(a_noi, block_nib, rank, "top")
@@ -158,10 +170,10 @@ def _top(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
     return _end_of_span(a_noi, block_nib, rank, "top")
 
 
-def _bottom(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
+def _bottom(a_noi: Tensor, start_ib: Tensor, rank: int) -> Solution:
     """The smallest by iteration with the inverse of the Gram matrix; float32 begins it where that can."""
     a_noi = a_noi.double()
-    gram_nii = _gram(a_noi)
+    gram_nii = gram(a_noi)
     # A multiple of the identity changes no eigenvector, and lets singular matrices be factorised.
     diagonal = gram_nii.diagonal(dim1=-2, dim2=-1)
     diagonal += 1e-15 * diagonal.sum(-1, keepdim=True)
@@ -186,14 +198,15 @@ def _bottom(a_noi: Tensor, start_ib: Tensor, rank: int) -> _Solution:
     return _end_of_span(a_noi, block_nib, rank, "bottom")
 
 
-def _end_of_span(a_noi: Tensor, block_nib: Tensor, rank: int, part: Part) -> _Solution:
+def _end_of_span(a_noi: Tensor, block_nib: Tensor, rank: int, part: Part) -> Solution:
     """The first or last triplets of A within the span of the block, and how good they are."""
-    u, sigma, v, residual = _rayleigh_ritz(a_noi, torch.linalg.qr(block_nib)[0])
+    u, sigma, v, leak = rayleigh_ritz(a_noi, torch.linalg.qr(block_nib)[0])
+    residual = torch.linalg.vector_norm(leak, dim=-2)
     if part == "top":
-        wanted, angle = slice(0, rank), _end_angle(sigma, residual, rank)
+        wanted, angle = slice(0, rank), end_angle(sigma, residual, rank)
     else:
-        wanted, angle = slice(-rank, None), _end_angle(-sigma.flip(-1), residual.flip(-1), rank)
-    return _Solution(u[..., wanted], sigma[..., wanted], v[..., wanted], angle)
+        wanted, angle = slice(-rank, None), end_angle(-sigma.flip(-1), residual.flip(-1), rank)
+    return Solution(u[..., wanted], sigma[..., wanted], v[..., wanted], angle)
 
 
 def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, rank: int, stop: float) -> Tensor:
@@ -213,7 +226,7 @@ def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, r
         values, rotation = values.flip(-1), rotation.flip(-1)
         x_nib, image_nib = x_nib @ rotation, image_nib @ rotation
         residual = torch.linalg.vector_norm(image_nib - x_nib * values.unsqueeze(-2), dim=-2)
-        angle = float(_end_angle(values, residual, rank).max())
+        angle = float(end_angle(values, residual, rank).max())
         stalled = not (angle < last_angle / 2 or angle > 0.1)  # at rounding's floor, or NaN
         if angle <= stop or stalled or products >= MOST_PRODUCTS:
             return image_nib
@@ -233,60 +246,53 @@ def _leading_eigenvectors(operator: Callable[[Tensor], Tensor], x_nib: Tensor, r
         x_nib, _ = torch.linalg.qr(x_nib)
 
 
-def _from_gram(a_noi: Tensor, chosen: Tensor) -> _Solution:
+def _from_reduction(a_noi: Tensor, chosen: Tensor, dtype: torch.dtype) -> Solution:
+    """The triplets at places `chosen`, rising, from Gram matrices that are made and made tridiagonal in `dtype`."""
+    found = [_refined(a_oi, chosen, dtype) for a_oi in a_noi]
+    return Solution(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _refined(a_oi: Tensor, chosen: Tensor, dtype: torch.dtype) -> Solution:
+    """Of one matrix, a batch of one: from eigenvectors of Q T Qᵀ, whose rounding is removed by residuals in float64.
+
+    With (θ, x) nearly an eigenpair of the Gram matrix G, x ← x − Q (T − θ)⁻¹ Qᵀ (G x − θ x): a Newton step, in which
+    Q T Qᵀ stands for G. Of an error it leaves what T's own is of the distance to the next value.
+    """
+    reduction = Reduction(gram(a_oi.to(dtype).unsqueeze(0))[0])
+    squares = reduction.values().flip(-1)
+    own_ir = reduction.vectors_of_t((len(squares) - 1 - chosen).tolist())
+    a_noi, block_ir, last_angle = a_oi.double().unsqueeze(0), reduction.turned(own_ir), math.inf
+    for refinements in range(MOST_REFINEMENTS + 1):
+        u, sigma, v, leak = rayleigh_ritz(a_noi, torch.linalg.qr(block_ir)[0].unsqueeze(0))
+        found = sigma[0].square()
+        # Where T puts the chosen values shows how far it may be off with the others.
+        error = 4 * float((found - squares[chosen]).abs().max()) + torch.finfo(dtype).eps * float(squares[0])
+        angle = inner_angle(sigma, torch.linalg.vector_norm(leak, dim=-2), squares.unsqueeze(0), chosen, error)
+        if not PASS < float(angle) <= last_angle * 0.7 or refinements == MOST_REFINEMENTS:
+            break
+        last_angle = float(angle)
+        step_ir = reduction.solved(found, reduction.turned(leak[0] * sigma[0], back=True))
+        step_ir -= own_ir * (own_ir * step_ir).sum(0)  # T − θ is all but singular along it
+        block_ir = v[0] - reduction.turned(step_ir)
+    return Solution(u, sigma, v, angle)
+
+
+def _from_gram(a_noi: Tensor, chosen: Tensor) -> Solution:
     """The triplets at places `chosen`, ascending, from all eigenvectors of the Gram matrix."""
     a_noi = a_noi.double()
-    squares, vectors = torch.linalg.eigh(_gram(a_noi))
-    values = squares.clamp_min(0).sqrt().flip(-1)
-    u, sigma, v, residual = _rayleigh_ritz(a_noi, vectors.flip(-1)[..., chosen])
-    return _Solution(u, sigma, v, _inner_angle(sigma, residual, values, chosen))
+    squares, vectors = torch.linalg.eigh(gram(a_noi))
+    u, sigma, v, leak = rayleigh_ritz(a_noi, vectors.flip(-1)[..., chosen])
+    residual = torch.linalg.vector_norm(leak, dim=-2)
+    return Solution(u, sigma, v, inner_angle(sigma, residual, squares.flip(-1), chosen))
 
 
-def _from_full_svd(a_noi: Tensor, chosen: Tensor) -> _Solution:
+def _from_full_svd(a_noi: Tensor, chosen: Tensor) -> Solution:
     """The triplets at places `chosen`, ascending, from all of them."""
     a_noi = a_noi.double()
     left, values, right = _on_cpu_if_need_be(partial(torch.linalg.svd, full_matrices=False), a_noi)
     u, sigma, v = left[..., chosen], values[..., chosen], right.mT[..., chosen]
     residual = torch.linalg.vector_norm(a_noi.mT @ u - v * sigma.unsqueeze(-2), dim=-2)
-    return _Solution(u, sigma, v, _inner_angle(sigma, residual, values, chosen))
-
-
-def _rayleigh_ritz(a_noi: Tensor, block_nib: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The SVD of A within the span of orthonormal columns: u, sigma, v, and ‖Aᵀu − σv‖ (n, b).
-
-    Av = σu holds exactly, so that the residual bounds the error of both u and v: its component along
-    another pair (σ', v'), divided by σ' − σ, bounds theirs.
-    """
-    q, triangle = torch.linalg.qr(a_noi @ block_nib)
-    inner_left, sigma, inner_right = torch.linalg.svd(triangle)
-    u, v = q @ inner_left, block_nib @ inner_right.mT
-    return u, sigma, v, torch.linalg.vector_norm(a_noi.mT @ u - v * sigma.unsqueeze(-2), dim=-2)
-
-
-def _end_angle(values_nb: Tensor, residual_nb: Tensor, rank: int) -> Tensor:
-    """Angle (n,) of the first `rank` Ritz vectors to the true ones; Ritz values fall.
-
-    What leaks out of the block is a residual over the distance to the block's last value; what leaks
-    to the block's other columns is of second order (Mathias, 1998), the product of two residuals
-    over two distances. Bounding by the distance to the next value alone would be 30 times too pessimistic.
-    """
-    wanted = values_nb[:, :rank, None]
-    smallest = CLUSTER * wanted.abs()
-    outside = residual_nb[:, :rank] / (wanted - values_nb[:, None, -1:]).maximum(smallest)[..., 0]
-    inside = residual_nb[:, None, rank:-1] / (wanted - values_nb[:, None, rank:-1]).maximum(smallest)
-    squares: Tensor = outside.square() * (1 + inside.square().sum(-1))
-    return squares.sum(-1).sqrt()
-
-
-def _inner_angle(sigma_nr: Tensor, residual_nr: Tensor, values_ni: Tensor, chosen: Tensor) -> Tensor:
-    """Angle (n,) of triplets to the true ones when all values are known: residual over distance."""
-    others = torch.ones(values_ni.shape[-1], dtype=torch.bool, device=values_ni.device)
-    others[chosen] = False
-    if not others.any():
-        return torch.zeros_like(sigma_nr[:, 0])
-    distance = (sigma_nr.unsqueeze(-1) - values_ni[:, None, others]).abs().amin(-1)
-    angle: Tensor = torch.linalg.vector_norm(residual_nr / distance.maximum(CLUSTER * sigma_nr), dim=-1)
-    return angle
+    return Solution(u, sigma, v, inner_angle(sigma, residual, values.square(), chosen))
 
 
 def _tall(weight: Tensor) -> Tensor:
@@ -294,18 +300,6 @@ def _tall(weight: Tensor) -> Tensor:
     weight = weight.detach().reshape(-1, *weight.shape[-2:])
     weight = weight if weight.dtype == torch.float64 else weight.float()
     return weight.mT if weight.shape[-2] < weight.shape[-1] else weight
-
-
-def _gram(a_noi: Tensor) -> Tensor:
-    """AᵀA. By block columns, since no product in torch spares the half that symmetry gives: 5/8 of the work."""
-    size = a_noi.shape[-1]
-    gram_nii = a_noi.new_empty(len(a_noi), size, size)
-    width = max(64, -(-size // 4))
-    for first in range(0, size, width):
-        stop = first + width
-        gram_nii[:, first:stop, first:] = a_noi[..., first:stop].mT @ a_noi[..., first:]
-        gram_nii[:, stop:, first:stop] = gram_nii[:, first:stop, stop:].mT
-    return gram_nii
 
 
 def _on_cpu_if_need_be(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
