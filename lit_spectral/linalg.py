@@ -26,7 +26,6 @@ __all__ = [
     "orthogonality_pull",
     "orthonormalise",
     "project_out_",
-    "singular_value_quantile",
     "spectral_norm_step",
 ]
 
@@ -38,16 +37,6 @@ Part = Literal["top", "bottom", "random"]
 
 # Below this norm the gradient of ‖XᵀX − I‖_F is taken as 0: its direction is rounding noise there.
 ORTHOGONALITY_FLOOR = 1e-6
-
-
-def singular_value_quantile(values: Tensor, quantile: float) -> float:
-    """The `quantile` in [0, 1] of a spectrum, counted upwards: 0 is the smallest value, 1 the largest.
-
-    FCLoRA and HiLoRA write σ^(q) for q-th quartile: σ^(2) is `quantile=0.5`.
-    """
-    if not 0.0 <= quantile <= 1.0:
-        raise ValueError(f"a quantile lies between 0 and 1, not {quantile}")
-    return float(torch.quantile(values.float(), quantile))
 
 
 class SingularTriplets(NamedTuple):

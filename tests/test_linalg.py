@@ -119,11 +119,6 @@ def test_orthonormalising_dependent_columns_still_gives_orthonormal_ones():
     assert linalg.orthogonality_error(linalg.orthonormalise(columns)).max() < 1e-5
 
 
-@pytest.mark.parametrize(("quantile", "expected"), [(0.0, 1.0), (0.5, 3.0), (1.0, 5.0)])
-def test_quantiles_count_upwards(quantile, expected):
-    assert linalg.singular_value_quantile(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]), quantile) == expected
-
-
 def test_power_iteration_reaches_the_spectral_norm_from_below():
     matrix = torch.randn(30, 20, generator=torch.Generator().manual_seed(5))
     vector, estimates = torch.ones(20) / 20**0.5, []

@@ -9,6 +9,7 @@ from conftest import another_user
 
 from lit_spectral import svd_cache, tensor_files
 from lit_spectral.errors import InputError
+from lit_spectral.partial_svd import partial_svd
 from lit_spectral.svd_cache import SVDCache
 
 
@@ -21,7 +22,7 @@ def weight():
 def counted(monkeypatch):
     """How many matrices were decomposed, by call."""
     calls = []
-    for name in ("singular_values", "partial_svd"):
+    for name in ("singular_values", "partial_svd", "inner_svd"):
         original = getattr(svd_cache, name)
         monkeypatch.setattr(svd_cache, name, lambda w, *args, f=original: calls.append(len(w)) or f(w, *args))
     return calls
@@ -254,3 +255,35 @@ def test_two_processes_compute_a_spectrum_once(tmp_path, weight):
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert calls.value == 1
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 13)])
+def test_quantiles_are_those_of_all_values(tmp_path, shape):
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    levels = [0.0, 0.25, 0.3, 0.5, 1.0]
+    found = SVDCache(tmp_path).drawn({"layer": weight}, 0, 0, levels)[1]["layer"]
+    values = torch.linalg.svdvals(weight.double())
+    expected = torch.quantile(values, torch.tensor(levels).double())
+    torch.testing.assert_close(torch.tensor(found).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_draw_and_a_quantile_cost_one_decomposition_and_serve_each_alone(tmp_path, weight, counted):
+    cache = SVDCache(tmp_path)
+    drawn, quantiles = cache.drawn({"layer": weight}, 3, 1, [0.5])
+    assert counted == [1]
+    assert torch.equal(triplets(cache, weight, "random", 3, seed=1).u, drawn["layer"].u)
+    assert cache.drawn({"layer": weight}, 0, 0, [0.5])[1] == quantiles
+    assert cache.drawn({"layer": weight}, 2, 1, [0.5])[1] == quantiles
+    assert counted == [1]
+
+
+def test_what_is_missing_beside_what_is_kept_is_computed_and_that_left_alone(tmp_path, weight, counted):
+    cache = SVDCache(tmp_path)
+    first = cache.drawn({"layer": weight}, 0, 0, [0.5])[1]
+    (path,) = files(tmp_path)
+    before = path.stat().st_mtime_ns
+    drawn, quantiles = cache.drawn({"layer": weight}, 3, 1, [0.5])
+    assert quantiles == first
+    assert path.stat().st_mtime_ns == before
+    torch.testing.assert_close(drawn["layer"].sigma, partial_svd(weight, "random", 3, 1).triplets.sigma.float())
+    assert counted == [1, 1]

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
 from lit_spectral.adapters.linear import linear_shape, weight_matrix
 from lit_spectral.adapters.targets import left_out
@@ -31,6 +30,7 @@ __all__ = [
     "Site",
     "Spectra",
     "check_fits",
+    "quantile_of",
     "resolve_bound",
 ]
 
@@ -66,15 +66,29 @@ class Spectra:
         self._encoder, self._targets = encoder, targets
         self.weights = _Matrices(targets)
         self._cache = SVDCache()
-        self._values: dict[str, Tensor] = {}
+        self._quantiles: dict[float, dict[str, float]] = {}
         self._triplets: dict[tuple[Part, int, int], dict[str, SingularTriplets]] = {}
         self._inputs: dict[int, dict[str, Tensor]] = {}
 
-    def values(self, name: str) -> Tensor:
-        """All singular values of one weight, as `SVDCache.singular_values`."""
-        if not self._values:
-            self._values = shared_out(self._cache.singular_values, self.weights)
-        return self._values[name]
+    def quantile(self, name: str, quantile: float) -> float:
+        """Of one weight's singular values, as `SVDCache.drawn`."""
+        if quantile not in self._quantiles:
+            self._drawn(0, 0, quantile)
+        return self._quantiles[quantile][name]
+
+    def draw(self, rank: int, seed: int, quantile: float) -> None:
+        """Find `random` triplets and a quantile of all weights together, which takes half as long as one by one."""
+        if ("random", rank, seed) not in self._triplets:
+            self._triplets["random", rank, seed] = self._drawn(rank, seed, quantile)
+
+    def _drawn(self, rank: int, seed: int, quantile: float) -> dict[str, SingularTriplets]:
+        def compute(weights: Mapping[str, Tensor]) -> dict[str, tuple[SingularTriplets | None, float]]:
+            triplets, values = self._cache.drawn(weights, rank, seed, [quantile])
+            return {name: (triplets.get(name), values[name][0]) for name in weights}
+
+        found = shared_out(compute, self.weights)
+        self._quantiles[quantile] = {name: value for name, (_, value) in found.items()}
+        return {name: triplets for name, (triplets, _) in found.items() if triplets is not None}
 
     def triplets(self, name: str, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
         """Part of one weight's SVD, as `SVDCache.singular_triplets`."""
@@ -105,9 +119,9 @@ class Site(NamedTuple):
         """W₀ (out, in)."""
         return self.spectra.weights[self.name]
 
-    def values(self) -> Tensor:
-        """All singular values of W₀."""
-        return self.spectra.values(self.name)
+    def quantile(self, quantile: float) -> float:
+        """Of W₀'s singular values, counted upwards: 0 is the smallest value, 1 the largest."""
+        return self.spectra.quantile(self.name, quantile)
 
     def triplets(self, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
         """Part of the SVD of W₀."""
@@ -330,20 +344,34 @@ class ScaledMethod(LowRankMethod):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
-def resolve_bound(bound: Bound, site: Site) -> float:
-    """A bound as a number, for one matrix: quantiles are those of its own singular values.
+def quantile_of(bound: Bound) -> float | None:
+    """Which quantile of a matrix's singular values a bound is, counted upwards; None where it is a number.
 
-    Quantiles count upwards, so that q1 is the 25th percentile and q4 the largest value
-    (FCLoRA §3.2 writes σ^(1) … σ^(4)). Raises InputError unless the result is finite and above 0.
+    q1 is the 25th percentile and q4 the largest value (FCLoRA §3.2 writes σ^(1) … σ^(4)). Raises InputError for a
+    bound that is spelled otherwise, and ValueError for a quantile below 0 or above 1.
     """
     if isinstance(bound, str):
         if bound not in {"q1", "q2", "q3", "q4"}:
             raise InputError(f"a bound is a number, q1, q2, q3, q4 or {{quantile: 0.6}}, not {bound!r}")
         bound = {"quantile": int(bound[1]) / 4}
-    if isinstance(bound, dict):
-        if set(bound) != {"quantile"}:
-            raise InputError(f"a bound by quantile is written {{quantile: 0.6}}, not {bound}")
-        bound = linalg.singular_value_quantile(site.values(), bound["quantile"])
+    if not isinstance(bound, dict):
+        return None
+    if set(bound) != {"quantile"}:
+        raise InputError(f"a bound by quantile is written {{quantile: 0.6}}, not {bound}")
+    if not 0 <= bound["quantile"] <= 1:
+        raise ValueError(f"a quantile lies between 0 and 1, not {bound['quantile']}")
+    return bound["quantile"]
+
+
+def resolve_bound(bound: Bound, site: Site) -> float:
+    """A bound as a number, for one matrix: quantiles are those of its own singular values.
+
+    Raises as `quantile_of`, and InputError unless the result is finite and above 0.
+    """
+    quantile = quantile_of(bound)
+    if quantile is not None:
+        bound = site.quantile(quantile)
+    assert not isinstance(bound, (str, dict))
     if not 0 < bound < LARGEST:
         raise InputError(f"a bound on singular values must be finite and above 0, and below {LARGEST:g}, not {bound}")
     return float(bound)

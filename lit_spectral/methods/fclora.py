@@ -13,7 +13,7 @@ from lit_spectral.adapters.linear import linear_shape
 from lit_spectral.adapters.svd import SigmaMode
 from lit_spectral.errors import InputError, check_at_least, check_positive
 from lit_spectral.linalg import SingularTriplets
-from lit_spectral.methods.base import Bound, LowRankMethod, Site, resolve_bound
+from lit_spectral.methods.base import Bound, LowRankMethod, Site, quantile_of, resolve_bound
 
 __all__ = ["FCLoRA", "HiLoRA"]
 
@@ -73,6 +73,9 @@ class FCLoRA(LowRankMethod):
 
     def build(self, site: Site) -> SVDAdapter:
         """The adapter for one linear map."""
+        quantile = quantile_of(self.sigma_bar)
+        if self.start == "singular" and quantile is not None:
+            site.spectra.draw(self.rank + self._kept_out_of(site), self.seed, quantile)
         sigma_bar = resolve_bound(self.sigma_bar, site)
         u, sigma, v = self._start(site, sigma_bar)
         adapter = SVDAdapter(site.layer, u, v, sigma, sigma_bar, self.sigma, self.gamma, self.dropout)
