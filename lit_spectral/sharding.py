@@ -75,9 +75,7 @@ def shard(model: nn.Module, encoder: nn.Module, kept: set[nn.Parameter], device:
         _open_for(encoder, model)
 
 
-def shared_out(
-    compute: Callable[[Mapping[str, Tensor]], dict[str, T]], weights: Mapping[str, Tensor]
-) -> dict[str, T]:
+def shared_out(compute: Callable[[Mapping[str, Tensor]], dict[str, T]], weights: Mapping[str, Tensor]) -> dict[str, T]:
     """What `compute` gives for weights by name; of sharded ones each is computed on one process, for all.
 
     Processes ask for the same weights at once. Each has a few whole ones of its own at a time.

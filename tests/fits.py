@@ -116,7 +116,12 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     moved = {name: p.detach() - notes.start[name] for name, p in trainable(task)}
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     said = {"losses": notes.losses, "outside": notes.outside, "metrics": metrics, "moved": moved}
-    said |= {"spectra": spectra.counts, "state": trained_state(task.model), "shards": notes.shards, "frozen": notes.frozen}
+    said |= {
+        "spectra": spectra.counts,
+        "state": trained_state(task.model),
+        "shards": notes.shards,
+        "frozen": notes.frozen,
+    }
     torch.save(said, f"{out}.{trainer.global_rank}.pt")
     return task, trainer
 

@@ -35,7 +35,8 @@ def left(data, decoder_folder, tmp_path_factory):
         for method in MATRIX
     ]
     fits += [
-        each | {"out": f"{each['out']} resumed", "resume": str(folder / f"{other[each['strategy']]} {each['method']}.ckpt")}
+        each
+        | {"out": f"{each['out']} resumed", "resume": str(folder / f"{other[each['strategy']]} {each['method']}.ckpt")}
         for each in fits
     ]
     together(folder, fits)
