@@ -10,7 +10,9 @@ import yaml
 from lit_spectral.cli import SpectralCLI
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+SCALES = [name for name in ALL if name.startswith("scale_")]  # that go over another config
+NAMES = [name for name in ALL if name not in SCALES]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,24 @@ def test_rows_are_as_printed(source, task, expected):
     found = [",".join(list(row.values())[4:11]) for row in rows]
     assert expected in found
     assert len({row["rank"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("experiment", ["hira_llama3_gsm8k.yaml", "hiplora_llama31_code.yaml"])
+def test_a_scale_changes_how_an_experiment_runs_and_not_what_it_is(name, experiment, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
+    alone = SpectralCLI([f"--config={CONFIGS / experiment}", *here], run=False)
+    cli = SpectralCLI([f"--config={CONFIGS / experiment}", f"--config={CONFIGS / name}", *here], run=False)
+    scale = yaml.safe_load((CONFIGS / name).read_text())
+    assert cli.model.method == alone.model.method
+    assert (cli.model.backbone, cli.datamodule.max_length) == (alone.model.backbone, alone.datamodule.max_length)
+    assert cli.trainer.max_epochs == alone.trainer.max_epochs
+    assert cli.model.loading.dtype == "bfloat16"
+    assert cli.model.gradient_checkpointing
+    assert cli.model.loading.quantization == scale["model"]["init_args"].get("quantization")
+    processes = scale["trainer"]["devices"] * scale["trainer"].get("num_nodes", 1)
+    assert cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches * processes == 32
 
 
 @pytest.mark.parametrize("name", NAMES)
