@@ -142,12 +142,12 @@ class LMEvalCallback(Callback):
                 log_samples=False,
                 bootstrap_iters=0,  # errors of some metrics are estimated in forked processes
             )
+        if not trainer.is_global_zero:
+            return
         results["seconds"] = time.monotonic() - start
         metrics = {f"lm_eval/{name}": value for name, value in figures(results).items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=logged_step(trainer))
-        if not trainer.is_global_zero:
-            return
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lm_eval.jsonl").open("a", encoding="utf-8") as file:
             file.write(as_json(results) + "\n")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lit_spectral.callbacks import RetentionMonitor
 from lit_spectral.datamodules import PromptedText
 
 from lit_spectral.adapters import adapters, trained_state
+from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, Peft
 from lit_spectral.sharding import is_sharded
 from lit_spectral.tasks import CausalLM
@@ -102,9 +104,10 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     notes = Notes(None if resume else f"{out}.ckpt")
     logger = pl.loggers.CSVLogger(f"{out}.logs", name="", version="")
     optimizer = lambda groups: torch.optim.AdamW(groups, weight_decay=0.0, **CALM)  # noqa: E731
+    retention = RetentionMonitor({"text": f"{data}/text.txt"}, limit=4, max_length=16)
     task = CausalLM(backbone, methods()[method], optimizer=optimizer, **settings)
     trainer = pl.Trainer(
-        accelerator="cpu", devices=devices, strategy=strategy, max_epochs=2, logger=logger, callbacks=[notes],
+        accelerator="cpu", devices=devices, strategy=strategy, max_epochs=2, logger=logger, callbacks=[notes, retention],
         log_every_n_steps=1, gradient_clip_val=0.5, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
@@ -115,7 +118,7 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     log.removeHandler(spectra)
     moved = {name: p.detach() - notes.start[name] for name, p in trainable(task)}
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    said = {"losses": notes.losses, "outside": notes.outside, "metrics": metrics, "moved": moved}
+    said = {"losses": notes.losses, "outside": notes.outside, "metrics": metrics | retention.latest, "moved": moved}
     said |= {
         "spectra": spectra.counts,
         "state": trained_state(task.model),
@@ -141,4 +144,7 @@ def together(folder, fits, timeout=240):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for each in json.loads(Path(sys.argv[1]).read_text()):
-        fit(**each)
+        try:
+            fit(**each)
+        except InputError as error:
+            Path(f"{each['out']}.{os.environ['RANK']}.error").write_text(str(error))

@@ -256,12 +256,13 @@ def test_sets_are_answered_scored_and_written(command, commonsense, monkeypatch)
 
 
 @pytest.mark.slow
-def test_processes_together_answer_every_row_once(command, commonsense, decoder_folder, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_together_answer_every_row_once(strategy, command, commonsense, decoder_folder, tmp_path):
     flags = ["--data=Commonsense", f"--data.path={commonsense}", "--data.sets=[boolq]", "--data.max_new_tokens=3"]
     model = ["--config=experiment.yaml", f"--model.backbone={decoder_folder()}"]
-    ddp = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2"]
+    both = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--data.batch_size=2"]
     subprocess.run(
-        [sys.executable, "-m", "lit_spectral", "test", *model, *flags, *ddp],
+        [sys.executable, "-m", "lit_spectral", "test", *model, *flags, *both],
         cwd=tmp_path, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
     together = (tmp_path / "logs/x/version_0/generations/boolq.jsonl").read_text()

@@ -76,7 +76,8 @@ def test_the_callback_refuses_what_is_no_decoder(backbone_folder, mrpc_folder, d
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_evaluates_and_both_end_alike(data, decoder_folder, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_evaluate_once_and_end_alike(strategy, data, decoder_folder, tmp_path):
     script = (
         "import sys, torch, lightning.pytorch as pl\n"
         "from lit_spectral.callbacks import LMEvalCallback\n"
@@ -84,10 +85,10 @@ def test_one_of_two_processes_evaluates_and_both_end_alike(data, decoder_folder,
         "from lit_spectral.adapters import trained_state\n"
         "from lit_spectral.methods import LoRA\n"
         "from lit_spectral.tasks import CausalLM\n"
-        "data, backbone = sys.argv[1:]\n"
+        "data, backbone, strategy = sys.argv[1:]\n"
         "pl.seed_everything(0)\n"
         "task = CausalLM(backbone, LoRA(rank=2, dropout=0.3))\n"
-        "trainer = pl.Trainer(max_epochs=2, accelerator='cpu', strategy='ddp', devices=2, default_root_dir='.',\n"
+        "trainer = pl.Trainer(max_epochs=2, accelerator='cpu', strategy=strategy, devices=2, default_root_dir='.',\n"
         "    enable_progress_bar=False, callbacks=[LMEvalCallback(['tiny_choice'], 1, data, limit=4)])\n"
         "rows = PromptedText(data, '{question} ', '{reply}', validation_rows=8, batch_size=4, max_length=32)\n"
         "trainer.fit(task, rows)\n"
@@ -95,7 +96,7 @@ def test_one_of_two_processes_evaluates_and_both_end_alike(data, decoder_folder,
     )
     (tmp_path / "train.py").write_text(script)
     subprocess.run(
-        [sys.executable, "train.py", str(data), decoder_folder()],
+        [sys.executable, "train.py", str(data), decoder_folder(), strategy],
         cwd=tmp_path, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     (records,) = tmp_path.glob("**/lm_eval.jsonl")

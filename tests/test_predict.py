@@ -65,11 +65,12 @@ def test_each_row_has_its_class_and_probabilities_in_the_order_of_rows(fit, trai
 
 
 @pytest.mark.slow
-def test_processes_together_write_every_row_once(fit, trained, backbone_folder, mrpc_folder, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_together_write_every_row_once(strategy, fit, trained, backbone_folder, mrpc_folder, tmp_path):
     path = trained()
     alone = fit("lora_roberta_mrpc", f"--ckpt_path={path}", command="predict").trainer.log_dir
     config = yaml.safe_load(Path(alone, "config.yaml").read_text(encoding="utf-8"))
-    config["trainer"] |= {"strategy": "ddp", "devices": 2}
+    config["trainer"] |= {"strategy": strategy, "devices": 2}
     config["data"]["init_args"]["eval_batch_size"] = 2
     Path("both.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     subprocess.run(

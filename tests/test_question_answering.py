@@ -223,7 +223,8 @@ def test_another_data_module_is_refused(command, mrpc_folder):
 
 
 @pytest.mark.slow
-def test_processes_together_score_every_question_once(command, folder):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_together_score_every_question_once(strategy, command, folder):
     script = (
         "import sys, json; from lit_spectral import cli; trainer = cli.run(sys.argv[1:]).trainer\n"
         "assert trainer.world_size == 2\n"
@@ -231,7 +232,7 @@ def test_processes_together_score_every_question_once(command, folder):
         "open(f'rank{trainer.global_rank}', 'w').write(json.dumps(metrics))\n"
     )
     (folder / "measure.py").write_text(script)
-    flags = ["--config=experiment.yaml", "--trainer.strategy=ddp", "--trainer.devices=2", "--seed_everything=1"]
+    flags = ["--config=experiment.yaml", f"--trainer.strategy={strategy}", "--trainer.devices=2", "--seed_everything=1"]
     subprocess.run(
         [sys.executable, "measure.py", "validate", *flags],
         cwd=folder, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,

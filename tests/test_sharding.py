@@ -20,6 +20,7 @@ def data(tmp_path_factory):
     for split, count in (("train", ROWS), ("validation", 5)):
         rows = [{"q": passage(generator, 1 + i % 3), "a": passage(generator, 1 + i % 4)} for i in range(count)]
         write(folder, split, rows)
+    (folder / "text.txt").write_text(passage(generator, 100))
     return str(folder)
 
 

@@ -110,7 +110,7 @@ class Tasks:
 
 
 def evaluate(model: Any, tasks: Tasks, **options: Any) -> dict[str, Any]:
-    """`lm_eval.simple_evaluate` on loaded tasks.
+    """`lm_eval.simple_evaluate` on loaded tasks; empty on a machine's processes other than its first.
 
     It seeds Python, NumPy and torch, and leaves the model in eval mode.
 
@@ -130,8 +130,7 @@ def evaluate(model: Any, tasks: Tasks, **options: Any) -> dict[str, Any]:
             confirm_run_unsafe_code=True,  # or `Tasks` would have refused
             **options,
         )
-    assert results is not None  # it is None on ranks other than 0, which don't get here
-    return dict(results)
+    return dict(results or {})
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_spectral.adapters import find_targets
 from lit_spectral.errors import InputError, refusals_of
 from lit_spectral.methods.base import Method
+from lit_spectral.sharding import is_sharded
 
 __all__ = ["Peft"]
 
@@ -61,8 +62,15 @@ class Peft(Method):
         config = self._peft_config(model, encoder)
         model.requires_grad_(False)
         before = {id(parameter): float(parameter.double().sum()) for parameter in model.parameters()}
-        with refusals_of("method.config", "give other fields, of those that peft takes for this peft_type"):
-            wrapped: Any = peft.get_peft_model(model, config)
+        try:
+            with refusals_of("method.config", "give other fields, of those that peft takes for this peft_type"):
+                wrapped: Any = peft.get_peft_model(model, config)
+        except InputError as error:
+            if not any(is_sharded(parameter) for parameter in model.parameters()):
+                raise
+            raise InputError(
+                "trainer.strategy: fsdp2 has weights in shards, which peft reads whole to start this method; give ddp"
+            ) from error
         after = {id(parameter): float(parameter.double().sum()) for parameter in wrapped.parameters()}
         if any(after.get(key, total) != total for key, total in before.items()):
             raise InputError(
