@@ -144,7 +144,12 @@ def test_an_interrupted_run_leaves_a_checkpoint_that_loads_and_resumes(command, 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_end_with_the_same_feasible_parameters(strategy, command, tmp_path):
-    flags = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.max_steps=20", "--trainer.max_epochs=-1"]
+    flags = [
+        f"--trainer.strategy={strategy}",
+        "--trainer.devices=2",
+        "--trainer.max_steps=20",
+        "--trainer.max_epochs=-1",
+    ]
     script = (
         "import sys, torch; from lit_spectral import cli; from lit_spectral.adapters import trained_state, adapters\n"
         "done = cli.run(sys.argv[1:])\n"
