@@ -173,7 +173,7 @@ class SVDCache:
 
 
 def _digests(weights: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, _Kind]]:
-    """The content of each weight, as a hash, and what can be decomposed together; in threads, since hashing holds no lock.
+    """The content of each weight, as a hash, and the kind of each; in threads, since hashing holds no lock of Python's.
 
     A weight is looked up when its turn comes: those of quantised maps are made then, and let go.
     """

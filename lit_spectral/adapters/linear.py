@@ -64,7 +64,7 @@ def resembles_linear(module: nn.Module) -> bool:
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
-    """The weight as (out, in), detached, a view of the module's own memory; of a quantised map its values, made anew."""
+    """The weight as (out, in), detached, a view of the module's own memory; of a quantised map its values, made now."""
     if is_quantised(module):
         return _values_of_codes(module)
     weight: Tensor = module.weight.detach()  # type: ignore[operator]

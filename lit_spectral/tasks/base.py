@@ -108,8 +108,8 @@ class Task(StoredModule):
         revision: a branch, tag or commit of a hub id; None for its main branch.
         trust_remote_code: run code that lies beside the model on the hub or in its folder.
         gradient_checkpointing: compute each layer again on the way back in place of keeping what it made.
-        quantization: `nf4` or `int8` for linear maps of 4 or 8 bits, by bitsandbytes; None for floats. Spectra are those
-            of the values that the codes stand for. Its checkpoints fit the unquantised backbone too.
+        quantization: `nf4` or `int8` for linear maps of 4 or 8 bits, by bitsandbytes; None for floats. Spectra are
+            those of the values that the codes stand for. Its checkpoints fit the unquantised backbone too.
     """
 
     # Of this package's data modules those whose rows the task can read; all of a user's own.
