@@ -129,7 +129,7 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     return task, trainer
 
 
-def together(folder, fits, timeout=240):
+def together(folder, fits, timeout=600):
     """Run fits on two processes, one after the other; `fits` are arguments of `fit` by name of what they leave."""
     settings = folder / "settings.json"
     settings.write_text(json.dumps(fits))

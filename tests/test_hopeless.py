@@ -66,7 +66,7 @@ def test_many_skipped_steps_in_a_row_end_a_run_and_name_the_parameter(train):
         train(FCLoRA(), PoisonLater(), max_epochs=10)
 
 
-def test_sharding_is_refused_until_there_is_any(train):
+def test_a_strategy_that_shards_nothing_here_is_refused(train):
     with pytest.raises(InputError, match=r"^trainer.strategy: ModelParallelStrategy would train a model of its own"):
         train(LoRA(), strategy=ModelParallelStrategy())
 

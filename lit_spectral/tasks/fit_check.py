@@ -126,7 +126,12 @@ def parameters_digest(parameters: Iterable[Any]) -> str:
     """A hash of all shapes, and of about 256 entries of every tensor, as bfloat16 has them."""
     pretrained = list(parameters)
     shapes = torch.tensor([size for p in pretrained for size in p.shape])
-    entries = (whole(p.detach()).flatten()[:: max(1, p.numel() // 256)].to(torch.bfloat16) for p in pretrained)
+    # Copies: a view would keep all of a tensor that was put together of shards.
+    steps = (max(1, p.numel() // 256) for p in pretrained)
+    entries = [
+        whole(p.detach()).flatten()[::step].to(torch.bfloat16, copy=True)
+        for p, step in zip(pretrained, steps, strict=True)
+    ]
     return content_digest(shapes, *entries)
 
 
