@@ -26,7 +26,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together, for which all processes must ask at once; any other as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator,no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
 @contextmanager
@@ -115,11 +115,13 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 def _rounds(weights: Mapping[str, Tensor], entries: int) -> Iterator[list[str]]:
     """Names in their order, as many at a time as have so many entries."""
     names: list[str] = []
+    taken = 0
     for name, weight in weights.items():
         names.append(name)
-        if sum(weights[each].numel() for each in names) >= entries:
+        taken += weight.numel()
+        if taken >= entries:
             yield names
-            names = []
+            names, taken = [], 0
     if names:
         yield names
 
@@ -141,11 +143,11 @@ def _exchanged(compute: Callable[[], dict[str, T]]) -> dict[str, T]:
 
 
 def _open_for(encoder: nn.Module, model: Any) -> None:
-    """Let an encoder be called by itself: embeddings go with the model's other parts beside blocks, and are put together
-    when that is called.
+    """Let an encoder be called by itself, as its model is.
 
-    What a call that failed has left behind is cleared away, so that another may follow.
-    """  # fmt: skip
+    Embeddings go with what lies beside blocks, and are put together when the model is called. What a call that failed
+    has left behind is cleared away, so that another may follow.
+    """
     running = False
 
     def enter(*_: Any) -> None:

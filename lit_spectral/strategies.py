@@ -64,7 +64,7 @@ def refuse_by_name(name: str) -> None:
             "trainer.strategy: ModelParallelStrategy would train a model of its own in every process, and tensor "
             "parallelism is not to be had; give fsdp2, which shards the backbone"
         )
-    if kind == "FSDPStrategy" or kind.startswith("fsdp") and kind != FSDP2Strategy.strategy_name:
+    if kind == "FSDPStrategy" or (kind.startswith("fsdp") and kind != FSDP2Strategy.strategy_name):
         raise InputError(
             "trainer.strategy: FSDP1 makes one flat parameter of a block, in which there are no factors left to bound "
             "or to save; give fsdp2"
@@ -91,8 +91,8 @@ def check_strategy(trainer: pl.Trainer) -> None:
     averages = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
     if averages:
         raise InputError(
-            f"trainer.callbacks: {type(averages[0]).__name__} copies the whole model, which fsdp2 has in shards; leave it "
-            "out, or give --trainer.strategy ddp"
+            f"trainer.callbacks: {type(averages[0]).__name__} copies the whole model, which fsdp2 has in shards; leave "
+            "it out, or give --trainer.strategy ddp"
         )
 
 
@@ -119,11 +119,12 @@ def check_adapted(model: nn.Module, adapted: nn.Module, method: str) -> None:
     """
     if adapted is not model and any(is_sharded(parameter) for parameter in model.parameters()):
         raise InputError(
-            f"trainer.strategy: fsdp2 has the embeddings in shards, beside which {method} puts a learned prompt; give ddp"
+            f"trainer.strategy: fsdp2 has the embeddings in shards, beside which {method} puts a learned prompt; "
+            "give ddp"
         )
     trained = [name for name, p in adapted.named_parameters() if p.requires_grad and is_sharded(p)]
     if trained:
         raise InputError(
-            f"trainer.strategy: fsdp2 shards what is frozen, and {method} trains weights of the backbone ({trained[0]}, …); "
-            "give ddp"
+            f"trainer.strategy: fsdp2 shards what is frozen, and {method} trains weights of the backbone "
+            f"({trained[0]}, …); give ddp"
         )

@@ -107,8 +107,8 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     retention = RetentionMonitor({"text": f"{data}/text.txt"}, limit=4, max_length=16)
     task = CausalLM(backbone, methods()[method], optimizer=optimizer, **settings)
     trainer = pl.Trainer(
-        accelerator="cpu", devices=devices, strategy=strategy, max_epochs=2, logger=logger, callbacks=[notes, retention],
-        log_every_n_steps=1, gradient_clip_val=0.5, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", devices=devices, strategy=strategy, max_epochs=2, logger=logger,
+        callbacks=[notes, retention], log_every_n_steps=1, gradient_clip_val=0.5, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
     spectra, log = Spectra(), logging.getLogger("lit_spectral.svd_cache")
@@ -141,10 +141,15 @@ def together(folder, fits, timeout=600):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def fit_or_note(out, **settings):
+    """`fit`, or the line with which it was refused in a file."""
+    try:
+        fit(out=out, **settings)
+    except InputError as error:
+        Path(f"{out}.{os.environ['RANK']}.error").write_text(str(error), encoding="utf-8")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for each in json.loads(Path(sys.argv[1]).read_text()):
-        try:
-            fit(**each)
-        except InputError as error:
-            Path(f"{each['out']}.{os.environ['RANK']}.error").write_text(str(error))
+    for each in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        fit_or_note(**each)

@@ -12,7 +12,7 @@ MATRIX = ["FCLoRA by Gram-Schmidt", "FCLoRA", "LoRA", "MiLoRA", "HiRA", "HiPLoRA
 STRATEGIES = ["fsdp2", "ddp"]
 # Methods that no shards are for, and how the line begins.
 REFUSED = {
-    "FullFineTuning": "trainer.strategy: fsdp2 shards what is frozen, and FullFineTuning trains weights of the backbone",
+    "FullFineTuning": "trainer.strategy: fsdp2 shards what is frozen, and FullFineTuning trains weights of the",
     "DoRA": "trainer.strategy: fsdp2 has weights in shards, which peft reads whole",
     "prompt tuning": "trainer.strategy: fsdp2 has the embeddings in shards, beside which Peft puts a learned prompt",
     "P-tuning": "trainer.strategy: fsdp2 has the embeddings in shards, beside which Peft puts a learned prompt",
