@@ -49,6 +49,8 @@ class Notes(pl.Callback):
     def on_train_start(self, trainer, pl_module):
         self.start = {name: p.detach().clone() for name, p in trainable(pl_module)}
         self.shards = {name: p.to_local().numel() for name, p in pl_module.named_parameters() if is_sharded(p)}
+        modules = list(pl_module.named_modules(remove_duplicate=False))
+        self.twice = [name for name, module in modules if sum(module is other for _, other in modules) > 1]
         self.frozen = {name: p.numel() for name, p in pl_module.named_parameters() if name not in self.start}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -108,8 +110,8 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     task = CausalLM(backbone, methods()[method], optimizer=optimizer, **settings)
     trainer = pl.Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, max_epochs=2, logger=logger,
-        callbacks=[notes, retention], log_every_n_steps=1, gradient_clip_val=0.5, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
+        callbacks=[notes, retention], log_every_n_steps=1, gradient_clip_val=0.5, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     spectra, log = Spectra(), logging.getLogger("lit_spectral.svd_cache")
     log.setLevel(logging.INFO)
@@ -122,6 +124,7 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     said |= {
         "spectra": spectra.counts,
         "state": trained_state(task.model),
+        "twice": notes.twice,
         "shards": notes.shards,
         "frozen": notes.frozen,
     }

@@ -52,6 +52,8 @@ def left(data, decoder_folder, tmp_path_factory):
         for each in fits
         if each["method"] in MATRIX
     ]
+    checkpointed = {"out": str(folder / "checkpointed"), "gradient_checkpointing": True}
+    fits.append(base | checkpointed | {"method": "LoRA", "strategy": "fsdp2", "cache": caches["LoRA"]})
     together(folder, fits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIT_SPECTRAL_CACHE", "")  # to be put back; `fit` sets it
@@ -83,6 +85,7 @@ def test_two_processes_fit_as_one(strategy, method, left):
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4, abs=1e-6)
     assert_alike(two["moved"], one["moved"], tolerance=1e-4)
     assert max(two["outside"]) < 1e-5
+    assert two["twice"] == []  # a module in two places would be sharded twice
     first, second = (read(left, f"{strategy} {method}", rank)["state"] for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -119,3 +122,10 @@ def test_each_spectrum_is_computed_once_and_on_either_process(left):
     assert len(first) == len(second) > 1
     for ours, theirs in zip(first, second, strict=True):
         assert ours[0] == ours[1] == targets // 2 == theirs[0] == theirs[1]
+
+
+@pytest.mark.slow
+def test_layers_that_are_computed_again_are_put_together_again(left):
+    one, two = read(left, "one LoRA"), read(left, "checkpointed")
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert_alike(two["moved"], one["moved"], tolerance=1e-4)
