@@ -85,7 +85,8 @@ def test_two_processes_fit_as_one(strategy, method, left):
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4, abs=1e-6)
     assert_alike(two["moved"], one["moved"], tolerance=1e-4)
     assert max(two["outside"]) < 1e-5
-    assert two["twice"] == []  # a module in two places would be sharded twice
+    # What lies in two places would be sharded twice; peft puts embeddings beside its prompts, and these are refused.
+    assert method in REFUSED or two["twice"] == []
     first, second = (read(left, f"{strategy} {method}", rank)["state"] for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
