@@ -195,7 +195,9 @@ class Task(StoredModule):
                 data.padding_side = check_padding(self.model, data.tokenizer)
 
     def _adapt(self) -> None:
-        model, missing = self.load_model(backbones.fetch(self.backbone))
+        # Lightning's default device is the GPU here, which a backbone that is to be sharded may not fit.
+        with torch.device("cpu") if shards(self._trainer) else nullcontext():
+            model, missing = self.load_model(backbones.fetch(self.backbone))
         if self.gradient_checkpointing:
             _checkpoint_gradients(model)
         encoder = model.base_model
