@@ -7,6 +7,8 @@ its residuals in float64; what does not pass is computed again in a slower and s
     ends:  iteration (top: in float32, then in float64) → `eigh` of the Gram → full SVD → full SVD on the CPU
     inner: the Gram made tridiagonal (large, on the CPU; in float32, then in float64) → `eigh` …
 
+The lower end of a large oblong matrix begins as inner triplets do.
+
 Shape suffixes: `n` batch, `o` the larger side, `i` the smaller, `b` block, `r` rank.
 """
 
@@ -103,6 +105,8 @@ def partial_svd(weight: Tensor, part: Part, rank: int, seed: int = 0) -> Partial
         start_ib = torch.randn(count, block, generator=generator, device="cpu").to(weight.device)
         solvers.append(partial(_top if part == "top" else _bottom, start_ib=start_ib, rank=rank))
     chosen = torch.arange(rank, device=weight.device) + (0 if part == "top" else count - rank)
+    if part == "bottom" and weight.device.type == "cpu" and count >= LARGE and _is_oblong(weight):
+        solvers.insert(0, partial(_from_reduction, chosen=chosen, dtype=torch.float32))
     return _solved(weight, [*solvers, partial(_from_gram, chosen=chosen), partial(_from_full_svd, chosen=chosen)])
 
 
@@ -185,8 +189,8 @@ def _bottom(a_noi: Tensor, start_ib: Tensor, rank: int) -> Solution:
         return whole_nib
 
     block_nib = start_ib.expand(len(a_noi), -1, -1)
-    if a_noi.shape[-2] >= 1.5 * a_noi.shape[-1]:
-        # Such weights seldom have values near 0, so that the inverse bears float32, and pays to be formed.
+    if _is_oblong(a_noi):
+        # The inverse bears float32, and pays to be formed.
         operator = partial(torch.matmul, torch.cholesky_inverse(factor_nii).float())
         block_nib = _leading_eigenvectors(operator, block_nib, rank, PASS / 2)
         # Rounding's share of large singular vectors is small in v, but not in u: one solution removes it.
@@ -293,6 +297,11 @@ def _from_full_svd(a_noi: Tensor, chosen: Tensor) -> Solution:
     u, sigma, v = left[..., chosen], values[..., chosen], right.mT[..., chosen]
     residual = torch.linalg.vector_norm(a_noi.mT @ u - v * sigma.unsqueeze(-2), dim=-2)
     return Solution(u, sigma, v, inner_angle(sigma, residual, values.square(), chosen))
+
+
+def _is_oblong(weight: Tensor) -> bool:
+    """Whether one side is much the larger: such weights seldom have values whose squares float32 loses."""
+    return max(weight.shape[-2:]) >= 1.5 * min(weight.shape[-2:])
 
 
 def _tall(weight: Tensor) -> Tensor:

@@ -107,3 +107,20 @@ def test_random_triplets_are_those_at_the_drawn_places():
 def test_small_matrices_are_not_made_tridiagonal(solved):
     inner_svd(gaussian(40, 30), torch.tensor([3, 1]))
     assert not solved
+
+
+def test_the_lower_end_of_a_large_oblong_matrix_comes_the_same_way(solved):
+    weight = gaussian(800, LARGE)
+    (u, sigma, v), angle = partial_svd(weight, "bottom", 4)
+    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    torch.testing.assert_close(sigma, values[-4:], rtol=1e-9, atol=0)
+    assert max(largest_angle(u, left[:, -4:]), largest_angle(v, right[-4:].T)) <= 1e-4
+    assert angle <= 1e-4
+    assert solved == [torch.float32]
+
+
+def test_a_lower_end_that_float32_loses_is_found_by_the_inverse(solved):
+    weight = with_spectrum(torch.logspace(0, -4, LARGE), 800, LARGE)
+    sigma = partial_svd(weight, "bottom", 4).triplets.sigma
+    torch.testing.assert_close(sigma, torch.linalg.svdvals(weight.double())[-4:], rtol=1e-6, atol=0)
+    assert solved == [torch.float32]
