@@ -53,7 +53,7 @@ def parse(text: str) -> Shape:
     """A name in SHAPES, or six numbers with commas between them; ValueError for anything else."""
     if text in SHAPES:
         return SHAPES[text]
-    numbers = [int(part) for part in text.split(",")]
+    numbers = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
     if len(numbers) != len(Shape._fields) or min(numbers) < 1:
         raise ValueError(f"a shape is one of {', '.join(SHAPES)}, or {','.join(Shape._fields)} in numbers")
     return Shape(*numbers)
