@@ -48,7 +48,8 @@ class Stages:
         finally:
             taken = time.perf_counter() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + taken
-            self.seconds[before] = self.seconds.get(before, 0.0) - taken
+            if before != "start":
+                self.seconds[before] = self.seconds.get(before, 0.0) - taken
             self._now = before
 
     def _watch(self) -> None:
@@ -116,10 +117,10 @@ class StepTimes(Callback):
 
 def run(folder: Path, method: str, steps: int, length: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Load, find spectra twice (the second time from the cache), attach, train, save; figures by name."""
-    stages, requests = Stages(), []  # type: ignore[var-annotated]
+    stages, requests, originals = Stages(), [], {}  # type: ignore[var-annotated]
 
     def timed(name: str, stage: str) -> None:
-        original = getattr(Spectra, name)
+        original = originals[name] = getattr(Spectra, name)
 
         def within(spectra: Spectra, *arguments: Any) -> Any:
             if (name, arguments) not in requests and name != "input_directions":
@@ -162,6 +163,8 @@ def run(folder: Path, method: str, steps: int, length: int, settings: dict[str, 
             file = Path(scratch) / "adapter.ckpt"
             trainer.save_checkpoint(file, weights_only=True)
         written = file.stat().st_size
+    for name, original in originals.items():
+        setattr(Spectra, name, original)
     with stages.stage("cached"):
         again(task, requests)
     trained: list[Tensor] = list(trained_state(task.model).values())
