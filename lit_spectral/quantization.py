@@ -55,10 +55,11 @@ def quantization_config(kind: str, auto_class: Any, source: str, **of_files: Any
     heads = set(parts) - {outline.base_model_prefix} if outline.base_model_prefix in parts else set()
     # What is new is trained, in floats: heads, and the pooler that checkpoints of masked-language models lack.
     kept = [r".*pooler", *sorted(heads)]
+    made: Any = BitsAndBytesConfig
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return made(load_in_8bit=True, llm_int8_skip_modules=kept)
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=kept, **nf4)
+    return made(load_in_4bit=True, llm_int8_skip_modules=kept, **nf4)
 
 
 def compute_with_values(model: nn.Module) -> None:
@@ -69,7 +70,8 @@ def compute_with_values(model: nn.Module) -> None:
     """
     for module in model.modules():
         if is_quantised(module) and not isinstance(module, _WithValues):
-            module.__class__ = _with_values(type(module))
+            kind: Any = type(module)
+            module.__class__ = _with_values(kind)
 
 
 class _WithValues(nn.Module):

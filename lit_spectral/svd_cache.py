@@ -22,7 +22,7 @@ from lit_spectral import tensor_files
 from lit_spectral.errors import InputError
 from lit_spectral.files import locked
 from lit_spectral.linalg import Part, SingularTriplets
-from lit_spectral.partial_svd import check_weight, drawn_places, inner_svd, partial_svd, singular_values
+from lit_spectral.partial_svd import check_weight, drawn_places, inner_svd, partial_svd
 from lit_spectral.paths import cache_folder
 
 __all__ = ["SVDCache"]
@@ -48,18 +48,13 @@ class SVDCache:
             others wait, then read what was written. Where a file can't be read or written its
             spectrum is computed and not kept, which one line says.
 
-    All methods take weights by their module's path and raise InputError, with that path, for one
+    Both methods take weights by their module's path and raise InputError, with that path, for one
     that holds NaN or infinity or has no such rank. They compute what is not on disk in batches of
     one shape, with a progress bar, and log one line.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = Path(folder) if folder is not None else cache_folder("spectra")
-
-    def singular_values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All singular values of each weight (o, i), largest first, (min(o, i),), float32 on the CPU."""
-        found = self._get(weights, {"values": 1}, lambda stack: {"values": {"sigma": singular_values(stack)}})
-        return {name: entries["values"]["sigma"] for name, entries in found.items()}
 
     def singular_triplets(
         self, weights: Mapping[str, Tensor], part: Part, rank: int, seed: int = 0

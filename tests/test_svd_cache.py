@@ -22,14 +22,15 @@ def weight():
 def counted(monkeypatch):
     """How many matrices were decomposed, by call."""
     calls = []
-    for name in ("singular_values", "partial_svd", "inner_svd"):
+    for name in ("partial_svd", "inner_svd"):
         original = getattr(svd_cache, name)
         monkeypatch.setattr(svd_cache, name, lambda w, *args, f=original: calls.append(len(w)) or f(w, *args))
     return calls
 
 
 def values(cache, *weights):
-    return list(cache.singular_values({f"layer.{i}": w for i, w in enumerate(weights)}).values())
+    named = {f"layer.{index}": weight for index, weight in enumerate(weights)}
+    return [found.sigma for found in cache.singular_triplets(named, "top", min(weights[0].shape)).values()]
 
 
 def triplets(cache, weight, *args, **kwargs):
@@ -148,7 +149,7 @@ def test_results_are_float32_even_of_float64_weights(tmp_path, weight):
 def test_an_unfit_weight_is_named_and_nothing_is_computed(tmp_path, weight, counted):
     bad = torch.full((12, 8), torch.nan)
     with pytest.raises(InputError, match=r"^encoder\.0\.query: .*NaN"):
-        SVDCache(tmp_path).singular_values({"encoder.1.query": weight, "encoder.0.query": bad})
+        SVDCache(tmp_path).singular_triplets({"encoder.1.query": weight, "encoder.0.query": bad}, "top", 1)
     assert not counted
 
 
@@ -230,15 +231,15 @@ def test_damaged_files_that_are_mended_are_told_in_one_line(tmp_path, weight, ca
 
 
 def compute_when_all_are_ready(folder, weight, ready, calls):
-    original = svd_cache.singular_values
+    original = svd_cache.partial_svd
 
-    def slow(stacked):
+    def slow(stacked, *options):
         with calls.get_lock():
             calls.value += len(stacked)
         time.sleep(0.3)  # for the other to find nothing on disk and meet the lock
-        return original(stacked)
+        return original(stacked, *options)
 
-    svd_cache.singular_values = slow
+    svd_cache.partial_svd = slow
     ready.wait()
     values(SVDCache(folder), weight)
 

@@ -42,7 +42,8 @@ class PeftChange(Change):
     def _change(self, x: Tensor) -> Tensor:
         """Rows of x (n, in) times ΔWᵀ, (n, out), float32."""
         layer = self.layer
-        dtype = self.base_layer.weight.dtype
+        weight: Any = self.base_layer.weight
+        dtype: torch.dtype = weight.dtype
         if is_quantised(self.base_layer) or dtype in {torch.bfloat16, torch.float16}:
             # The outputs of layer and base differ by less than these round them to.
             layer, dtype = copy.deepcopy(layer).float(), torch.float32

@@ -102,7 +102,8 @@ def _values_of_codes(module: Any) -> Tensor:
     if weight.dtype == torch.int8:
         # Where the scale of a row lies depends on whether the map has been used.
         scale = weight.SCB if getattr(weight, "SCB", None) is not None else module.state.SCB
-        return weight.detach().as_subclass(Tensor).float() * (scale.float() / 127).unsqueeze(1)
+        scaled: Tensor = weight.detach().as_subclass(Tensor).float() * (scale.float() / 127).unsqueeze(1)
+        return scaled
     from bitsandbytes.functional import dequantize_4bit
 
     values: Tensor = dequantize_4bit(weight.detach(), weight.quant_state)
