@@ -5,9 +5,12 @@ import json
 import logging
 import shutil
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import Watch
+from harness_tasks import data, quick  # noqa: F401 (fixtures)
+from lit_spectral.datamodules import PromptedText
 from test_methods import METHODS
 from test_odd_weights import METHODS as BOUNDED
 from test_odd_weights import outside
@@ -16,7 +19,9 @@ from lit_spectral.adapters import adapters, fold, named_changes, trained_state
 from lit_spectral.adapters.linear import is_quantised, weight_matrix
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
+from lit_spectral.evaluation import command as evaluation
 from lit_spectral.methods import FCLoRA, FullFineTuning, HiPLoRA, HiRA, LoRA, MiLoRA, Peft
+from lit_spectral.retention import command as retention
 from lit_spectral.tasks import CausalLM, SequenceClassification, Task
 
 KINDS = ["nf4", "int8"]
@@ -242,3 +247,22 @@ def test_a_trainers_precision_leaves_codes_alone(backbone_folder, train, kind, p
     train(None, task=task, precision=precision, max_steps=2)
     kinds = {module.weight.dtype for module in coded(task.model).values()}
     assert kinds == {torch.uint8 if kind == "nf4" else torch.int8}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_on_codes_is_trained_evaluated_and_what_it_kept_is_measured(decoder_folder, data, tmp_path, kind):
+    task = CausalLM(decoder_folder(), FCLoRA(rank=2), quantization=kind, gradient_checkpointing=True)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = pl.Trainer(max_steps=2, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer.fit(task, PromptedText(str(data), "{question}", "{reply}", batch_size=8, validation_rows=8))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    place = ["--include_path", str(data), "--output_path", str(tmp_path / "results.json")]
+    evaluation.run(["--checkpoint", str(tmp_path / "last.ckpt"), "--tasks", "tiny_text", *place])
+    found = json.loads((tmp_path / "results.json").read_text())["results"]["tiny_text"]
+    assert 1 < found["word_perplexity,none"] < float("inf")
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and then the dog ran\n" * 20)
+    retention.run(["--checkpoint", str(tmp_path / "last.ckpt"), "--corpora", str(tmp_path / "text.txt"),
+                   "--output_path", str(tmp_path / "kept.json"), "--max_length", "16"])  # fmt: skip
+    kept = json.loads((tmp_path / "kept.json").read_text())["retention"]
+    assert kept
+    assert all(0 <= float(value) < float("inf") for value in kept.values())

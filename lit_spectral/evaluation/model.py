@@ -107,7 +107,7 @@ class CheckpointLM(AdaptedLM):
             raise InputError("give --checkpoint FILE, or --backbone FOLDER for a backbone as it came")
         if fold:
             fold_changes(task.model)
-        super().__init__(task.model.to(usable_device(device)), task.backbone, about, **options)
+        super().__init__(task.to(usable_device(device)).model, task.backbone, about, **options)
 
 
 def identity(task: Task) -> dict[str, Any]:
