@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch import Callback
@@ -28,7 +29,7 @@ class SettingsParser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         """As jsonargparse's, which hands null on to the parser of a class within a class as the text None."""
-        given = [re.sub("=None$", "=null", arg) for arg in args] if isinstance(args, list) else args
+        given = [re.sub("=None$", "=null", arg) for arg in _of_torch(args)] if isinstance(args, list) else args
         return super().parse_args(given, *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -37,6 +38,17 @@ class SettingsParser(LightningArgumentParser):
             super().error(message, ex)
         flags = [flag for action in self._actions for flag in action.option_strings]
         raise InputError(_in_short(message, flags)) from ex
+
+
+def _of_torch(args: list[str]) -> list[str]:
+    """Flags in which an optimizer's short name is torch's: bitsandbytes, once imported, has others so named."""
+    written: list[str] = []
+    for arg in args:
+        flag, joined, name = arg.rpartition("=") if "=" in arg else (written[-1] if written else "", "", arg)
+        if re.fullmatch(r"--model(\.init_args)?\.optimizer(\.class_path)?", flag) and hasattr(torch.optim, name):
+            arg = f"{flag}=torch.optim.{name}" if joined else f"torch.optim.{name}"
+        written.append(arg)
+    return written
 
 
 class ConfigFile(ActionConfigFile):
@@ -248,7 +260,9 @@ def _classes(class_path: str, key: str) -> list[str]:
         each = left.pop()
         left += each.__subclasses__()
         package = sys.modules.get(each.__module__.rpartition(".")[0])
-        # What a package exports is meant to be named; its bases aren't.
+        # What a package exports is meant to be named; its bases aren't, nor what bitsandbytes brings unasked.
+        if each.__module__.startswith("bitsandbytes."):
+            continue
         if each is not base and not inspect.isabstract(each) and getattr(package, each.__name__, None) is each:
             found.append(each.__name__)
     return found

@@ -8,7 +8,7 @@ import shutil
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import Watch
+from conftest import CONFIGS, Watch
 from harness_tasks import data, quick  # noqa: F401 (fixtures)
 from lit_spectral.datamodules import PromptedText
 from test_methods import METHODS
@@ -18,6 +18,7 @@ from test_odd_weights import outside
 from lit_spectral.adapters import adapters, fold, named_changes, trained_state
 from lit_spectral.adapters.linear import is_quantised, weight_matrix
 from lit_spectral.checkpoint import load
+from lit_spectral.cli import SpectralCLI
 from lit_spectral.errors import InputError
 from lit_spectral.evaluation import command as evaluation
 from lit_spectral.methods import FCLoRA, FullFineTuning, HiPLoRA, HiRA, LoRA, MiLoRA, Peft
@@ -210,6 +211,16 @@ def test_hira_says_what_it_multiplies_with(backbone_folder, caplog):
 def test_what_can_not_be_is_refused(backbone_folder, settings, message):
     with pytest.raises(InputError, match=message):
         built(backbone_folder("bert"), **settings)
+
+
+@pytest.mark.parametrize("flags", [["--model.optimizer", "SGD"], ["--model.optimizer=SGD"]])
+def test_an_optimizers_short_name_is_torchs_whatever_is_imported(flags, monkeypatch, tmp_path):
+    import bitsandbytes  # noqa: F401
+
+    monkeypatch.chdir(tmp_path)
+    cli = SpectralCLI([f"--config={CONFIGS / 'fclora_roberta_mrpc.yaml'}", *flags], run=False)
+    optimizer = cli.model.optimizer([torch.zeros(1, requires_grad=True)])
+    assert type(optimizer) is torch.optim.SGD
 
 
 def test_without_bitsandbytes_the_remedy_is_named(monkeypatch, backbone_folder):

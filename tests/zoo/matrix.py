@@ -33,7 +33,8 @@ Proj-LoRA and HiP-LoRA ignore one by default (`input_rank`), as they do where no
 | --- | --- | --- | --- | --- |
 """
 TAIL = """
-Refused, each in one line: quantised maps and others that don't compute W x + b from floating-point weights;
+Refused, each in one line: quantised maps other than bitsandbytes' (docs/scaling.md), and others that don't compute
+W x + b from floating-point weights;
 target modules that text does not reach, such as a vision tower; rows whose result depends on the padding beside
 them, which is what prompt and P-tuning of peft do to the classes of decoders (one row at a time goes); RoBERTa
 and XLM-R whose config names no padding token, and T5 and BART where the end of a text pads it; LoRA and DoRA of
