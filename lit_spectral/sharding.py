@@ -83,7 +83,8 @@ def shared_out(compute: Callable[[Mapping[str, Tensor]], dict[str, T]], weights:
     Raises:
         InputError: as `compute`, on all processes.
     """
-    if not any(is_sharded(weight) for weight in weights.values()):
+    # All are or none: a look at each would make those of quantised maps.
+    if not weights or not is_sharded(next(iter(weights.values()))):
         return compute(weights)
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     found: dict[str, T] = {}
