@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -109,6 +111,18 @@ def test_a_mistake_is_one_line(place, section, command, begins):
     assert (status, len(lines)) == (2, 1)
     assert lines[0].startswith(f"error: {begins}")
     assert len(lines[0]) <= LONGEST
+
+
+@pytest.mark.slow
+def test_arguments_that_torchs_ddp_refuses_are_one_line(place):
+    """In a process of its own: one that takes part in a group leaves its port to those that it starts."""
+    folder, before, _ = place
+    flags = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.find_unused_parameters=perhaps"]
+    command = [sys.executable, "-m", "lit_spectral", "fit", *before["encoder"], *flags]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith(("error:", "Traceback"))]
+    assert done.returncode == 2
+    assert line.startswith("error: trainer: distributed refused its settings: __init__(): incompatible")
 
 
 @pytest.mark.parametrize("flags", ACCEPTED)

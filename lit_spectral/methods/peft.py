@@ -61,7 +61,8 @@ class Peft(Method):
         self._tuner, self._steps = None, 0
         config = self._peft_config(model, encoder)
         model.requires_grad_(False)
-        before = {id(parameter): float(parameter.double().sum()) for parameter in model.parameters()}
+        theirs = list(model.parameters())  # held, since peft makes 8-bit ones anew, and an id would be another's then
+        before = {id(parameter): float(parameter.double().sum()) for parameter in theirs}
         try:
             with refusals_of("method.config", "give other fields, of those that peft takes for this peft_type"):
                 wrapped: Any = peft.get_peft_model(model, config)
