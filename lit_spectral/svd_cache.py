@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 # Bytes that a batch may take while it is decomposed. A CPU gains nothing by what its caches don't hold.
 WORKSPACE = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+# Threads that hash weights, each of which may be a copy: one that was made of codes, or lies on a GPU.
+MOST_THREADS = 8
 
 
 class SVDCache:
@@ -85,7 +87,8 @@ class SVDCache:
             count = min(stack.shape[-2:])
             places, around = drawn_places(count, rank, seed), [_neighbours(level, count) for level in levels.values()]
             more = sorted({place for pair in around for place in pair} - set(places.tolist()))
-            u, sigma, v = inner_svd(stack, torch.cat([places, torch.tensor(more, dtype=places.dtype)])).triplets
+            # On the CPU, as the draw: Lightning's default device is the GPU while a model is configured.
+            u, sigma, v = inner_svd(stack, torch.cat([places, torch.tensor(more, device="cpu").long()])).triplets
             at = {place: sigma[:, index] for index, place in enumerate([*places.tolist(), *more])}
             results = {draw: {"u": u[..., :rank], "sigma": sigma[..., :rank], "v": v[..., :rank]}} if rank else {}
             for (name, level), (low, high) in zip(levels.items(), around, strict=True):
@@ -177,7 +180,7 @@ def _digests(weights: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, _
         weight = weights[name]
         return tensor_files.content_digest(weight), (weight.shape, weight.dtype, weight.device)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         found = dict(zip(weights, pool.map(look, weights), strict=True))
     return {name: digest for name, (digest, _) in found.items()}, dict(found.values())
 

@@ -78,7 +78,7 @@ class Reduction:
         )
         if failed:
             raise LinAlgError("inverse iteration with the tridiagonal matrix did not converge")
-        result = torch.empty(len(self._diagonal), len(places), dtype=torch.float64)
+        result = torch.empty(len(self._diagonal), len(places), dtype=torch.float64, device="cpu")
         result[:, order] = torch.from_numpy(vectors)
         return result
 

@@ -288,3 +288,18 @@ def test_what_is_missing_beside_what_is_kept_is_computed_and_that_left_alone(tmp
     assert path.stat().st_mtime_ns == before
     torch.testing.assert_close(drawn["layer"].sigma, partial_svd(weight, "random", 3, 1).triplets.sigma.float())
     assert counted == [1, 1]
+
+
+@pytest.mark.parametrize("side", [8, 520])
+def test_spectra_are_found_whatever_the_default_device_is(tmp_path, side):
+    """While a model is configured Lightning's is the GPU; on `meta` what is made there has no values."""
+    weight = torch.randn(side + 4, side, generator=torch.Generator().manual_seed(2))
+    expected = SVDCache(tmp_path / "cpu").drawn({"layer": weight}, 2, 0, [0.3])
+    with torch.device("meta"):
+        found = SVDCache(tmp_path / "other").drawn({"layer": weight}, 2, 0, [0.3])
+        top = SVDCache(tmp_path / "other").singular_triplets({"layer": weight}, "top", 2)["layer"]
+        bottom = SVDCache(tmp_path / "other").singular_triplets({"layer": weight}, "bottom", 2)["layer"]
+    assert torch.equal(found[0]["layer"].sigma, expected[0]["layer"].sigma)
+    assert found[1] == expected[1]
+    values = torch.linalg.svdvals(weight)
+    torch.testing.assert_close(torch.cat([top.sigma, bottom.sigma]), values[[0, 1, -2, -1]], rtol=1e-4, atol=1e-4)
