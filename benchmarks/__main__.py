@@ -1,7 +1,7 @@
 """Ours beside peft's, interleaved in one process: ratios with their spread, beside the aims.
 
     python -m benchmarks [--sizes tiny base 7b-block] [--dtypes bfloat16 float32] [--rows lora fclora …]
-                         [--rounds 10] [--json benchmarks.json]
+                         [--rounds 10] [--json benchmarks.json] [--nf4]
 
 Every contender takes one step in every round, in an order that turns; a ratio is that of two times of
 one round, and the table gives the median and the quartiles over the rounds. Nothing else may run on
@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import platform
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -84,18 +85,25 @@ class Report:
         spread = f"{found.low:.3f} to {found.high:.3f}" if found.rounds > 1 else ""
         print(f"| {where} | {what} | {against} | {found.median:.3f} | {spread} | {verdict} |", flush=True)
 
+    def rate(self, where: str, what: str, tokens: float) -> None:
+        """One line of tokens a second."""
+        self.lines.append({"where": where, "what": what, "tokens a second": tokens})
+        print(f"| {where} | {what}, tokens a second | | {tokens:,.0f} | | |", flush=True)
 
-def measure_steps(name: str, dtype: torch.dtype, rows: list[str], rounds: int, report: Report) -> None:
-    """All rows of one backbone in one dtype."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where, encoder = f"{name} {str(dtype).removeprefix('torch.')}", models.is_encoder(name)
-    model, batch = models.build(name, dtype, device), models.batch(name, device)
+
+def measure_steps(name: str, dtype: torch.dtype, nf4: bool, rows: list[str], rounds: int, report: Report) -> None:
+    """All rows of one backbone in one dtype, or with its maps in nf4."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else once.CPU
+    where, encoder = f"{name} {'nf4' if nf4 else str(dtype).removeprefix('torch.')}", models.is_encoder(name)
+    model, batch = models.build(name, dtype, device, nf4), models.batch(name, device)
     wanted = {side for row, mine, theirs, _ in STEPS if row in rows for side in (mine, theirs)}
     wanted |= {side for row, _, mine, theirs, _ in COUNTS if row in rows for side in (mine, theirs)}
     wanted |= {"no adapter"} if wanted else set()
     taking = {label: CONTENDERS[label](model, batch) for label in CONTENDERS if label in wanted}
 
     seconds = in_turn({label: contender.step for label, contender in taking.items()}, rounds, device)
+    for label, taken in seconds.items():
+        report.rate(where, label, batch["input_ids"].numel() / statistics.median(taken))
     for row, mine, theirs, aims in STEPS:
         if row in rows:
             aim = aims[0] if encoder else aims[1]
@@ -148,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(models.SIZES), default=["base"])
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
+    parser.add_argument("--nf4", action="store_true", help="maps of the backbone in bitsandbytes' nf4")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--rounds", type=int, default=8, help="in which every contender takes one step")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"))
@@ -164,7 +173,7 @@ def main() -> None:
         for name in models.SIZES[size]:
             if set(options.rows) - set(ONCE):
                 for dtype in options.dtypes:
-                    measure_steps(name, getattr(torch, dtype), options.rows, options.rounds, report)
+                    measure_steps(name, getattr(torch, dtype), options.nf4, options.rows, options.rounds, report)
             if set(options.rows) & set(ONCE):
                 measure_once(name, options.rows, options.rounds, report)
     if "help" in options.rows:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_spectral.adapters import adapters, find_targets, named_changes
 from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA, Method, MiLoRA, PiSSA
+from lit_spectral.quantization import compute_with_values
 from lit_spectral.tasks.penalties import add_budget_gradients, budget_penalty, pull_to_orthogonality
 
 __all__ = ["CONTENDERS", "Contender", "copied"]
@@ -89,6 +90,7 @@ def ours(method: Method, monitored: bool = True) -> Callable[[nn.Module, dict[st
 
     def make(model: nn.Module, batch: dict[str, Any]) -> Contender:
         model = copied(model)
+        compute_with_values(model)
         method.apply(model, model.base_model)  # type: ignore[arg-type]
         attached = adapters(model)
         penalised = [adapter for adapter in attached if adapter.penalty_weight > 0]

@@ -115,7 +115,7 @@ class StepTimes(Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-def run(folder: Path, method: str, steps: int, length: int, settings: dict[str, Any]) -> dict[str, Any]:
+def run(folder: Path, method: str, steps: int, length: int, strategy: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Load, find spectra twice (the second time from the cache), attach, train, save; figures by name."""
     stages, requests, originals = Stages(), [], {}  # type: ignore[var-annotated]
 
@@ -149,6 +149,7 @@ def run(folder: Path, method: str, steps: int, length: int, settings: dict[str, 
         trainer = Trainer(
             accelerator="auto",
             devices=1,
+            strategy=strategy,
             max_epochs=1,
             callbacks=[times],
             logger=False,
@@ -174,6 +175,7 @@ def run(folder: Path, method: str, steps: int, length: int, settings: dict[str, 
         "total": stages.total,
         "steps": times.seconds,
         "losses": times.losses,
+        "gpu": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
         "file": written,
         "adapter": sum(tensor.nbytes for tensor in trained),
         "widened": narrow,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import torch
@@ -44,8 +45,21 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int, int]] = {
         2,
         256,
     ),
+    "7b-width": (
+        "llama",
+        DECODER | {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 32}
+        | {"intermediate_size": 11008},
+        4,
+        1024,
+    ),
 }  # fmt: skip
-SIZES = {"tiny": ["tiny-encoder", "tiny-decoder"], "base": ["mpnet", "smollm2"], "7b-block": ["7b-block"]}
+# Blocks of Llama-2-7B, by one and by eight: the latter fill a GPU with work.
+SIZES = {
+    "tiny": ["tiny-encoder", "tiny-decoder"],
+    "base": ["mpnet", "smollm2"],
+    "7b-block": ["7b-block"],
+    "7b-width": ["7b-width"],
+}
 
 
 def is_encoder(name: str) -> bool:
@@ -53,18 +67,30 @@ def is_encoder(name: str) -> bool:
     return SHAPES[name][0] != "llama"
 
 
-def build(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The frozen model with its head and its loss, in training mode."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+def build(name: str, dtype: torch.dtype, device: torch.device, nf4: bool = False) -> nn.Module:
+    """The frozen model with its head and its loss, in training mode; its maps in bitsandbytes' nf4 if asked for."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     kind, fields, *_ = SHAPES[name]
     config = AutoConfig.for_model(kind, **fields)
     torch.manual_seed(0)
     auto: Any = AutoModelForCausalLM if kind == "llama" else AutoModelForSequenceClassification
-    model: nn.Module = auto.from_config(config).to(device, dtype).requires_grad_(False).train()
+    with device:
+        model = auto.from_config(config, dtype=dtype)
+    if nf4:
+        codes = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = auto.from_pretrained(folder, dtype=dtype, device_map={"": device}, quantization_config=codes)
+    model.requires_grad_(False).train()
     # As CausalLM scores: labels are shifted already, and cover the answer at the end alone.
     model.loss_function = lambda logits, labels, **_: F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())  # type: ignore[assignment]
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def batch(name: str, device: torch.device) -> dict[str, Any]:

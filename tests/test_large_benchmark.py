@@ -30,7 +30,7 @@ def test_a_folder_is_written_once_and_again_for_another_shape(tmp_path):
 
 @pytest.mark.parametrize("text", ["9b", "1,2,3", "64,160,0,4,2,128"])
 def test_another_shape_is_refused(text):
-    with pytest.raises(ValueError, match="a shape is one of 8b, 1b, tiny, or hidden,"):
+    with pytest.raises(ValueError, match="a shape is one of 8b, 7b-width, 1b, tiny, or hidden,"):
         parse(text)
 
 
