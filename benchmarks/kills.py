@@ -39,7 +39,7 @@ LOGGED = ["--trainer.logger.init_args.save_dir=.", "--trainer.logger.init_args.n
 LOGGED += ["--trainer.logger.init_args.version=run", "--save_every_n_steps=2"]
 CACHED = """
 import torch
-from lit_spectral.svd_cache import SVDCache
+from lit_spectral.spectra.cache import SVDCache
 torch.manual_seed(0)
 SVDCache("spectra").singular_triplets({f"layer{i}": torch.randn(300, 300) for i in range(300)}, "top", 64)
 """

@@ -26,9 +26,9 @@ from transformers import AutoModel
 from lit_spectral.adapters import find_targets
 from lit_spectral.adapters.linear import weight_matrix
 from lit_spectral.backbones import load_model
-from lit_spectral.linalg import Part, SingularTriplets
-from lit_spectral.partial_svd import partial_svd, singular_values
-from lit_spectral.svd_cache import SVDCache
+from lit_spectral.spectra import Part, SingularTriplets
+from lit_spectral.spectra.cache import SVDCache
+from lit_spectral.spectra.partial_svd import partial_svd, singular_values
 from lit_spectral.terminal import print_anything
 
 

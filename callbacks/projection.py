@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.hooks import RemovableHandle
 
-from lit_spectral import linalg
 from lit_spectral.adapters import Adapter, FactoredAdapter, adapters
 from lit_spectral.adapters.stacking import group_by_shape, singular_values, stack_factors
 from lit_spectral.errors import InputError
+from lit_spectral.spectra import linalg
 
 __all__ = ["FactorRetraction", "SigmaClamp", "SpectralBall", "projector"]
 

@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_spectral.callbacks.logged_curve import logged_step
 from torch import Tensor
 
-from lit_spectral import linalg
 from lit_spectral.adapters import Change, Factors, named_changes
 from lit_spectral.adapters.stacking import grams, singular_values, spectral_norms
 from lit_spectral.errors import check_at_least
+from lit_spectral.spectra import linalg
 
 __all__ = ["SpectralMonitor"]
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from lit_spectral import tiny
 from lit_spectral.errors import InputError, nearest, reason_of
-from lit_spectral.linalg import all_finite
 from lit_spectral.quantization import check_quantization, compute_with_values, quantization_config
+from lit_spectral.spectra.linalg import all_finite
 
 __all__ = ["AS_IT_COMES", "BUILT_IN", "Loading", "fetch", "load_model", "load_tokenizer", "tell_padding"]
 

@@ -113,7 +113,7 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
         callbacks=[notes, retention], log_every_n_steps=1, gradient_clip_val=0.5, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    spectra, log = Spectra(), logging.getLogger("lit_spectral.svd_cache")
+    spectra, log = Spectra(), logging.getLogger("lit_spectral.spectra.cache")
     log.setLevel(logging.INFO)
     log.addHandler(spectra)
     trainer.fit(task, rows_of(data), ckpt_path=resume)

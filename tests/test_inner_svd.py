@@ -2,9 +2,9 @@ import pytest
 import torch
 from test_partial_svd import gaussian, largest_angle, with_spectrum
 
-from lit_spectral import partial_svd as module
-from lit_spectral.partial_svd import drawn_places, inner_svd, partial_svd
-from lit_spectral.ritz import LARGE
+from lit_spectral.spectra import partial_svd as module
+from lit_spectral.spectra.partial_svd import drawn_places, inner_svd, partial_svd
+from lit_spectral.spectra.ritz import LARGE
 
 PLACES = torch.tensor([300, 4, 255, 256, 0])
 

@@ -8,9 +8,9 @@ from lit_spectral.callbacks import HeldBackbone
 
 from lit_spectral.adapters import adapters, find_targets, trained_state
 from lit_spectral.errors import InputError
-from lit_spectral.input_directions import leading_input_directions
 from lit_spectral.methods import SORSA, FCLoRA, HiPLoRA, LoRA, PiSSA, ProjLoRA
 from lit_spectral.reading import Reading
+from lit_spectral.spectra.input_directions import leading_input_directions
 from lit_spectral.tasks import SequenceClassification
 
 

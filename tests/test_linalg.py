@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lit_spectral import linalg
+from lit_spectral.spectra import linalg
 
 
 def factors(n=3, out=40, rank=6, into=30, seed=0):

@@ -9,11 +9,11 @@ from conftest import Watch
 from lit_spectral.callbacks import HeldBackbone
 from test_methods import OURS
 
-from lit_spectral import linalg
 from lit_spectral.adapters import adapters
 from lit_spectral.adapters.stacking import stack_factors
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, HiPLoRA, LoRA, PiSSA, ProjLoRA
+from lit_spectral.spectra import linalg
 from lit_spectral.tasks import SequenceClassification
 
 METHODS = OURS | {

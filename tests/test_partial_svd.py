@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lit_spectral import partial_svd as module
-from lit_spectral.partial_svd import partial_svd, singular_values
+from lit_spectral.spectra import partial_svd as module
+from lit_spectral.spectra.partial_svd import partial_svd, singular_values
 
 RANK = 4
 

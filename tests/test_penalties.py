@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_spectral import linalg
 from lit_spectral.adapters import SVDAdapter
+from lit_spectral.spectra import linalg
 from lit_spectral.tasks import penalties
 
 

@@ -129,7 +129,7 @@ def test_every_method_starts_at_the_backbone_trains_and_leaves_its_codes_alone(b
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_spectra_are_those_of_the_values_and_are_computed_once(backbone_folder, caplog, kind):
-    caplog.set_level(logging.INFO, "lit_spectral.svd_cache")
+    caplog.set_level(logging.INFO, "lit_spectral.spectra.cache")
     for _ in range(2):
         task = built(backbone_folder("bert"), FCLoRA(rank=4, seed=KINDS.index(kind) + 50), kind=kind)
     adapter = adapters(task.model)[0]

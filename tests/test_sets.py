@@ -5,9 +5,9 @@ import torch
 from conftest import Watch, scalars
 from lit_spectral.callbacks import HeldBackbone, SigmaClamp, SpectralBall
 
-from lit_spectral import linalg
 from lit_spectral.adapters import adapters, trained_state
 from lit_spectral.methods import SORSA, FCLoRA, HiPLoRA, LoRA, MiLoRA, PiSSA, ProjLoRA
+from lit_spectral.spectra import linalg
 from lit_spectral.tasks import SequenceClassification
 
 CONFINED = [HiPLoRA(rank=4, principal_rank=6), ProjLoRA(rank=4, principal_rank=6)]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import another_user
 
-from lit_spectral import svd_cache, tensor_files
+from lit_spectral import tensor_files
 from lit_spectral.errors import InputError
-from lit_spectral.partial_svd import partial_svd
-from lit_spectral.svd_cache import SVDCache
+from lit_spectral.spectra import cache as module
+from lit_spectral.spectra.cache import SVDCache
+from lit_spectral.spectra.partial_svd import partial_svd
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def counted(monkeypatch):
     """How many matrices were decomposed, by call."""
     calls = []
     for name in ("partial_svd", "inner_svd"):
-        original = getattr(svd_cache, name)
-        monkeypatch.setattr(svd_cache, name, lambda w, *args, f=original: calls.append(len(w)) or f(w, *args))
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda w, *args, f=original: calls.append(len(w)) or f(w, *args))
     return calls
 
 
@@ -56,7 +57,7 @@ def test_weights_of_one_shape_are_decomposed_together(tmp_path, weight, counted)
 
 
 def test_a_batch_takes_bounded_memory(tmp_path, weight, counted, monkeypatch):
-    monkeypatch.setitem(svd_cache.WORKSPACE, "cpu", 8 * (2 * 12 * 8 + 4 * 8**2) * 2)
+    monkeypatch.setitem(module.WORKSPACE, "cpu", 8 * (2 * 12 * 8 + 4 * 8**2) * 2)
     values(SVDCache(tmp_path), *(weight + i for i in range(5)))
     assert counted == [2, 2, 1]
 
@@ -159,11 +160,11 @@ def test_a_rank_above_the_matrix_is_named(tmp_path, weight):
 
 
 def test_one_line_says_what_was_done(tmp_path, weight, caplog):
-    caplog.set_level(logging.INFO, svd_cache.__name__)
+    caplog.set_level(logging.INFO, module.__name__)
     cache = SVDCache(tmp_path)
     values(cache, weight)
     values(cache, weight, weight + 1)
-    assert [record.name for record in caplog.records] == [svd_cache.__name__] * 2
+    assert [record.name for record in caplog.records] == [module.__name__] * 2
     assert "2 matrices: 1 computed" in caplog.messages[1]
     assert "1 from the cache" in caplog.messages[1]
 
@@ -231,7 +232,7 @@ def test_damaged_files_that_are_mended_are_told_in_one_line(tmp_path, weight, ca
 
 
 def compute_when_all_are_ready(folder, weight, ready, calls):
-    original = svd_cache.partial_svd
+    original = module.partial_svd
 
     def slow(stacked, *options):
         with calls.get_lock():
@@ -239,7 +240,7 @@ def compute_when_all_are_ready(folder, weight, ready, calls):
         time.sleep(0.3)  # for the other to find nothing on disk and meet the lock
         return original(stacked, *options)
 
-    svd_cache.partial_svd = slow
+    module.partial_svd = slow
     ready.wait()
     values(SVDCache(folder), weight)
 

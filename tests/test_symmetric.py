@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lit_spectral.symmetric import Reduction, symmetric_product
+from lit_spectral.spectra.symmetric import Reduction, symmetric_product
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -7,11 +7,11 @@ from conftest import Watch, scalars
 from lit_spectral.callbacks import SigmaClamp, SpectralBall, SpectralMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_spectral import linalg
 from lit_spectral.adapters import adapters, trained_state
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, FullFineTuning, HiLoRA, LoRA
+from lit_spectral.spectra import linalg
 from lit_spectral.tasks import MaskedLM, SequenceClassification
 
 BOUNDED = {

@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks.weight_averaging import EMAWeightAveraging, Wei
 from lit_spectral.datamodules import GLUE
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lit_spectral import linalg
 from lit_spectral.adapters import adapters, trained_state
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, FullFineTuning, HiPLoRA, LoRA, Peft
+from lit_spectral.spectra import linalg
 from lit_spectral.tasks import SequenceClassification
 
 DECAY = 0.8

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Factors
 from lit_spectral.adapters.low_rank import FactoredAdapter
-from lit_spectral.linalg import SingularTriplets
+from lit_spectral.spectra import SingularTriplets
 
 __all__ = ["DifferenceAdapter", "SVDDifferenceAdapter", "StartedAdapter"]
 

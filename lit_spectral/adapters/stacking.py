@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_spectral import linalg
 from lit_spectral.adapters.base import Change, Factors
+from lit_spectral.spectra import linalg
 
 __all__ = ["grams", "group_by_shape", "singular_values", "spectral_norms", "stack_factors"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Bounded, Budget, Factors
 from lit_spectral.adapters.low_rank import LowRankAdapter
-from lit_spectral.linalg import SingularTriplets
+from lit_spectral.spectra import SingularTriplets
 
 __all__ = ["TwoChannelAdapter"]
 

@@ -15,11 +15,11 @@ from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
 from lit_spectral.adapters.linear import linear_shape, weight_matrix
 from lit_spectral.adapters.targets import left_out
 from lit_spectral.errors import InputError, check_at_least, check_at_most, check_positive
-from lit_spectral.input_directions import leading_input_directions
-from lit_spectral.linalg import Part, SingularTriplets
 from lit_spectral.reading import Reading
 from lit_spectral.sharding import shared_out
-from lit_spectral.svd_cache import SVDCache
+from lit_spectral.spectra import Part, SingularTriplets
+from lit_spectral.spectra.cache import SVDCache
+from lit_spectral.spectra.input_directions import leading_input_directions
 
 __all__ = [
     "Bound",

@@ -12,8 +12,8 @@ from lit_spectral.adapters import SVDAdapter
 from lit_spectral.adapters.linear import linear_shape
 from lit_spectral.adapters.svd import SigmaMode
 from lit_spectral.errors import InputError, check_at_least, check_positive
-from lit_spectral.linalg import SingularTriplets
 from lit_spectral.methods.base import Bound, LowRankMethod, Site, quantile_of, resolve_bound
+from lit_spectral.spectra import SingularTriplets
 
 __all__ = ["FCLoRA", "HiLoRA"]
 

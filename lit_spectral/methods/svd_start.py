@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from lit_spectral.adapters import DifferenceAdapter, SVDDifferenceAdapter
 from lit_spectral.errors import check_at_least
-from lit_spectral.linalg import Part
 from lit_spectral.methods.base import LowRankMethod, ScaledMethod, Site
+from lit_spectral.spectra import Part
 
 __all__ = ["SORSA", "MiLoRA", "PiSSA", "RandomSVDLoRA"]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lit_spectral import linalg
 from lit_spectral.adapters import Adapter
+from lit_spectral.spectra import linalg
 
 __all__ = [
     "add_budget_gradients",

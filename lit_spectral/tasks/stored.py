@@ -13,8 +13,8 @@ from lit_spectral.adapters import refuse_folded, trained_state
 from lit_spectral.backbones import Loading
 from lit_spectral.checkpoint_file import read, saved_by_task, tensor_digests
 from lit_spectral.errors import InputError
-from lit_spectral.linalg import all_finite
 from lit_spectral.progress import seed_step
+from lit_spectral.spectra.linalg import all_finite
 from lit_spectral.tasks import rebuild, resume
 from lit_spectral.tasks.averaging import put_averages
 from lit_spectral.tasks.fit_check import check_checkpoint

@@ -21,9 +21,9 @@ from torch import Tensor
 from lit_spectral import tensor_files
 from lit_spectral.errors import InputError
 from lit_spectral.files import locked
-from lit_spectral.linalg import Part, SingularTriplets
-from lit_spectral.partial_svd import check_weight, drawn_places, inner_svd, partial_svd
 from lit_spectral.paths import cache_folder
+from lit_spectral.spectra.linalg import Part, SingularTriplets
+from lit_spectral.spectra.partial_svd import check_weight, drawn_places, inner_svd, partial_svd
 
 __all__ = ["SVDCache"]
 

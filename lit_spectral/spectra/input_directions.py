@@ -10,8 +10,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from lit_spectral.errors import InputError
-from lit_spectral.partial_svd import partial_svd
 from lit_spectral.reading import read, watched
+from lit_spectral.spectra.partial_svd import partial_svd
 
 __all__ = ["leading_input_directions"]
 

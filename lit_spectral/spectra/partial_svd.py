@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_spectral.linalg import Part, SingularTriplets, all_finite
-from lit_spectral.ritz import LARGE, PASS, Solution, end_angle, gram, inner_angle, rayleigh_ritz
-from lit_spectral.symmetric import Reduction
+from lit_spectral.spectra.linalg import Part, SingularTriplets, all_finite
+from lit_spectral.spectra.ritz import LARGE, PASS, Solution, end_angle, gram, inner_angle, rayleigh_ritz
+from lit_spectral.spectra.symmetric import Reduction
 
 __all__ = ["PartialSVD", "check_weight", "drawn_places", "inner_svd", "partial_svd", "singular_values"]
 

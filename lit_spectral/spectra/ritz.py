@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_spectral.symmetric import symmetric_product
+from lit_spectral.spectra.symmetric import symmetric_product
 
 __all__ = ["LARGE", "PASS", "Solution", "end_angle", "gram", "inner_angle", "rayleigh_ritz"]
 
