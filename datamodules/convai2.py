@@ -14,8 +14,8 @@ from lit_spectral.datamodules.files import check_columns, read_rows, read_split
 from lit_spectral.datamodules.plain_text import read_text
 from lit_spectral.datamodules.sources import Source, name_row, source_of
 
-from lit_spectral import text_metrics
 from lit_spectral.errors import InputError
+from lit_spectral.scoring.texts import BERTScore, bleu, find_wordnet, meteor, rouge_l
 
 __all__ = ["ConvAI2"]
 
@@ -60,7 +60,7 @@ class ConvAI2(AnsweredText):
         self.nltk_data = nltk_data
         self._sources: dict[str, Source] = {}
         self._with_meteor = False
-        self._bert_score: text_metrics.BERTScore | None = None
+        self._bert_score: BERTScore | None = None
         self.bert_score_model = bert_score_model
         self.bert_score_layer = bert_score_layer
 
@@ -72,13 +72,13 @@ class ConvAI2(AnsweredText):
     def setup(self, stage: str) -> None:
         """Read the splits; what can't be measured for want of a file is said, before anything is generated."""
         if stage == "test" and "convai2" not in self.splits:  # once, though setup comes before and after processes part
-            self._with_meteor = text_metrics.find_wordnet(self.nltk_data)
+            self._with_meteor = find_wordnet(self.nltk_data)
             if not self._with_meteor:
                 log.warning("convai2: without METEOR, which needs WordNet; give --data.nltk_data")
             if self.bert_score_model is None:
                 log.warning("convai2: without BERTScore, which needs an encoder; give --data.bert_score_model")
             else:
-                self._bert_score = text_metrics.BERTScore(self.bert_score_model, self.bert_score_layer)
+                self._bert_score = BERTScore(self.bert_score_model, self.bert_score_layer)
         super().setup(stage)
 
     def has_validation(self) -> bool:
@@ -118,9 +118,9 @@ class ConvAI2(AnsweredText):
         """BLEU and ROUGE-L, METEOR and BERTScore where they can be had."""
         texts = [" ".join(answer["text"].split()) for answer in answers]
         golds = [answer["gold"] for answer in answers]
-        scores = {"bleu": text_metrics.bleu(texts, golds), "rouge_l": text_metrics.rouge_l(texts, golds)}
+        scores = {"bleu": bleu(texts, golds), "rouge_l": rouge_l(texts, golds)}
         if self._with_meteor:
-            scores["meteor"] = text_metrics.meteor(texts, golds)
+            scores["meteor"] = meteor(texts, golds)
         if self._bert_score is not None:
             device = self.trainer.strategy.root_device if self.trainer else "cpu"
             found = self._bert_score(texts, golds, device)

@@ -14,9 +14,9 @@ from lit_spectral.datamodules.files import check_columns, read_rows
 from lit_spectral.datamodules.prompts import Template
 from lit_spectral.datamodules.sources import source_of_file
 
-from lit_spectral import humaneval as functions
 from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.files import write_text
+from lit_spectral.scoring import humaneval as functions
 
 __all__ = ["Instructions"]
 

@@ -12,7 +12,8 @@ from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.sources import Source, name_row, source_of
 
 from lit_spectral.errors import InputError
-from lit_spectral.scoring import Scorer, boxed, final_answer, score_mathematics, score_number
+from lit_spectral.scoring import Scorer, score_mathematics, score_number
+from lit_spectral.scoring.answers import boxed, final_answer
 
 __all__ = ["Math"]
 
@@ -42,7 +43,7 @@ class Math(AnsweredText):
     and the answer is read off the generated text's end: GSM8K's after `####` or `The answer is`,
     else the last number; MATH's from the last `\boxed{…}` or after `The answer is`. Without, final
     answers alone are learned, and the text is taken for the answer: GSM8K's first number. A GSM8K
-    answer is right when the number is; a MATH answer by `lit_spectral.scoring.same_mathematics`.
+    answer is right when the number is; a MATH answer by `lit_spectral.scoring.answers.same_mathematics`.
 
     Args:
         train_on: which of the three the training rows are; it names their columns.

@@ -243,7 +243,7 @@ def _quickstart(args: list[str]) -> None:
 
 
 def _humaneval(args: list[str]) -> None:
-    from lit_spectral import humaneval
+    from lit_spectral.scoring import humaneval
 
     humaneval.main(args)
 

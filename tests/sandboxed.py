@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_spectral.code_execution import available, run
+from lit_spectral.scoring.code_execution import available, run
 
 REASON = available()
 

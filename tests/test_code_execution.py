@@ -12,8 +12,8 @@ import time
 import pytest
 from sandboxed import isolated, named, watched
 
-from lit_spectral.code_execution import available, run, sandbox
 from lit_spectral.errors import InputError
+from lit_spectral.scoring.code_execution import available, run, sandbox
 
 
 @isolated

@@ -16,9 +16,9 @@ from lit_spectral.datamodules.corpora import read_passages
 from lit_spectral.datamodules.files import read_rows, read_split
 from lit_spectral.datamodules.sources import Source
 
-from lit_spectral import humaneval
 from lit_spectral.errors import InputError
 from lit_spectral.evaluation import local_data
+from lit_spectral.scoring import humaneval
 
 TEXTS = [
     *(

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from lit_spectral import cli, humaneval
-from lit_spectral.code_execution import available
+from lit_spectral import cli
 from lit_spectral.errors import InputError
+from lit_spectral.scoring import humaneval
+from lit_spectral.scoring.code_execution import available
 
 REASON = available()
 isolated = pytest.mark.skipif(REASON is not None, reason=f"no isolation here: {REASON}")

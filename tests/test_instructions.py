@@ -7,8 +7,8 @@ import pytest
 from lit_spectral.datamodules import Instructions
 from lit_spectral.datamodules.instructions import _best
 
-from lit_spectral import code_execution
 from lit_spectral.errors import InputError
+from lit_spectral.scoring import code_execution
 
 
 def write(file, rows):

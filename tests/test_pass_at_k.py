@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lit_spectral.code_execution import pass_at_k
 from lit_spectral.errors import InputError
+from lit_spectral.scoring.code_execution import pass_at_k
 
 
 @pytest.mark.parametrize(

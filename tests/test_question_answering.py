@@ -13,10 +13,11 @@ import transformers
 import yaml
 from squad_rows import SHORT, folder, questions, read, write  # noqa: F401 (fixtures)
 
-from lit_spectral import cli, squad
+from lit_spectral import cli
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Peft
+from lit_spectral.scoring import squad
 from lit_spectral.tasks import QuestionAnswering
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from lit_spectral import squad
+from lit_spectral.scoring import squad
 
 
 @pytest.mark.parametrize(

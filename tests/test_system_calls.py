@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sandboxed import REASON, isolated, status_of, watched
 
-from lit_spectral.code_execution import run, system_calls
+from lit_spectral.scoring.code_execution import run, system_calls
 
 # A C function's or a system call's answer as Python would give it; numbers from 424 on are the same on all machines.
 CALLS = """

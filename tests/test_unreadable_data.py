@@ -19,8 +19,8 @@ from lit_spectral.datamodules.corpora import read_passages
 from lit_spectral.datamodules.files import read_split
 from test_row_errors import FUNCTION, LONG, TALK, fill, glue, one_line, squad
 
-from lit_spectral import humaneval
 from lit_spectral.errors import InputError
+from lit_spectral.scoring import humaneval
 
 
 def wide(file):

@@ -11,13 +11,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_spectral import squad
 from lit_spectral.callbacks import PredictionWriter
 from lit_spectral.datamodules.squad import SQuAD
 from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.files import write_text
 from lit_spectral.methods import Method
 from lit_spectral.run_folder import own_folder
+from lit_spectral.scoring import squad
 from lit_spectral.tasks.base import Task
 
 __all__ = ["QuestionAnswering"]

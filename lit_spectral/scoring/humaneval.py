@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from lit_spectral.code_execution import Outcome, available, pass_at_k, run
 from lit_spectral.datamodules.columns import as_text, short
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.sources import name_row, source_of
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.files import check_place, write_text
+from lit_spectral.scoring.code_execution import Outcome, available, pass_at_k, run
 
 __all__ = ["STOP", "Problem", "Scores", "check_isolation", "cut", "evaluate", "program", "read_problems", "score"]
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 
-from lit_spectral.scoring import (
+from lit_spectral.scoring.answers import (
     boxed,
     exact_value,
     final_answer,

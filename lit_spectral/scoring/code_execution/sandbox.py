@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_spectral.code_execution.system_calls import MACHINES, rules
 from lit_spectral.errors import InputError
+from lit_spectral.scoring.code_execution.system_calls import MACHINES, rules
 
 __all__ = ["Outcome", "available", "run"]
 
