@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -29,8 +30,9 @@ class SettingsParser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         """As jsonargparse's, which hands null on to the parser of a class within a class as the text None."""
-        given = [re.sub("=None$", "=null", arg) for arg in _of_torch(args)] if isinstance(args, list) else args
-        return super().parse_args(given, *others, **options)
+        if isinstance(args, list):
+            args = [re.sub("=None$", "=null", arg) for arg in _of_torch(_as_given(args))]
+        return super().parse_args(args, *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong, with the nearest of what would be right."""
@@ -38,6 +40,24 @@ class SettingsParser(LightningArgumentParser):
             super().error(message, ex)
         flags = [flag for action in self._actions for flag in action.option_strings]
         raise InputError(_in_short(message, flags)) from ex
+
+
+def _as_given(args: list[str]) -> list[str]:
+    """Values that the parser would misread as mappings of them, `--data.init_args {"prompt": TEXT}` say.
+
+    It takes {column} in a template for YAML.
+    """
+    written, rest = [], iter(args)
+    for arg in rest:
+        flag, joined, text = arg.partition("=")
+        owner, _, name = flag.rpartition(".")
+        if flag in {"--data.prompt", "--data.input", "--data.answer"}:
+            text = text if joined else next(rest, "--")
+            if not joined and text.startswith("--"):
+                raise InputError(f"{flag}: no text is given; write {flag}='TEXT'")
+            arg = f"{owner}.init_args={json.dumps({name: None if text == 'null' else text})}"
+        written.append(arg)
+    return written
 
 
 def _of_torch(args: list[str]) -> list[str]:

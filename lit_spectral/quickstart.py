@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lit_spectral.comparison import command
 from lit_spectral.datamodules.corpora import PYTHON_DOCS
@@ -15,12 +13,8 @@ from lit_spectral.paths import config_file
 __all__ = ["run"]
 
 
-def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
+def run(args: list[str]) -> Path:
     """Compare both on a config, in a new folder; returns the page's file.
-
-    Args:
-        args: of `lit-spectral quickstart`.
-        build: as in `lit_spectral.comparison.command.run`.
 
     Raises:
         InputError: as in `lit_spectral.comparison.command.run`.
@@ -33,4 +27,4 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     folder = Path("runs", "quickstart", time.strftime("%Y%m%d-%H%M%S"))
     given = {"config": config, "seeds": "42", "corpora": PYTHON_DOCS, "limit": "1000", "output_folder": str(folder)}
     print(f"curves while it runs: tensorboard --logdir {folder}")
-    return command.run([part for flag, value in given.items() for part in (f"--{flag}", value)], build)
+    return command.run([part for flag, value in given.items() for part in (f"--{flag}", value)])

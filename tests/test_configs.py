@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_spectral.cli import SpectralCLI
+from lit_spectral.lightning_cli import SpectralCLI
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))

@@ -8,6 +8,7 @@ from conftest import CONFIGS
 
 from lit_spectral import cli
 from lit_spectral.errors import InputError
+from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.paths import cache_folder, config_file
 
 
@@ -37,7 +38,7 @@ def test_only_configs_ship():
 def test_several_configs_are_merged_whether_they_ship_or_not(elsewhere):
     (elsewhere / "own.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 7, "accelerator": "cpu"}}))
     given = ["--config=configs/fclora_roberta_mrpc.yaml", "--config", "own.yaml", "-c", '{"data": {"batch_size": 3}}']
-    done = cli.SpectralCLI(given, run=False)
+    done = SpectralCLI(given, run=False)
     assert (done.trainer.max_epochs, done.datamodule.batch_size) == (7, 3)
     assert done.model.method.rank == 8  # of the first
 

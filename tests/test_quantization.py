@@ -19,9 +19,9 @@ from test_odd_weights import outside
 from lit_spectral.adapters import adapters, fold, named_changes, trained_state
 from lit_spectral.adapters.linear import is_quantised, weight_matrix
 from lit_spectral.checkpoint import load
-from lit_spectral.cli import SpectralCLI
 from lit_spectral.errors import InputError
 from lit_spectral.evaluation import command as evaluation
+from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.methods import FCLoRA, FullFineTuning, HiPLoRA, HiRA, LoRA, MiLoRA, Peft
 from lit_spectral.retention import command as retention
 from lit_spectral.tasks import CausalLM, SequenceClassification, Task

@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ from lit_spectral.datamodules.corpora import check_corpus
 from lit_spectral.datamodules.files import read_split
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.files import check_place, write_text
+from lit_spectral.flags import add_texts
+from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.paths import config_file
 from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
@@ -66,12 +68,11 @@ class Planned(NamedTuple):
         return self.folder / "checkpoints" / "last.ckpt"
 
 
-def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
+def run(args: list[str]) -> Path:
     """Run what has not been run yet, then print the table and write CSV and page; returns the page's file.
 
     Args:
         args: of `lit-spectral compare`; what isn't its own are flags of `fit`.
-        build: from flags of `fit` to a LightningCLI that has run nothing.
 
     Raises:
         InputError: flags that can't be used; a folder with runs of other settings; no run that came to its end.
@@ -81,7 +82,7 @@ def run(args: list[str], build: Callable[[list[str]], Any]) -> Path:
     console = Console()
     compared = variants(given.methods, pairs_of(rest))
     folder = Path(given.output_folder or Path("runs") / "compare" / Path(given.config[-1]).stem)
-    cli = _check(build, compared, given)
+    cli = _check(compared, given)
     metric, higher = _metric(cli, given.metric)
     seeded, seeds = hasattr(cli.datamodule, "seed"), list(dict.fromkeys(given.seeds))
     extra = [] if _saves_last(cli) else _SAVE_LAST
@@ -173,11 +174,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--methods", nargs="+", action="extend", metavar="NAME",
                         help="the first is what the others are compared with (LoRA FCLoRA)")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="(0 1 2)")
-    parser.add_argument("--corpora", nargs="+", action="extend", default=[], metavar="[NAME=]TEXT",
-                        help="texts on which to measure what is forgotten, as in retain")  # fmt: skip
-    parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
-    parser.add_argument("--fit_head", metavar="TEXT", help="to fit a masked-language head on, as in retain")
-    parser.add_argument("--limit", type=int, default=256, help="windows or lines of each text; 0 for all (%(default)s)")
+    add_texts(parser)
     parser.add_argument("--metric", metavar="NAME", help="the task's (val/…; what the config's best checkpoint is by)")
     parser.add_argument("--unmatched", action="store_true", help="compare whatever their numbers of parameters")
     parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/compare/CONFIG)")
@@ -193,7 +190,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return given, rest
 
 
-def _check(build: Callable[[list[str]], Any], compared: Sequence[Variant], given: argparse.Namespace) -> Any:
+def _check(compared: Sequence[Variant], given: argparse.Namespace) -> SpectralCLI:
     """Have every variant's flags read before anything runs; returns the last one's LightningCLI."""
     if given.corpora or given.sts or given.fit_head:
         Retention(named_corpora(given.corpora), given.sts, given.limit or None, fit_head=given.fit_head)
@@ -205,7 +202,7 @@ def _check(build: Callable[[list[str]], Any], compared: Sequence[Variant], given
     level = lightning.level
     lightning.setLevel(logging.WARNING)  # each run tells of its own devices
     for variant in compared:
-        cli = build([*(f"--config={file}" for file in given.config), *variant.flags()])
+        cli = SpectralCLI([*(f"--config={file}" for file in given.config), *variant.flags()], run=False)
     lightning.setLevel(level)
     return cli
 

@@ -17,6 +17,8 @@ from lit_spectral.errors import InputError, Parser, check_at_least, check_positi
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
 from lit_spectral.files import check_place, write_text
+from lit_spectral.flags import add_model
+from lit_spectral.terminal import show_notes
 
 __all__ = ["run"]
 
@@ -35,6 +37,7 @@ def run(args: list[str]) -> Path:
     Raises:
         InputError: a flag that there isn't; as in `CheckpointLM` and `Tasks`.
     """
+    show_notes()
     ours, config = _parse(args)
     if ours.checkpoint is not None:
         read(ours.checkpoint, summary=True)  # tasks may have to be downloaded
@@ -76,8 +79,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("--checkpoint", metavar="FILE", help="a .ckpt that fit wrote; none for the backbone alone")
-    parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
+    add_model(parser, required=False)
     parser.add_argument("--fold", action="store_true", help="add the changes to the weights first")
     ours, rest = parser.parse_known_args(args)
     theirs = Parser(prog="evaluate", add_help=False)

@@ -18,8 +18,10 @@ from lit_spectral.datamodules.corpora import check_corpus
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.files import check_place, write_text
+from lit_spectral.flags import add_model, add_texts
 from lit_spectral.retention.retention import Retention
 from lit_spectral.retention.suite import Score, harness_names, is_one_of, retain, suite_scores
+from lit_spectral.terminal import show_notes
 
 __all__ = ["named_corpora", "run"]
 
@@ -39,6 +41,7 @@ def run(args: list[str]) -> Path:
     Raises:
         InputError: a flag that there isn't; as in `lit_spectral.checkpoint.load` and `Retention`.
     """
+    show_notes()
     given = _parse(args)
     device = usable_device(given.device)
     task = load(given.checkpoint, given.backbone).to(device)
@@ -79,25 +82,18 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "(encoders), forgetting loss, drift of sentence states; the same backbone without its adapters beside it.",
         allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a .ckpt that fit wrote")
-    parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
-    parser.add_argument(
-        "--corpora", nargs="+", action="extend", default=[], metavar="[NAME=]TEXT",
-        help="text files, folders, or bookcorpus, openwebtext, pg19, wikitext-2, wikitext-103",
-    )  # fmt: skip
-    parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
-    parser.add_argument("--fit_head", metavar="TEXT", help="for an encoder without a masked-language head: fit one on "
-                        "this text, once")  # fmt: skip
+    add_model(parser)
+    add_texts(parser)
     parser.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="NAME",
                         help="of lm-evaluation-harness, as in evaluate: what a decoder lost on them")  # fmt: skip
     parser.add_argument("--leave_out", nargs="+", action="extend", default=[], metavar="NAME",
                         help="tasks that it was trained for, not part of the mean")  # fmt: skip
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="examples in a task's prompt (the task's own)")
     parser.add_argument("--include_path", metavar="FOLDER", help="more tasks, as YAML")
-    parser.add_argument("--limit", type=int, default=256,
-                        help="windows, lines or rows of each; 0 for all (%(default)s)")  # fmt: skip
-    parser.add_argument("--max_length", type=int, default=256, help="tokens of a window or line (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=8, help="windows, lines or rows at a time (%(default)s)")
+    about = "tokens of a window or line (%(default)s)"
+    parser.add_argument("--max_length", type=int, default=256, metavar="N", help=about)
+    about = "windows, lines or rows at a time (%(default)s)"
+    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help=about)
     parser.add_argument("--bf16", action="store_true", help="in bfloat16 by autocast, as bf16-mixed trains")
     parser.add_argument("--device", metavar="NAME", help="(the first GPU, or the CPU)")
     parser.add_argument("--output_path", metavar="FILE", help="JSON (retention.json in the run's log folder)")

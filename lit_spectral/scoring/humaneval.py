@@ -16,7 +16,7 @@ from rich.progress import track
 from lit_spectral.datamodules.columns import as_text, short
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.sources import name_row, source_of
-from lit_spectral.errors import InputError, Parser, check_at_least
+from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.files import check_place, write_text
 from lit_spectral.scoring.code_execution import Outcome, available, pass_at_k, run
 
@@ -208,18 +208,6 @@ def evaluate(
         lines.append(json.dumps({**row, "passed": outcome.status == "passed", **outcome._asdict()}))
     write_text(target, "".join(f"{line}\n" for line in lines))
     return scores.pass_at_k
-
-
-def main(args: Sequence[str]) -> None:
-    """The verb `humaneval`: score a file of samples and print pass@k."""
-    parser = Parser("lit-spectral humaneval", description="pass@k of completions of HumanEval.")
-    parser.add_argument("samples", help='JSON lines {"task_id": …, "completion": …}')
-    parser.add_argument("--path", default=HUB_ID, help="hub id, or folder with test.jsonl (default: %(default)s)")
-    parser.add_argument("--results", help="where outcomes go (default: SAMPLES_results.jsonl)")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds a program (default: %(default)s)")
-    parser.add_argument("--allow_code_execution", action="store_true", help="run what the model wrote, in isolation")
-    for k, value in evaluate(**vars(parser.parse_args(args))).items():
-        print(f"pass@{k}: {value:.4f}")
 
 
 def _unknown(task: str, problems: Mapping[str, Problem]) -> str:

@@ -1,0 +1,25 @@
+"""Flags that several verbs have, each in the same words."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+__all__ = ["add_model", "add_texts"]
+
+
+def add_model(parser: ArgumentParser, required: bool = True) -> None:
+    """`--checkpoint` and `--backbone`: which model; unless the first is required, a backbone alone will do."""
+    about = "a .ckpt that fit wrote" + ("" if required else "; none for the backbone alone")
+    parser.add_argument("--checkpoint", required=required, metavar="FILE", help=about)
+    parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
+
+
+def add_texts(parser: ArgumentParser) -> None:
+    """`--corpora`, `--sts`, `--fit_head` and `--limit`: on what to measure what a model has kept."""
+    about = "texts to measure on: files, folders, python-docs, bookcorpus, openwebtext, pg19, wikitext-2, wikitext-103"
+    parser.add_argument("--corpora", nargs="+", action="extend", default=[], metavar="[NAME=]TEXT", help=about)
+    parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
+    about = "for an encoder without a masked-language head: fit one on this text, once"
+    parser.add_argument("--fit_head", metavar="TEXT", help=about)
+    about = "windows, lines or rows of each; 0 for all (%(default)s)"
+    parser.add_argument("--limit", type=int, default=256, metavar="N", help=about)

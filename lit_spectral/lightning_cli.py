@@ -1,0 +1,172 @@
+"""LightningCLI with this package's tasks, methods, data modules and callbacks: `fit`, `validate`, `test`, `predict`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, Checkpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import lit_spectral.datamodules  # noqa: F401  (short class names work for what is imported)
+from lit_spectral import __version__
+from lit_spectral.callbacks import StepCheckpoint
+from lit_spectral.callbacks.prediction_writer import check_has_place
+from lit_spectral.checkpoint_file import read
+from lit_spectral.errors import InputError, check_at_least, mistake, of_settings
+from lit_spectral.files import write_text
+from lit_spectral.methods import Method
+from lit_spectral.parsing import ConfigFile, SettingsParser
+from lit_spectral.run_folder import RunFolder, own_folder, set_aside, verb_of
+from lit_spectral.strategies import refuse_by_name
+from lit_spectral.tasks import Task
+from lit_spectral.tasks.meaning import check_limits
+
+__all__ = ["SpectralCLI"]
+
+# Methods are dataclasses; jsonargparse takes subclasses of those only where it is told to.
+set_parsing_settings(subclasses_enabled=[Method])
+
+
+class _DiscardedSettings(logging.Filter):
+    """Lets pass, once each, the parser's notes on settings of a method that a flag has replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show the record."""
+        message = record.getMessage()
+        new = "discarding init_args" in message and message not in self._seen
+        self._seen.add(message)
+        return new
+
+
+def _parser_log() -> logging.Logger:
+    # jsonargparse tells of dropped settings at debug level only, among much else.
+    logger = logging.getLogger("lit_spectral.lightning_cli.parser")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    handler = logging.StreamHandler()
+    handler.addFilter(_DiscardedSettings())
+    logger.handlers = [handler]
+    return logger
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Keeps a run's settings beside its logs; without logs there is no folder of the run's own to write to."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write them, once."""
+        self._folder = own_folder(trainer)  # asked on every process
+        if self._folder is not None:
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write them beside those of the run that goes on, or whose checkpoint is evaluated."""
+        assert self._folder is not None
+        file = self._folder / "config.yaml"
+        verb = verb_of(trainer)
+        if verb != "fit" and file.exists():
+            file = file.with_name(f"config_{verb}.yaml")
+        set_aside(file)
+        write_text(file, self.parser.dump(self.config, skip_none=False))
+
+
+class SpectralCLI(LightningCLI):
+    """LightningCLI over `Task` and any data module; optimisers are the task's own business."""
+
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        shared, named = {"logger": _parser_log()}, {"prog": "lit-spectral"}
+        known, given = self.subcommands(), sys.argv[1:] if args is None else args
+        verb = next((arg for arg in given if arg in known or arg in {"-h", "--help"}), None)
+        if run and verb in known:
+            # Parsers of the others would take most of the start.
+            self.subcommands = lambda: {verb: known[verb]}  # type: ignore[method-assign]
+        warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
+        super().__init__(
+            Task,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_kwargs={**shared, **named, **dict.fromkeys(self.subcommands(), shared)} if run else shared,
+            args=args,
+            run=run,
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a checkpoint that can't be read before anything is done; Lightning's takes settings from it here.
+
+        They would replace the flags that were given, and name classes to import.
+        """
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if path is None or path in {"best", "last", "hpc"}:
+            return
+        if not os.path.isdir(path):  # a sharded one is a folder
+            read(path, summary=True)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is set at the top of a config, beside `seed_everything`."""
+        about = "keep last.ckpt every so many optimizer steps, to go on from (a callback: StepCheckpoint)"
+        parser.add_argument("--save_every_n_steps", type=int | None, default=None, help=about)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As LightningCLI's, with our `--config`."""
+        parser = SettingsParser(dump_header=[f"lit-spectral=={__version__}"], **kwargs)
+        about = "YAML of settings: a file of yours, or a shipped configs/NAME.yaml. May be repeated."
+        parser.add_argument("-c", "--config", action=ConfigFile, help=about)
+        return parser
+
+    def instantiate_classes(self) -> None:
+        """As LightningCLI's; what Lightning or torch refuse of the settings is a mistake in them."""
+        strategy = self._get(self.config, "trainer.strategy")
+        refuse_by_name(str(getattr(strategy, "class_path", strategy)))
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if mistake(error) is None and (refusal := of_settings(error)):
+                raise InputError(f"settings: {refusal}") from error
+            raise
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool):
+            check_at_least(0, seed_everything=seed)
+            if seed >= 2**32:  # what numpy takes
+                raise InputError(f"seed_everything must be below 2^32, not {seed}")
+        super()._set_seed()
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what would come to nothing and claim the run's folders, before there are other processes."""
+        if self.subcommand is None:
+            return
+        every = self.config[self.subcommand].get("save_every_n_steps")
+        if every is not None and self.subcommand == "fit":
+            self.trainer.callbacks.append(StepCheckpoint(every))  # type: ignore[attr-defined]
+        _check_callbacks(self.trainer)
+        check_limits(self.trainer, self.subcommand)
+        if self.subcommand == "predict":
+            check_has_place(self.trainer)
+        folders = RunFolder()
+        self.trainer.callbacks.append(folders)  # type: ignore[attr-defined]
+        folders.claim(self.trainer, self.subcommand, self.config[self.subcommand].get("ckpt_path"), known=True)
+
+
+def _check_callbacks(trainer: Trainer) -> None:
+    """InputError for a base class, which the parser makes of a mapping that stands where a list should."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if type(callback) in {Callback, Checkpoint, BasePredictionWriter}:
+            raise InputError(
+                f"trainer.callbacks: {type(callback).__name__} alone does nothing; give a list of `class_path: NAME`"
+            )

@@ -1,0 +1,43 @@
+"""The verbs of the command line, a row each. A new one is a row here and a module with `run(args)`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import NamedTuple
+
+__all__ = ["LIGHTNING", "SYNONYMS", "VERBS", "Verb"]
+
+
+class Verb(NamedTuple):
+    """What a verb does, in a line, and the module that does it, which is imported when the verb is used."""
+
+    about: str
+    module: str
+
+    def run(self, args: list[str]) -> None:
+        """Do it; `args` are those after the verb.
+
+        Raises:
+            InputError: arguments that can't be used.
+        """
+        import_module(self.module).run(args)
+
+
+# LightningCLI's own, whose flags are those of trainer, task and data.
+LIGHTNING = {
+    "fit": "adapt a backbone by a method",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure it on the test split, or by its answers to test sets",
+    "predict": "write its predictions, a line a row",
+}
+
+VERBS = {
+    "quickstart": Verb("LoRA beside FCLoRA on text that ships with Python; no download", "lit_spectral.quickstart"),
+    "compare": Verb("fit several methods with several seeds; a table and a page", "lit_spectral.comparison.command"),
+    "evaluate": Verb("a decoder on tasks of lm-evaluation-harness", "lit_spectral.evaluation.command"),
+    "retain": Verb("what a model has kept of its backbone", "lit_spectral.retention.command"),
+    "humaneval": Verb("pass@k of completions, each run shut in", "lit_spectral.scoring.command"),
+}
+
+# What others call them.
+SYNONYMS = {"train": "fit", "eval": "evaluate", "sweep": "compare", "generate": "predict"}
