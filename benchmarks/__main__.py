@@ -178,7 +178,7 @@ def main() -> None:
                 measure_once(name, options.rows, options.rounds, report)
     if "help" in options.rows:
         for found in once.command_line(options.rounds).values():
-            report.add("command line", "lit-spectral --help", "import lightning.pytorch.cli", found, 1.3)
+            report.add("command line", "lit-spectral fit --help", "import lightning.pytorch.cli", found, 1.3)
     about["seconds"] = round(time.time() - started)
     options.json.write_text(json.dumps({"about": about, "lines": report.lines}, indent=2))
 
