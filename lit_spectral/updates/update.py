@@ -1,0 +1,73 @@
+"""What training leaves of a backbone, with no model in memory: the currency of all that follows training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_spectral.errors import InputError
+from lit_spectral.updates.delta import Delta
+
+__all__ = ["Update", "check_same_backbone"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """Changes of linear maps, tensors that were trained whole, whose backbone it is, and where it came from.
+
+    Args:
+        changes: ΔW by the map's path in the Hugging Face model with its head (`model.layers.0.self_attn.q_proj`).
+        whole: new values by parameter name in that model: heads, biases, norms, embeddings.
+        backbone: a hub id or folder.
+        digest: of the backbone's weights as `tasks.fit_check.backbone_digest`; empty where nobody has looked.
+        origin: method, settings, steps, versions, the command: for people to read.
+    """
+
+    changes: Mapping[str, Delta]
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    backbone: str = ""
+    digest: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def map(self, change: Callable[[str, Delta], Delta], **noted: Any) -> Update:
+        """The same with every ΔW replaced by `change(path, ΔW)`, and with more to say of its origin."""
+        changes = {path: change(path, delta) for path, delta in self.changes.items()}
+        return replace(self, changes=changes, origin={**self.origin, **noted})
+
+    def scaled(self, factor: float) -> Update:
+        """Every ΔW times a factor; what was trained whole stays."""
+        return self.map(lambda _, delta: delta.scaled(factor))
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether some ΔW multiplies its W₀."""
+        return any(delta.hadamard is not None for delta in self.changes.values())
+
+    def check_finite(self, source: str) -> None:
+        """InputError naming a tensor that holds NaN or infinity."""
+        for path, delta in self.changes.items():
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in delta.tensors()):
+                raise InputError(f"{source}: the change of {path} is not finite; give an adapter from before that")
+        for name, tensor in self.whole.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{source}: {name} is not finite; give an adapter from before that")
+
+
+def check_same_backbone(updates: Mapping[str, Update]) -> None:
+    """InputError for updates, by source, whose backbones differ by digest, or whose changes of one map by shape."""
+    known = {source: update.digest for source, update in updates.items() if update.digest}
+    if len(set(known.values())) > 1:
+        raise InputError(f"{' and '.join(known)} are adapters of different backbones; give those of one")
+    seen: dict[str, tuple[str, tuple[int, int]]] = {}
+    for source, update in updates.items():
+        for path, delta in update.changes.items():
+            first, shape = seen.setdefault(path, (source, delta.shape))
+            if shape != delta.shape:
+                raise InputError(
+                    f"{path} is {shape[0]} x {shape[1]} in {first} and {delta.shape[0]} x {delta.shape[1]} in "
+                    f"{source}; give adapters of one backbone"
+                )
