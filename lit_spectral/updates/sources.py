@@ -1,0 +1,290 @@
+"""Where Updates come from: a live model, a checkpoint of ours, an adapter of peft's, fine-tuned weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lit_spectral import __version__, backbones
+from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter, named_changes, trained_state
+from lit_spectral.adapters.base import Change
+from lit_spectral.errors import InputError
+from lit_spectral.updates.delta import Delta, Pair
+from lit_spectral.updates.update import Update
+from lit_spectral.updates.weights import Weights
+
+__all__ = ["of_model", "read"]
+
+ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# How peft writes the path of a module.
+PREFIX = "base_model.model."
+
+
+def read(source: str, backbone: str | None = None, rank: int | None = None, energy: float | None = None) -> Update:
+    """The Update of what lies there, recognised by its files.
+
+    Args:
+        source: a `.ckpt` that `fit` wrote, a folder of peft's, or a folder of fine-tuned weights.
+        backbone: where the backbone lies, if not where the source says; fine-tuned weights don't say.
+        rank: of fine-tuned weights, to keep the nearest changes of that rank; None for all of them.
+        energy: the same by the share of Σσ², in (0, 1]. What was cut off is in `origin["left_out"]`, by path.
+
+    Raises:
+        InputError: nothing there, a pickle, a damaged file, an adapter without a ΔW, or another backbone.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        raise InputError(f"{source}: there is nothing there; give a .ckpt, a folder of peft's, or fine-tuned weights")
+    if folder.is_file():
+        found = _of_checkpoint(source, backbone)
+    elif (folder / CONFIG).is_file():
+        found = _of_peft(folder, backbone)
+    elif (folder / "config.json").is_file():
+        found = _of_tuned(source, backbone, rank, energy)
+    else:
+        raise InputError(
+            f"{source}: neither {CONFIG} (an adapter of peft's) nor config.json (fine-tuned weights) is there; give a "
+            "folder that has one, or a .ckpt"
+        )
+    found.check_finite(source)
+    if not found.changes and not found.whole:
+        raise InputError(f"{source}: nothing in it differs from its backbone")
+    return found
+
+
+@torch.no_grad()
+def of_model(model: nn.Module, backbone: str = "", digest: str = "", origin: Mapping[str, Any] | None = None) -> Update:
+    """What has been trained in a live model, as float32 on the CPU: a copy, but for factors that are its own.
+
+    Args:
+        model: of transformers, with its head; adapted by this package or by peft's layers, unfolded.
+        backbone: whose it is.
+        digest: of that.
+        origin: what to say of it beside its class and the names of its classes.
+
+    Raises:
+        InputError: what was trained are prompts of peft's.
+    """
+    if type(model).__module__.startswith("peft."):  # around the model; other methods' layers are in it
+        raise InputError("prompts have no ΔW that could be taken away from their model; give an adapter that has one")
+    paths = named_changes(model)
+    changes = {path: _delta(change) for path, change in paths.items()}
+    parts = {f"{path}." for path in paths}
+    whole = {
+        name.replace(".base_layer.", "."): tensor.detach().float().cpu()
+        for name, tensor in trained_state(model).items()
+        if not any(name.startswith(part) for part in parts) or _is_bias(name, paths)
+    }
+    return Update(changes, _without_peft(whole), backbone, digest, _about(model) | dict(origin or {}))
+
+
+def _is_bias(name: str, changed: Mapping[str, Change]) -> bool:
+    """Whether it is the bias of a map that is changed, which lies in the map itself."""
+    owner, _, _ = name.rpartition(".base_layer.")
+    return name.endswith(".base_layer.bias") and owner in changed
+
+
+def _delta(change: Change) -> Delta:
+    factors = change.factors()
+    if factors is not None:
+        left, scale, right, *_ = factors
+        return Delta(Pair((left.float() * scale).cpu(), right.float().cpu()))
+    if isinstance(change, HadamardAdapter) and change.reference is None:
+        pair = Pair(change.left.float().cpu(), change.right.float().cpu())
+        if isinstance(change, HadamardLowRankAdapter):
+            added = Pair((change.added_left.float() * change.scale).cpu(), change.added_right.float().cpu())
+            return Delta(factors=added, hadamard=pair)
+        return Delta(hadamard=pair)
+    return Delta(matrix=change.delta_weight().float().cpu())
+
+
+def _without_peft(whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as the model has them without peft, which trains a copy of a head under a name of its own."""
+    saved = ".modules_to_save.default."
+    return {name.replace(saved, "."): tensor for name, tensor in whole.items() if ".original_module." not in name}
+
+
+def _about(model: Any) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    return {
+        "architecture": type(model).__name__,
+        "config_labels": dict(getattr(config, "id2label", None) or {}),
+        "lit_spectral": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _of_checkpoint(source: str, backbone: str | None) -> Update:
+    # When it is needed: tasks bring Lightning, and stand on all the rest.
+    from lit_spectral.checkpoint import load
+    from lit_spectral.checkpoint_file import read as read_file
+
+    task = load(source, backbone)
+    about = {"source": source, "method": _plainly(task._identity()["method"])}
+    about["steps"] = int(read_file(source, summary=True)["global_step"])
+    return of_model(task.model, task.backbone, task.backbone_digest, about)
+
+
+def _plainly(settings: Any) -> Any:
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _of_peft(folder: Path, backbone: str | None) -> Update:
+    settings = _json(folder / CONFIG)
+    kind, base = settings.get("peft_type"), backbone or settings.get("base_model_name_or_path") or ""
+    if not (folder / ADAPTER).is_file():
+        pickle = (folder / "adapter_model.bin").is_file()
+        raise InputError(
+            f"{folder}: "
+            + (
+                "adapter_model.bin is a pickle, which could run code; save it as safetensors by peft first"
+                if pickle
+                else f"there is no {ADAPTER}; give a folder that peft's save_pretrained wrote"
+            )
+        )
+    tensors, noted = _tensors(folder / ADAPTER)
+    about = {"source": str(folder), "method": {"name": f"peft {kind}"}, **noted.get("origin", {})}
+    plain = kind == "LORA" and not settings.get("use_dora") and not settings.get("lora_bias")
+    if not plain or any("lora_embedding" in name for name in tensors):
+        return replace(_through_peft(folder, base, kind), origin=about)
+    changes, whole = _lora(folder, tensors, settings)
+    return Update(changes, whole, base, noted.get("digest", ""), about)
+
+
+def _lora(
+    folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[dict[str, Delta], dict[str, Tensor]]:
+    """Changes and whole tensors of a LoRA adapter, scales baked in."""
+    from peft.utils.other import get_pattern_key
+
+    lefts, rights, whole = {}, {}, {}
+    for name, tensor in tensors.items():
+        path = name.removeprefix(PREFIX)
+        if path.endswith(".lora_A.weight"):
+            rights[path.removesuffix(".lora_A.weight")] = tensor.float()
+        elif path.endswith(".lora_B.weight"):
+            lefts[path.removesuffix(".lora_B.weight")] = tensor.float()
+        elif ".lora_" in path:
+            raise InputError(f"{folder}: {name} is nothing that a LoRA adapter has; merge it with peft, and give that")
+        else:
+            whole[path.replace(".base_layer.", ".")] = tensor.float()
+    changes = {}
+    for path, right in rights.items():
+        if path not in lefts:
+            raise InputError(f"{folder}: {path} has lora_A and no lora_B; give a whole adapter")
+        ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
+        rank = ranks.get(get_pattern_key(ranks.keys(), path), settings.get("r"))
+        alpha = alphas.get(get_pattern_key(alphas.keys(), path), settings.get("lora_alpha"))
+        left = lefts[path]
+        if right.ndim != 2 or left.ndim != 2 or left.shape[1] != len(right) or rank != len(right):
+            raise InputError(
+                f"{folder}: {path} has factors {tuple(left.shape)} and {tuple(right.shape)} for a rank of {rank}; give "
+                "an adapter whose files belong together"
+            )
+        scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        changes[path] = Delta(Pair(left * scale, right))
+    return changes, whole
+
+
+def _through_peft(folder: Path, base: str, kind: Any) -> Update:
+    """What peft's own layers make of it, dense; InputError where a type has no ΔW of linear maps."""
+    import peft
+
+    model = _model_of(folder, base)
+    try:
+        wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:  # whatever peft refuses
+        raise InputError(f"{folder}: peft can't put it on {base}: {str(error).splitlines()[0][:200]}") from error
+    if wrapped.active_peft_config.is_prompt_learning:
+        raise InputError(f"{folder}: {kind} has no ΔW, but prompts; give an adapter that changes weights")
+    inner = wrapped.get_base_model().eval()
+    inner.requires_grad_(False)
+    found = of_model(inner, base)
+    if not found.changes:
+        raise InputError(f"{folder}: {kind} changes no linear map; give an adapter that does")
+    heads = {
+        name.replace(".modules_to_save.default.", "."): tensor.detach().float()
+        for name, tensor in inner.state_dict().items()
+        if ".modules_to_save.default." in name
+    }
+    return replace(found, whole=heads)
+
+
+def _model_of(folder: Path, base: str) -> Any:
+    import transformers
+
+    if not base:
+        raise InputError(f"{folder}: it does not say which backbone it is of; give --backbone FOLDER")
+    task = _json(folder / CONFIG).get("task_type")
+    auto: Any = {
+        "CAUSAL_LM": transformers.AutoModelForCausalLM,
+        "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+        "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+    }.get(task)
+    source = backbones.fetch(base)
+    if auto is None:
+        config = transformers.AutoConfig.from_pretrained(source)
+        auto = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    return backbones.load_model(auto, source)[0]
+
+
+def _of_tuned(source: str, backbone: str | None, rank: int | None, energy: float | None) -> Update:
+    """The difference of two folders, a weight at a time."""
+    if backbone is None:
+        raise InputError(f"{source}: weights that were trained whole are read against their backbone; give --backbone")
+    tuned, base = Weights(source), Weights(backbone)
+    changes: dict[str, Delta] = {}
+    left_out: dict[str, float] = {}
+    for path in track(list(tuned), description="ΔW", transient=True, disable=len(tuned) < 8):
+        if path not in base:
+            raise InputError(f"{source}: {path} is no linear map of {backbone}; give the backbone that it began as")
+        after, before = tuned[path], base[path]
+        if after.shape != before.shape:
+            raise InputError(
+                f"{source}: {path} is {tuple(after.shape)}, and {tuple(before.shape)} in {backbone}; give the backbone "
+                "that it began as"
+            )
+        difference = after.float() - before.float()
+        if not difference.any():
+            continue
+        delta = Delta(matrix=difference)
+        if rank is not None or energy is not None:
+            delta, left_out[path] = delta.truncated(rank, energy)
+        changes[path] = delta
+    whole = {
+        name: tensor.float()
+        for name, tensor in tuned.others()
+        if (old := base.other(name)) is None or old.shape != tensor.shape or not torch.equal(old, tensor)
+    }
+    about = {"source": source, "method": {"name": "fine-tuned weights"}, "left_out": left_out}
+    return Update(changes, whole, backbone, "", {**about, **tuned.about()})
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: it can't be read ({str(error)[:100]}); give a whole adapter") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: it holds no settings; give a whole adapter")
+    return found
+
+
+def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a file, and what this package has noted in it."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            noted = json.loads((opened.metadata() or {}).get("lit_spectral", "{}"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{file}: it is damaged ({str(error)[:100]}); give a whole one") from error
+    return tensors, noted if isinstance(noted, dict) else {}
