@@ -36,6 +36,7 @@ VERBS = {
     "compare": Verb("fit several methods with several seeds; a table and a page", "lit_spectral.comparison.command"),
     "evaluate": Verb("a decoder on tasks of lm-evaluation-harness", "lit_spectral.evaluation.command"),
     "retain": Verb("what a model has kept of its backbone", "lit_spectral.retention.command"),
+    "merge": Verb("several adapters of one backbone made one", "lit_spectral.updates.merge_command"),
     "humaneval": Verb("pass@k of completions, each run shut in", "lit_spectral.scoring.command"),
 }
 

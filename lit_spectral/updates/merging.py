@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from lit_spectral.updates.delta import Delta
 from lit_spectral.updates.merge_rules import RULES, Changes
 from lit_spectral.updates.update import Update, check_same_backbone
 
-__all__ = ["Merged", "merge"]
+__all__ = ["Merged", "checked", "merge"]
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,8 @@ def merge(
         InputError: settings that the rule doesn't take or that are out of range, updates of different backbones, norms,
             biases or embeddings that differ, weights of the backbone that are needed and not given.
     """
-    given = _checked(updates, rule, weights, settings, heads_of)
-    check_at_least(1, rank=rank)
-    check_positive(energy=energy)
-    check_at_most(1, energy=energy)
+    given = checked(updates, rule, weights, settings, heads_of, rank, energy)
+    check_same_backbone(updates)
     heads_of, whole = _whole(updates, heads_of)
     chosen: dict[str, Any] = {**RULES[rule].settings, **settings}
     options = chosen | ({"rank": rank} if rule == "tsv" else {})
@@ -98,31 +96,34 @@ def merge(
     return Merged(Update(merged, whole, backbone, digest, origin), errors)
 
 
-def _checked(
-    updates: Mapping[str, Update],
+def checked(
+    sources: Collection[str],
     rule: str,
-    weights: Sequence[float] | None,
-    settings: Mapping[str, float],
-    heads_of: str | None,
+    weights: Sequence[float] | None = None,
+    settings: Mapping[str, float] | None = None,
+    heads_of: str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
 ) -> list[float]:
-    """Weights, one for each update; InputError for what can't be merged so."""
-    if not updates:
+    """Weights, one for each source; InputError for what can't be asked for, which is known before any is read."""
+    settings = settings or {}
+    if not sources:
         raise InputError("merge: no update is given; give one or several")
     if rule not in RULES:
         raise InputError(f"merge: there is no rule {rule}{nearest(rule, RULES)}")
     for name in settings.keys() - RULES[rule].settings.keys():
         takers = [other for other, row in RULES.items() if name in row.settings]
         raise InputError(f"merge: {name} is not for {rule}" + (f", but for {', '.join(takers)}" if takers else ""))
-    check_positive(density=settings.get("density"))
-    check_at_most(1, density=settings.get("density"))
-    given = [1.0] * len(updates) if weights is None else [float(weight) for weight in weights]
-    if len(given) != len(updates):
-        raise InputError(f"merge: {len(given)} weights for {len(updates)} sources; give one for each, in their order")
+    check_at_least(1, rank=rank)
+    check_positive(density=settings.get("density"), energy=energy)
+    check_at_most(1, density=settings.get("density"), energy=energy)
+    given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
+    if len(given) != len(sources):
+        raise InputError(f"merge: {len(given)} weights for {len(sources)} sources; give one for each, in their order")
     if not all(map(math.isfinite, given)) or not any(given):
         raise InputError("merge: weights are finite numbers, not all of them 0")
-    if heads_of is not None and heads_of not in updates:
-        raise InputError(f"merge: heads of {heads_of}, which is none of the sources; give one of {', '.join(updates)}")
-    check_same_backbone(updates)
+    if heads_of is not None and heads_of not in sources:
+        raise InputError(f"merge: heads of {heads_of}, which is none of the sources; give one of {', '.join(sources)}")
     return given
 
 
