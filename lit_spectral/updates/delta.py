@@ -8,7 +8,7 @@ Shape suffixes: `o` output features, `i` input features, `r` rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,6 +25,26 @@ class Pair(NamedTuple):
 
     left: Tensor
     right: Tensor
+
+
+class _Reflections(NamedTuple):
+    """X = Q `corner`, with Q as Householder's reflections (m, r) and their scales: forming Q is half of a QR's time."""
+
+    vectors: Tensor
+    scales: Tensor
+    corner: Tensor
+
+    @staticmethod
+    def of(columns: Tensor) -> _Reflections:
+        """Of X (m, r)."""
+        packed, scales = torch.geqrf(columns)
+        return _Reflections(packed[:, : len(scales)], scales, packed[: len(scales)].triu())
+
+    def lifted(self, small: Tensor) -> Tensor:
+        """Q times a matrix with as many rows as Q has columns."""
+        padded = small.new_zeros(len(self.vectors), small.shape[1])
+        padded[: len(small)] = small
+        return torch.ormqr(self.vectors, self.scales, padded)
 
 
 class Truncated(NamedTuple):
@@ -115,18 +135,23 @@ class Delta:
             left, right = self.factors
             count = min(*self.shape, left.shape[1])
             return factor_spectrum(left.unsqueeze(0), right.unsqueeze(0)).values[0, :count]
-        return torch.linalg.svdvals(self.dense(weight, torch.float64))
+        values: Tensor = torch.linalg.svdvals(self.dense(weight, torch.float64))
+        return values
 
     def svd(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """U (out, r), σ (r,) falling, V (in, r), float64: of thin factors by QR of both and a small SVD."""
+        sigma, leading = self._spectrum(weight)
+        u, v = leading(len(sigma))
+        return u, sigma, v
+
+    def _spectrum(self, weight: Tensor | None) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
+        """σ, and what gives so many leading singular vectors: those of a sum are most of its time, and few are kept."""
         if self.is_thin and self.factors is not None:
-            left, right = self.factors
-            q_left, corner_left = torch.linalg.qr(left.double())
-            q_right, corner_right = torch.linalg.qr(right.double().mT)
-            u, sigma, vt = torch.linalg.svd(corner_left @ corner_right.mT, full_matrices=False)
-            return q_left @ u, sigma, q_right @ vt.mT
+            left, right = (_Reflections.of(columns.double()) for columns in (self.factors.left, self.factors.right.mT))
+            u, sigma, vt = torch.linalg.svd(left.corner @ right.corner.mT, full_matrices=False)
+            return sigma, lambda count: (left.lifted(u[:, :count]), right.lifted(vt[:count].mT))
         u, sigma, vt = torch.linalg.svd(self.dense(weight, torch.float64), full_matrices=False)
-        return u, sigma, vt.mT
+        return sigma, lambda count: (u[:, :count], vt[:count].mT)
 
     @staticmethod
     def of_triplets(u: Tensor, sigma: Tensor, v: Tensor) -> Delta:
@@ -141,12 +166,13 @@ class Delta:
 
         With both the smaller rank of the two; with neither ΔW itself, in as few factors as it has a rank.
         """
-        u, sigma, v = self.svd(weight)
+        sigma, leading = self._spectrum(weight)
         kept = kept_rank(sigma, rank, energy)
+        u, v = leading(kept)
         squares = sigma.square()
         total = float(squares.sum())
         error = (float(squares[kept:].sum()) / total) ** 0.5 if total > 0 else 0.0
-        return Truncated(Delta.of_triplets(u[:, :kept], sigma[:kept], v[:, :kept]), error)
+        return Truncated(Delta.of_triplets(u, sigma[:kept], v), error)
 
     def contracted(self, radius: float, weight: Tensor | None = None) -> Delta:
         """The nearest change with ‖·‖₂ ≤ radius (Frobenius): singular values above it become the radius."""
