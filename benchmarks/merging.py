@@ -3,8 +3,8 @@
     python -m benchmarks.merging --shapes mpnet 7b --threads 2 [--json FILE]
 
 Both take turns on one set of random factors. Errors are ‖found − best‖_F over ‖best‖_F of all maps together, with the
-float64 sum's best approximation of that rank. Of a large shape one map of each size is run, and the seconds of a whole
-model are those times how many it has, which the table says.
+float64 sum's best approximation of that rank. Of a large shape one map of each size is run; seconds of the whole model
+are then those of each size times how many maps it has, which the table says.
 """
 
 from __future__ import annotations
@@ -102,10 +102,25 @@ def distance(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> tupl
 
 
 def measure(shape: Shape, adapters: int, rank: int, rounds: int) -> dict[str, Any]:
-    """Seconds of each round, and errors, by contender."""
-    sizes = [size for size, count in shape.maps.items() for _ in range(1 if shape.sampled else count)]
+    """Seconds of each round, for all maps of a model, and errors, by contender."""
+    seconds = {who: [0.0] * rounds for who in ("ours", "peft")}
+    squares = dict.fromkeys(("ours", "peft", "best"), 0.0)
+    for size, count in shape.maps.items():
+        run = 1 if shape.sampled else count
+        taken, found = measure_size([size] * run, adapters, rank, rounds, warm=not shape.sampled)
+        for who, times in taken.items():
+            seconds[who] = [total + time * count / run for total, time in zip(seconds[who], times, strict=True)]
+        squares = {who: total + found[who] * count / run for who, total in squares.items()}
+    errors = {who: (squares[who] / squares["best"]) ** 0.5 for who in seconds}
+    return {"seconds": seconds, "errors": errors}
+
+
+def measure_size(
+    sizes: list[tuple[int, int]], adapters: int, rank: int, rounds: int, warm: bool
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each round by contender, and ‖found − best‖_F² of each beside ‖best‖_F²."""
     names = [f"adapter{index}" for index in range(adapters)]
-    weights = [1.0, 1.0, -0.5, 0.7, 1.3][:adapters] + [1.0] * (adapters - 5)
+    weights = [(1.0, 1.0, -0.5, 0.7)[index % 4] for index in range(adapters)]
     model = adapted(sizes, names, rank)
     given = updates(model, names)
     numbers = itertools.count()
@@ -118,18 +133,18 @@ def measure(shape: Shape, adapters: int, rank: int, rounds: int) -> dict[str, An
         results["peft"] = f"merged{next(numbers)}"
         model.add_weighted_adapter(names, weights, results["peft"], combination_type="svd", svd_rank=rank)
 
-    seconds = in_turn({"ours": ours, "peft": theirs}, rounds, torch.device("cpu"), warm=not shape.sampled)
-    off = {"ours": 0.0, "peft": 0.0}
-    total = 0.0
+    seconds = in_turn({"ours": ours, "peft": theirs}, rounds, torch.device("cpu"), warm)
+    squares = dict.fromkeys(("ours", "peft", "best"), 0.0)
     for path, layer in layers(model):
         scaled = [given[name].changes[path].scaled(weight) for name, weight in zip(names, weights, strict=True)]
         exact = best([delta.factors for delta in scaled if delta.factors], rank)
-        scale = layer.scaling[results["peft"]]
-        pair = (layer.lora_B[results["peft"]].weight.data * scale, layer.lora_A[results["peft"]].weight.data)
-        squares = {"ours": distance(results["ours"].changes[path].factors, exact), "peft": distance(pair, exact)}
-        off = {name: off[name] + square[0] for name, square in squares.items()}
-        total += squares["ours"][1]
-    return {"seconds": seconds, "errors": {name: (square / total) ** 0.5 for name, square in off.items()}}
+        scale, merged = layer.scaling[results["peft"]], results["peft"]
+        theirs_found = (layer.lora_B[merged].weight.data * scale, layer.lora_A[merged].weight.data)
+        for who, found in (("ours", results["ours"].changes[path].factors), ("peft", theirs_found)):
+            off, whole = distance(found, exact)
+            squares[who] += off
+        squares["best"] += whole
+    return seconds, squares
 
 
 def line(name: str, shape: Shape, found: dict[str, Any]) -> str:
@@ -137,7 +152,7 @@ def line(name: str, shape: Shape, found: dict[str, Any]) -> str:
     seconds = {who: statistics.median(taken) for who, taken in found["seconds"].items()}
     times = ratio(found["seconds"]["peft"], found["seconds"]["ours"])
     maps = len(shape.maps) if shape.sampled else sum(shape.maps.values())
-    run = f"{maps} maps, one of each size" if shape.sampled else f"{maps} maps"
+    run = f"{maps} of {sum(shape.maps.values())} maps, times their numbers" if shape.sampled else f"{maps} maps"
     cells = [name, run, *(f"{seconds[who]:.3f}" for who in ("ours", "peft"))]
     cells.append(f"{times.median:.0f} ({times.low:.0f}–{times.high:.0f}, {times.rounds} rounds)")
     cells += [f"{found['errors'][who]:.1e}" for who in ("ours", "peft")]

@@ -96,6 +96,7 @@ ORACLES = {
 KINDS = {
     "thin": lambda: [thin(0), thin(1), thin(2)],
     "ranks": lambda: [thin(0, 1), thin(1, 4), thin(2, 2)],
+    "wide": lambda: [thin(0, 20), thin(1, 14)],
     "bf16": lambda: [thin(seed, dtype=torch.bfloat16) for seed in range(2)],
     "dense": lambda: [full(0), full(1)],
     "mixed": lambda: [thin(0), full(1)],
