@@ -38,6 +38,8 @@ VERBS = {
     "retain": Verb("what a model has kept of its backbone", "lit_spectral.retention.command"),
     "merge": Verb("several adapters of one backbone made one", "lit_spectral.updates.merge_command"),
     "humaneval": Verb("pass@k of completions, each run shut in", "lit_spectral.scoring.command"),
+    "mend": Verb("repair an adapter after training, without data", "lit_spectral.updates.mend_command"),
+    "spectra": Verb("how large an adapter's changes are, and where they lie", "lit_spectral.updates.show_command"),
 }
 
 # What others call them.

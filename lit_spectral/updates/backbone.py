@@ -1,0 +1,97 @@
+"""What repairs and measures of changes ask of their backbone; it is opened when one first asks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+
+from torch import Tensor
+
+from lit_spectral.errors import InputError
+from lit_spectral.spectra.input_directions import leading_input_directions
+from lit_spectral.updates.delta import Delta
+
+__all__ = ["Backbone"]
+
+
+class Backbone:
+    """The W₀ of changes, and what its linear maps are mostly fed.
+
+    Args:
+        name: a hub id or folder; empty where nobody knows.
+        weights: W₀ (out, in) by module path in the full model; None for those in the files of `name`.
+
+    What it is asked for raises InputError where no backbone is known, or it is another one's.
+    """
+
+    def __init__(self, name: str = "", weights: Mapping[str, Tensor] | None = None) -> None:
+        self.name = name
+        self._given = weights
+
+    @cached_property
+    def weights(self) -> Mapping[str, Tensor]:
+        """All that there are."""
+        if self._given is not None:
+            return self._given
+        name = self._known()
+        from lit_spectral.updates.weights import Weights
+
+        return Weights(name)
+
+    def of(self, changes: Mapping[str, Delta]) -> Mapping[str, Tensor]:
+        """W₀ of each changed map, looked up one at a time."""
+        return _Chosen(self.weights, changes)
+
+    def behind(self, path: str, delta: Delta) -> Tensor | None:
+        """W₀ where ΔW multiplies it; None for the others, which can be had without it."""
+        return None if delta.hadamard is None else self.of({path: delta})[path]
+
+    def input_directions(self, paths: Collection[str], count: int) -> Mapping[str, Tensor]:
+        """Bases (in, count) of what maps are mostly fed, as `leading_input_directions`: the whole backbone is loaded.
+
+        Raises:
+            InputError: a path that isn't a map of the encoder, or one that is given nothing.
+        """
+        from transformers import AutoModel
+
+        from lit_spectral.backbones import Loading, fetch, load_model
+
+        encoder, _ = load_model(AutoModel, fetch(self._known()), Loading(dtype="auto"))
+        modules, prefix = dict(encoder.named_modules()), f"{getattr(encoder, 'base_model_prefix', '')}."
+        targets = {path: modules.get(path.removeprefix(prefix)) for path in paths}
+        inside = {path: module for path, module in targets.items() if module is not None}
+        found = leading_input_directions(encoder, inside, count)
+        for path in paths:
+            if path not in found:
+                raise InputError(f"input_rank: {path} is given nothing when {self.name} reads; leave input_rank out")
+        return found
+
+    def _known(self) -> str:
+        if not self.name:
+            raise InputError("backbone: the adapter doesn't say which it is for, and it is needed; give --backbone")
+        return self.name
+
+
+class _Chosen(Mapping[str, Tensor]):
+    """Weights of changed maps alone, each of the change's shape."""
+
+    def __init__(self, weights: Mapping[str, Tensor], changes: Mapping[str, Delta]) -> None:
+        self._weights, self._changes = weights, changes
+
+    def __getitem__(self, path: str) -> Tensor:
+        delta = self._changes[path]
+        if path not in self._weights:
+            raise InputError(f"backbone: it has no {path}, which the adapter changes; give the one it was trained on")
+        weight = self._weights[path]
+        if tuple(weight.shape) != delta.shape:
+            shapes = (" x ".join(map(str, shape)) for shape in (weight.shape, delta.shape))
+            raise InputError(
+                "backbone: {} is {} and its change {}; give the one it was trained on".format(path, *shapes)
+            )
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._changes)
+
+    def __len__(self) -> int:
+        return len(self._changes)

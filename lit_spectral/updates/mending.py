@@ -1,0 +1,228 @@
+"""Repairs of an adapter that is trained: what constraints do while training, done afterwards, without data.
+
+Each is a function from an update, a value and the backbone to an update, and a row in `REPAIRS`. Thin changes stay
+thin. What was trained whole (heads, norms, biases) stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import yaml
+from torch import Tensor
+
+from lit_spectral.errors import InputError, reason_of
+from lit_spectral.methods.base import Bound, quantile_of
+from lit_spectral.spectra.cache import SVDCache
+from lit_spectral.spectra.partial_svd import partial_svd
+from lit_spectral.updates.backbone import Backbone
+from lit_spectral.updates.delta import Delta
+from lit_spectral.updates.sizes import size_of
+from lit_spectral.updates.update import Update
+
+__all__ = ["REPAIRS", "Repair", "mend", "without_intruders"]
+
+# Leading singular vectors of W₀ + ΔW among which intruders are looked for.
+AMONG = 10
+# Leading singular vectors of W₀ that mostly show, without all others, which these are like.
+KNOWN = 32
+
+
+class Repair(NamedTuple):
+    """One way to mend.
+
+    `read` makes the command line's text the value, or raises InputError; `default` is what stands for no text, where
+    none may be given.
+    """
+
+    apply: Callable[[Update, Any, Backbone], Update]
+    read: Callable[[str], Any]
+    metavar: str
+    about: str
+    default: str | None = None
+
+
+def mend(update: Update, name: str, value: Any, backbone: Backbone) -> Update:
+    """An update after the repair of this name in `REPAIRS`, which its origin tells.
+
+    Raises:
+        InputError: the repair needs the backbone, and it can't be had or is another one's.
+    """
+    mended = REPAIRS[name].apply(update, value, backbone)
+    done = [*update.origin.get("mended", []), f"{name} {value}"]
+    return replace(mended, origin={**mended.origin, "mended": done})
+
+
+def scale(update: Update, factor: float, backbone: Backbone) -> Update:
+    """ΔW ← factor · ΔW: 1 as trained, 0 the backbone (rewinding)."""
+    return update.scaled(factor)
+
+
+def ball(update: Update, bound: Bound, backbone: Backbone) -> Update:
+    """The nearest changes with ‖ΔW‖₂ ≤ bound: a number, or a quantile of each W₀'s own singular values."""
+    quantile = quantile_of(bound)
+    if quantile is None:
+        assert not isinstance(bound, str | dict)
+        radii = dict.fromkeys(update.changes, float(bound))
+    else:
+        _, found = SVDCache().drawn(backbone.of(update.changes), 0, 0, [quantile])
+        radii = {path: value for path, (value,) in found.items()}
+        for path, radius in radii.items():
+            if not radius > 0:
+                raise InputError(f"ball: the quantile {quantile:g} of {path} is 0; give a higher one, or a number")
+    return update.map(lambda path, delta: delta.contracted(radii[path], backbone.behind(path, delta)))
+
+
+def clip(update: Update, factor: float, backbone: Backbone) -> Update:
+    """Singular values of each ΔW above factor · their median become that; factor ≥ 1.
+
+    The median is of those that aren't 0 but for rounding, of an even number the lower of the two in the middle: it
+    stays what it is, so that clipping twice is clipping once.
+    """
+
+    def clipped(path: str, delta: Delta) -> Delta:
+        weight = backbone.behind(path, delta)
+        sigma = delta.singular_values(weight)
+        return delta.contracted(factor * float(sigma[: max(1, size_of(sigma).rank)].median()), weight)
+
+    return update.map(clipped)
+
+
+def principal_rank(update: Update, count: int, backbone: Backbone) -> Update:
+    """ΔW ← (1 − U Uᵀ) ΔW (1 − V Vᵀ), U and V the `count` leading singular vectors of W₀."""
+    top = SVDCache().singular_triplets(backbone.of(update.changes), "top", count)
+    return update.map(lambda path, delta: delta.outside(top[path].u, top[path].v, backbone.behind(path, delta)))
+
+
+def input_rank(update: Update, count: int, backbone: Backbone) -> Update:
+    """ΔW ← ΔW (1 − V Vᵀ), V the `count` leading directions of what the map is fed, on any text."""
+    for path, delta in update.changes.items():
+        if count > delta.shape[1]:
+            raise InputError(f"input_rank: {path} has {delta.shape[1]} inputs; give less than {count}")
+    fed = backbone.input_directions(update.changes, count)
+    return update.map(lambda path, delta: delta.outside(None, fed[path], backbone.behind(path, delta)))
+
+
+def intruders(update: Update, threshold: float, backbone: Backbone) -> Update:
+    """Each ΔW without what it adds along intruder dimensions, as `without_intruders`."""
+    weights = backbone.of(update.changes)
+    known = min([KNOWN, *(min(delta.shape) for delta in update.changes.values())])
+    top = SVDCache().singular_triplets(weights, "top", known)
+    return update.map(lambda path, delta: without_intruders(delta, weights[path], top[path].u, threshold))
+
+
+def without_intruders(delta: Delta, weight: Tensor, leading: Tensor, threshold: float, among: int = AMONG) -> Delta:
+    """ΔW ← ΔW − Σ u uᵀ ΔW over intruders u, until W₀ + ΔW has none.
+
+    They are those of the `among` leading left singular vectors of W₀ + ΔW whose |cosine| with every left singular
+    vector of W₀ is below the threshold (Shuttleworth et al., 2410.21228, §3). There, and in peft, W₀ + ΔW is scaled
+    down along u, W₀'s part with it; here all of ΔW's part goes and W₀'s stays, so that a thin ΔW stays thin. Since
+    another vector takes the place among the leading ones, it is done again until none is found.
+
+    A round costs the leading triplets of a dense matrix. All of W₀'s vectors are computed, once a layer, only where
+    the leading ones leave it open: if u is like none of these, and has enough outside of their span to be like another.
+
+    Args:
+        delta: ΔW (out, in).
+        weight: W₀ (out, in).
+        leading: some leading left singular vectors of W₀ (out, k).
+        threshold: above 0, at most 1.
+        among: at least 1.
+    """
+    basis = leading.double()
+    while True:
+        change = delta.dense(weight)
+        u, sigma, _ = partial_svd(weight.float() + change, "top", min(among, *delta.shape)).triplets
+        u = u[:, : size_of(sigma).rank]
+        cosines = basis.mT @ u
+        odd = cosines.abs().amax(0) < threshold
+        elsewhere = 1 - cosines.square().sum(0) >= threshold**2
+        if basis.shape[1] < min(weight.shape) and bool((odd & elsewhere).any()):
+            basis = partial_svd(weight, "top", min(weight.shape)).triplets.u
+            odd = (basis.mT @ u).abs().amax(0) < threshold
+        found = u[:, odd]
+        # What is like none of W₀'s, and not by ΔW's doing, would be found for ever.
+        if not float((found.mT @ change.double()).norm()) > 1e-5 * float(change.double().norm()):
+            return delta
+        delta = delta.outside(found, None, weight)
+
+
+def rank(update: Update, most: int, backbone: Backbone) -> Update:
+    """The nearest changes of this rank."""
+    return update.map(lambda path, delta: delta.truncated(most, None, backbone.behind(path, delta)).delta)
+
+
+def energy(update: Update, share: float, backbone: Backbone) -> Update:
+    """The nearest changes of the smallest ranks that keep a share of each Σσ²."""
+    return update.map(lambda path, delta: delta.truncated(None, share, backbone.behind(path, delta)).delta)
+
+
+def _number(
+    name: str, least: float = -math.inf, most: float = math.inf, above: float = -math.inf
+) -> Callable[[str], float]:
+    """A reader of finite numbers of a range."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most and value > above):
+            low = f" at least {least:g}" * math.isfinite(least) + f" above {above:g}" * math.isfinite(above)
+            raise InputError(f"{name} is a number{low}{f' and at most {most:g}' * math.isfinite(most)}, not {text}")
+        return value
+
+    return read
+
+
+def _count(name: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) < 2**31:
+            raise InputError(f"{name} is a whole number, at least 1, not {text}")
+        return int(text)
+
+    return read
+
+
+def _bound(text: str) -> Bound:
+    try:
+        number = float(text)
+    except ValueError:
+        pass
+    else:
+        if number > 0:
+            return number
+        raise InputError(f"ball is above 0, not {text}; --scale 0 leaves nothing of the change")
+    try:
+        bound: Bound = yaml.safe_load(text) if text.startswith("{") else text
+        quantile_of(bound)
+    except InputError:
+        raise
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"ball: {text} can't be read: {reason_of(error)}; give 0.1, q2 or {{quantile: 0.6}}") from None
+    return bound
+
+
+REPAIRS = {
+    "scale": Repair(scale, _number("scale"), "A", "ΔW times a number; 0 is the backbone"),
+    "ball": Repair(ball, _bound, "R", "no singular value of ΔW above R, or above a quantile of W₀'s own (q1 … q4)"),
+    "clip": Repair(clip, _number("clip", least=1), "C", "no singular value of ΔW above C times their median"),
+    "principal_rank": Repair(
+        principal_rank, _count("principal_rank"), "K", "out of W₀'s K leading singular vectors, on both sides"
+    ),
+    "input_rank": Repair(
+        input_rank, _count("input_rank"), "K", "deaf to the K directions that its inputs share on any text"
+    ),
+    "intruders": Repair(
+        intruders,
+        _number("intruders", above=0, most=1),
+        "COSINE",
+        f"nothing along the {AMONG} leading singular vectors of W₀ + ΔW that are like none of W₀'s (0.6)",
+        "0.6",
+    ),
+    "rank": Repair(rank, _count("rank"), "R", "the nearest change of a rank"),
+    "energy": Repair(energy, _number("energy", above=0, most=1), "E", "the smallest rank with this share of Σσ²"),
+}
