@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lit_spectral.errors import InputError
 from lit_spectral.spectra.input_directions import leading_input_directions
 from lit_spectral.updates.delta import Delta
+
+if TYPE_CHECKING:
+    from lit_spectral.updates.weights import Weights
 
 __all__ = ["Backbone"]
 
@@ -33,6 +38,10 @@ class Backbone:
         """All that there are."""
         if self._given is not None:
             return self._given
+        return self.files()
+
+    def files(self) -> Weights:
+        """Its files, opened anew."""
         name = self._known()
         from lit_spectral.updates.weights import Weights
 
@@ -73,21 +82,23 @@ class Backbone:
 
 
 class _Chosen(Mapping[str, Tensor]):
-    """Weights of changed maps alone, each of the change's shape."""
+    """Weights of changed maps alone, each of the change's shape; read by one thread at a time, as files must be."""
 
     def __init__(self, weights: Mapping[str, Tensor], changes: Mapping[str, Delta]) -> None:
         self._weights, self._changes = weights, changes
+        self._lock = Lock()
 
     def __getitem__(self, path: str) -> Tensor:
-        delta = self._changes[path]
-        if path not in self._weights:
-            raise InputError(f"backbone: it has no {path}, which the adapter changes; give the one it was trained on")
-        weight = self._weights[path]
-        if tuple(weight.shape) != delta.shape:
-            shapes = (" x ".join(map(str, shape)) for shape in (weight.shape, delta.shape))
-            raise InputError(
-                "backbone: {} is {} and its change {}; give the one it was trained on".format(path, *shapes)
-            )
+        shape = self._changes[path].shape
+        try:
+            with self._lock:
+                weight = self._weights[path]
+        except KeyError:
+            what = f"backbone: it has no {path}, which the adapter changes"
+            raise InputError(f"{what}; give the one it was trained on") from None
+        if tuple(weight.shape) != shape:
+            theirs, ours = (" x ".join(map(str, each)) for each in (weight.shape, shape))
+            raise InputError(f"backbone: {path} is {theirs} and its change {ours}; give the one it was trained on")
         return weight
 
     def __iter__(self) -> Iterator[str]:

@@ -42,7 +42,7 @@ def run(args: list[str]) -> Path:
         console.print(f"{len(update.whole)} tensors that were trained whole (heads, norms, biases) stay as they are")
     place = Path(given.output)
     needed = given.to == "merged" or update.needs_weights
-    cut = exports.write(update, place, given.to, backbone.weights if needed else None)
+    cut = exports.write(update, place, given.to, backbone.files() if needed else None)
     if cut:
         path = max(cut, key=lambda each: cut[each])
         console.print(f"cut off: at most {cut[path]:.2%} of a change, of {path}")

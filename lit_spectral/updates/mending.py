@@ -6,6 +6,7 @@ thin. What was trained whole (heads, norms, biases) stays as it is.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,10 +26,14 @@ from lit_spectral.updates.update import Update
 
 __all__ = ["REPAIRS", "Repair", "mend", "without_intruders"]
 
+log = logging.getLogger(__name__)
+
 # Leading singular vectors of W₀ + ΔW among which intruders are looked for.
 AMONG = 10
 # Leading singular vectors of W₀ that mostly show, without all others, which these are like.
 KNOWN = 32
+# Of looking for intruders; a dozen are many.
+MOST_ROUNDS = 100
 
 
 class Repair(NamedTuple):
@@ -118,7 +123,7 @@ def without_intruders(delta: Delta, weight: Tensor, leading: Tensor, threshold: 
     """ΔW ← ΔW − Σ u uᵀ ΔW over intruders u, until W₀ + ΔW has none.
 
     They are those of the `among` leading left singular vectors of W₀ + ΔW whose |cosine| with every left singular
-    vector of W₀ is below the threshold (Shuttleworth et al., 2410.21228, §3). There, and in peft, W₀ + ΔW is scaled
+    vector of W₀ is below the threshold (Shuttleworth et al., 2410.21228). There, and in peft, W₀ + ΔW is scaled
     down along u, W₀'s part with it; here all of ΔW's part goes and W₀'s stays, so that a thin ΔW stays thin. Since
     another vector takes the place among the leading ones, it is done again until none is found.
 
@@ -133,7 +138,7 @@ def without_intruders(delta: Delta, weight: Tensor, leading: Tensor, threshold: 
         among: at least 1.
     """
     basis = leading.double()
-    while True:
+    for _ in range(MOST_ROUNDS):
         change = delta.dense(weight)
         u, sigma, _ = partial_svd(weight.float() + change, "top", min(among, *delta.shape)).triplets
         u = u[:, : size_of(sigma).rank]
@@ -148,6 +153,8 @@ def without_intruders(delta: Delta, weight: Tensor, leading: Tensor, threshold: 
         if not float((found.mT @ change.double()).norm()) > 1e-5 * float(change.double().norm()):
             return delta
         delta = delta.outside(found, None, weight)
+    log.warning("after %d rounds of taking intruders out there are some left", MOST_ROUNDS)
+    return delta
 
 
 def rank(update: Update, most: int, backbone: Backbone) -> Update:
