@@ -245,6 +245,12 @@ def test_a_ball_by_a_quantile_that_is_0_is_refused():
         mend(update, "ball", "q1", Backbone("x", {path: torch.zeros(shape) for path, shape in SHAPES.items()}))
 
 
+def test_more_singular_vectors_than_there_are_are_refused():
+    update, backbone = drawn()
+    with pytest.raises(InputError, match="b: rank 13 is above"):
+        mend(update, "principal_rank", 13, backbone)
+
+
 def test_more_inputs_than_there_are_are_refused():
     update, backbone = drawn()
     with pytest.raises(InputError, match="input_rank: a has 16 inputs"):

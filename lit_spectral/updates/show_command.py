@@ -137,5 +137,6 @@ def _plot(values: Mapping[str, Tensor], file: Path) -> None:
         panel.grid(alpha=0.25)
     for panel in list(figure.axes)[len(kinds) :]:
         panel.set_axis_off()
+    figure.suptitle("a line for each layer, from the first (dark) to the last (light)", fontsize="small")
     with written(file) as scratch:
         FigureCanvasAgg(figure).print_figure(scratch, format="png", dpi=150)
