@@ -206,8 +206,8 @@ def _bound(text: str) -> Bound:
     try:
         bound: Bound = yaml.safe_load(text) if text.startswith("{") else text
         quantile_of(bound)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"ball: {error}") from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"ball: {text} can't be read: {reason_of(error)}; give 0.1, q2 or {{quantile: 0.6}}") from None
     return bound
