@@ -1,0 +1,238 @@
+"""A backbone's weights as its files have them: looked up by name in the full model, one at a time, with no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lit_spectral.adapters.linear import VALUES, is_linear, is_transposed
+from lit_spectral.backbones import fetch
+from lit_spectral.errors import InputError, reason_of
+
+__all__ = ["INDEX", "Weights"]
+
+INDEX = "model.safetensors.index.json"
+
+
+class Weights(Mapping[str, Tensor]):
+    """W₀ (out, in) of every linear map, by its path in the full Hugging Face model, in the files' dtype.
+
+    Paths are those of `architecture`, whatever the files' own: keys may lack or have the base model's prefix,
+    and be named as transformers once did. Of a path too the prefix may lack or be there.
+
+    Args:
+        backbone: a folder in Hugging Face format, `tiny`, or a hub id that has been downloaded.
+        architecture: the model's class, such as `BertForSequenceClassification`; empty for the config's.
+        labels: names of classes by number, in place of the config's.
+
+    Attributes:
+        folder: where the files lie.
+        config: of transformers, with `labels`.
+        skeleton: the model on the meta device.
+        files: from a file's name to its keys.
+
+    Raises:
+        InputError: no safetensors there, a damaged one, a pickle, weights that are codes, or a config that
+            transformers makes no model of. KeyError for a path that is no linear map's.
+    """
+
+    def __init__(self, backbone: str, architecture: str = "", labels: Mapping[Any, str] | None = None) -> None:
+        self.folder = _folder(backbone)
+        self.config, self.skeleton = _skeleton(self.folder, architecture, labels)
+        self.maps = {path: module for path, module in self.skeleton.named_modules() if is_linear(module)}
+        state: dict[str, Tensor] = self.skeleton.state_dict()
+        self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._ties = _ties(self.skeleton)
+        self._opened: tuple[str, Any] | None = None
+        self.files = {file: list(self._file(file).keys()) for file in _files(self.folder)}
+        self._names = self._named(state)
+        self._places = {self._names[key]: (file, key) for file, keys in self.files.items() for key in keys}
+
+    def __getitem__(self, path: str) -> Tensor:
+        """W₀ (out, in), a view of the mapped file."""
+        known = self.path(path)
+        weight = self.tensor(f"{known}.weight")
+        if weight is None:
+            raise InputError(f"backbone: the files of {self.folder} lack {known}.weight; give undamaged ones")
+        return weight.mT if is_transposed(self.maps[known]) else weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.maps)
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def path(self, path: str) -> str:
+        """The path as it is in the model, whether the base model's prefix lacks or not; KeyError if there is none."""
+        prefix = f"{self.skeleton.base_model_prefix}."
+        for known in (path, prefix + path, path.removeprefix(prefix)):
+            if known in self.maps:
+                return known
+        raise KeyError(path)
+
+    def shape(self, path: str) -> tuple[int, int]:
+        """(out, in) of a map."""
+        module = self.maps[self.path(path)]
+        rows, columns = self._shapes[f"{self.path(path)}.weight"]
+        return (columns, rows) if is_transposed(module) else (rows, columns)
+
+    def name(self, key: str) -> str:
+        """What a key of the files is called in the model; the key itself where it is one part of a tensor there."""
+        return self._names[key]
+
+    def shape_of(self, name: str) -> torch.Size | None:
+        """Of a tensor of the model, None if there is none of that name."""
+        return self._shapes.get(name)
+
+    def tied(self, name: str) -> tuple[str, ...]:
+        """All names of a parameter, this one too."""
+        return self._ties.get(name, (name,))
+
+    def lies(self, name: str) -> bool:
+        """Whether the files have a tensor under this very name."""
+        return name in self._places
+
+    def tensor(self, name: str) -> Tensor | None:
+        """A tensor as it lies in the files, a view of them; None if they lack it."""
+        place = next((self._places[each] for each in (name, *self.tied(name)) if each in self._places), None)
+        return None if place is None else self.read(*place)
+
+    def read(self, file: str, key: str) -> Tensor:
+        """What lies under a key of a file."""
+        try:
+            tensor: Tensor = self._file(file).get_tensor(key)
+        except SafetensorError as error:
+            raise _damaged(self.folder / file, error) from error
+        name = self._names[key]
+        weight = name.endswith(".weight") and name.removesuffix(".weight") in self.maps
+        if weight and (tensor.dtype not in VALUES or tensor.shape != self._shapes[name]):
+            raise InputError(
+                f"backbone: {key} in {self.folder / file} is {_described(tensor)} and not {tuple(self._shapes[name])} "
+                "of floats; give the files that are neither quantised nor another model's"
+            )
+        return tensor
+
+    def others(self) -> Iterator[tuple[str, Tensor]]:
+        """Name in the model and value of all that is no linear map's weight, one at a time.
+
+        What transformers puts together of several tensors, as some experts, goes by the keys of the files.
+        """
+        for file, keys in self.files.items():
+            for key in keys:
+                name = self._names[key]
+                known = name in self._shapes or name == key
+                if known and name.removesuffix(".weight") not in self.maps:
+                    yield name, self.read(file, key)
+
+    def other(self, name: str) -> Tensor | None:
+        """One of `others`, or None."""
+        return None if name.removesuffix(".weight") in self.maps else self.tensor(name)
+
+    def about(self) -> dict[str, Any]:
+        """`architecture`, the class of the model, and `config_labels`, names of its classes by number."""
+        return {"architecture": type(self.skeleton).__name__, "config_labels": self.config.id2label}
+
+    def _file(self, file: str) -> Any:
+        if self._opened is None or self._opened[0] != file:
+            self._opened = None  # unmapped before the next one is mapped
+            try:
+                self._opened = file, safe_open(self.folder / file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise _damaged(self.folder / file, error) from error
+        return self._opened[1]
+
+    def _named(self, state: dict[str, Tensor]) -> dict[str, str]:
+        """From a key of the files to its name in the model, as `from_pretrained` finds it."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        mapping = get_model_conversion_mapping(self.skeleton)
+        renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+        converters = [each for each in mapping if isinstance(each, WeightConverter)]
+        prefix = self.skeleton.base_model_prefix
+        found = {}
+        for key in (key for keys in self.files.values() for key in keys):
+            name, part_of = rename_source_key(key, renamings, converters, prefix, state)
+            if name not in state and key in state:
+                name, part_of = rename_source_key(key, [], [], prefix, state)
+            found[key] = key if part_of is not None else name
+        return found
+
+
+def _folder(backbone: str) -> Path:
+    source = fetch(backbone)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except Exception as error:  # an id that can't be one, or nothing there
+        raise InputError(
+            f"backbone: {source} is neither a local folder nor downloaded; give --backbone FOLDER with a local copy"
+        ) from error
+
+
+def _files(folder: Path) -> list[str]:
+    """The names of a folder's safetensors, in the order of their names."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"backbone: {index} is no index of safetensors; give undamaged files") from error
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    if any(folder.glob("*.bin")):
+        raise InputError(
+            f"backbone: {folder} holds pickles (.bin), which can run code and are not read; "
+            "write it anew by save_pretrained, as safetensors"
+        )
+    raise InputError(f"backbone: {folder} has no model.safetensors; give a folder written by save_pretrained")
+
+
+def _skeleton(folder: Path, architecture: str, labels: Mapping[Any, str] | None) -> tuple[Any, Any]:
+    """The config, and the model on the meta device."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        if labels:
+            config.id2label = {int(number): str(label) for number, label in labels.items()}
+            config.label2id = {label: number for number, label in config.id2label.items()}
+        named = architecture or (getattr(config, "architectures", None) or [""])[0]
+        kind = getattr(transformers, named, None) if named else transformers.AutoModel
+        if kind is None:
+            raise InputError(f"backbone: transformers has no {named}, which {folder} or the adapter is of")
+        with torch.device("meta"):
+            model = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
+    except InputError:
+        raise
+    except Exception as error:  # a config that is damaged, or of code beside it, can make it do anything
+        raise InputError(
+            f"backbone: transformers makes no model of {folder / 'config.json'} ({reason_of(error)}); "
+            "give a folder written by save_pretrained"
+        ) from error
+    return config, model
+
+
+def _ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
+    """From each name of a parameter that has several to all of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(group) for group in names.values() if len(group) > 1 for name in group}
+
+
+def _damaged(file: Path, error: Exception) -> InputError:
+    return InputError(f"backbone: {file} can't be read ({reason_of(error)}); give undamaged files")
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
