@@ -36,10 +36,11 @@ VERBS = {
     "compare": Verb("fit several methods with several seeds; a table and a page", "lit_spectral.comparison.command"),
     "evaluate": Verb("a decoder on tasks of lm-evaluation-harness", "lit_spectral.evaluation.command"),
     "retain": Verb("what a model has kept of its backbone", "lit_spectral.retention.command"),
-    "merge": Verb("several adapters of one backbone made one", "lit_spectral.updates.merge_command"),
     "humaneval": Verb("pass@k of completions, each run shut in", "lit_spectral.scoring.command"),
-    "mend": Verb("repair an adapter after training, without data", "lit_spectral.updates.mend_command"),
     "spectra": Verb("how large an adapter's changes are, and where they lie", "lit_spectral.updates.show_command"),
+    "mend": Verb("repair an adapter after training, without data", "lit_spectral.updates.mend_command"),
+    "merge": Verb("several adapters of one backbone made one", "lit_spectral.updates.merge_command"),
+    "export": Verb("an adapter as peft, vLLM or llama.cpp load it, or merged", "lit_spectral.updates.export_command"),
 }
 
 # What others call them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lit_spectral.adapters.linear import VALUES, is_linear, is_transposed
+from lit_spectral.adapters.linear import VALUES, is_transposed
 from lit_spectral.backbones import fetch
 from lit_spectral.errors import InputError, reason_of
+from lit_spectral.updates.update import Update
 
 __all__ = ["INDEX", "Weights"]
 
@@ -45,14 +46,17 @@ class Weights(Mapping[str, Tensor]):
     def __init__(self, backbone: str, architecture: str = "", labels: Mapping[Any, str] | None = None) -> None:
         self.folder = _folder(backbone)
         self.config, self.skeleton = _skeleton(self.folder, architecture, labels)
-        self.maps = {path: module for path, module in self.skeleton.named_modules() if is_linear(module)}
+        # A forward of its own, as Falcon's, can't be tried without values.
+        named: Iterable[tuple[str, nn.Module]] = self.skeleton.named_modules()
+        self.maps = {path: each for path, each in named if isinstance(each, nn.Linear) or is_transposed(each)}
         state: dict[str, Tensor] = self.skeleton.state_dict()
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
         self._ties = _ties(self.skeleton)
         self._opened: tuple[str, Any] | None = None
         self.files = {file: list(self._file(file).keys()) for file in _files(self.folder)}
         self._names = self._named(state)
-        self._places = {self._names[key]: (file, key) for file, keys in self.files.items() for key in keys}
+        named_keys = ((self._names[key], (file, key)) for file, keys in self.files.items() for key in keys)
+        self._places = {name: place for name, place in named_keys if name is not None}
 
     def __getitem__(self, path: str) -> Tensor:
         """W₀ (out, in), a view of the mapped file."""
@@ -76,19 +80,34 @@ class Weights(Mapping[str, Tensor]):
                 return known
         raise KeyError(path)
 
-    def shape(self, path: str) -> tuple[int, int]:
-        """(out, in) of a map."""
-        module = self.maps[self.path(path)]
-        rows, columns = self._shapes[f"{self.path(path)}.weight"]
-        return (columns, rows) if is_transposed(module) else (rows, columns)
+    def check_fits(self, update: Update) -> None:
+        """InputError unless every change is that of a map of its shape, and what was trained whole is the model's."""
+        model = type(self.skeleton).__name__
+        for path, delta in update.changes.items():
+            if path not in self:
+                raise InputError(f"{path} is no linear map of {model} in {self.folder}; give its own --backbone")
+            known = self.path(path)
+            shape = self._shapes[f"{known}.weight"]
+            if delta.shape != tuple(shape[::-1] if is_transposed(self.maps[known]) else shape):
+                raise InputError(
+                    f"the change of {path} is {delta.shape[0]} x {delta.shape[1]}, its weight in {self.folder} "
+                    f"{' x '.join(map(str, shape))}; give its own --backbone"
+                )
+        for name, tensor in update.whole.items():
+            shape_here = self._shapes.get(name)
+            if tensor.shape != shape_here:
+                here = f"is {tuple(shape_here)}" if shape_here is not None else "isn't there"
+                raise InputError(
+                    f"{name} of the adapter is {tuple(tensor.shape)}, and {here} in {model} of {self.folder}; "
+                    "give its own --backbone"
+                )
 
-    def name(self, key: str) -> str:
-        """What a key of the files is called in the model; the key itself where it is one part of a tensor there."""
+    def name(self, key: str) -> str | None:
+        """What a key of the files is called in the model, or None if that has nothing of it.
+
+        One part of several that transformers puts together, as some experts, keeps its key.
+        """
         return self._names[key]
-
-    def shape_of(self, name: str) -> torch.Size | None:
-        """Of a tensor of the model, None if there is none of that name."""
-        return self._shapes.get(name)
 
     def tied(self, name: str) -> tuple[str, ...]:
         """All names of a parameter, this one too."""
@@ -110,8 +129,11 @@ class Weights(Mapping[str, Tensor]):
         except SafetensorError as error:
             raise _damaged(self.folder / file, error) from error
         name = self._names[key]
-        weight = name.endswith(".weight") and name.removesuffix(".weight") in self.maps
-        if weight and (tensor.dtype not in VALUES or tensor.shape != self._shapes[name]):
+        if (
+            name is not None
+            and self._is_map(name)
+            and (tensor.dtype not in VALUES or tensor.shape != self._shapes[name])
+        ):
             raise InputError(
                 f"backbone: {key} in {self.folder / file} is {_described(tensor)} and not {tuple(self._shapes[name])} "
                 "of floats; give the files that are neither quantised nor another model's"
@@ -123,16 +145,16 @@ class Weights(Mapping[str, Tensor]):
 
         What transformers puts together of several tensors, as some experts, goes by the keys of the files.
         """
-        for file, keys in self.files.items():
-            for key in keys:
-                name = self._names[key]
-                known = name in self._shapes or name == key
-                if known and name.removesuffix(".weight") not in self.maps:
-                    yield name, self.read(file, key)
+        for name, place in self._places.items():
+            if not self._is_map(name):
+                yield name, self.read(*place)
 
     def other(self, name: str) -> Tensor | None:
         """One of `others`, or None."""
-        return None if name.removesuffix(".weight") in self.maps else self.tensor(name)
+        return None if self._is_map(name) else self.tensor(name)
+
+    def _is_map(self, name: str) -> bool:
+        return name.endswith(".weight") and name.removesuffix(".weight") in self.maps
 
     def about(self) -> dict[str, Any]:
         """`architecture`, the class of the model, and `config_labels`, names of its classes by number."""
@@ -147,8 +169,8 @@ class Weights(Mapping[str, Tensor]):
                 raise _damaged(self.folder / file, error) from error
         return self._opened[1]
 
-    def _named(self, state: dict[str, Tensor]) -> dict[str, str]:
-        """From a key of the files to its name in the model, as `from_pretrained` finds it."""
+    def _named(self, state: dict[str, Tensor]) -> dict[str, str | None]:
+        """From a key of the files to its `name` in the model, as `from_pretrained` finds it."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -156,12 +178,12 @@ class Weights(Mapping[str, Tensor]):
         renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
         converters = [each for each in mapping if isinstance(each, WeightConverter)]
         prefix = self.skeleton.base_model_prefix
-        found = {}
+        found: dict[str, str | None] = {}
         for key in (key for keys in self.files.values() for key in keys):
             name, part_of = rename_source_key(key, renamings, converters, prefix, state)
             if name not in state and key in state:
                 name, part_of = rename_source_key(key, [], [], prefix, state)
-            found[key] = key if part_of is not None else name
+            found[key] = key if part_of is not None else name if name in state else None
         return found
 
 
@@ -207,11 +229,11 @@ def _skeleton(folder: Path, architecture: str, labels: Mapping[Any, str] | None)
             config.id2label = {int(number): str(label) for number, label in labels.items()}
             config.label2id = {label: number for number, label in config.id2label.items()}
         named = architecture or (getattr(config, "architectures", None) or [""])[0]
-        kind = getattr(transformers, named, None) if named else transformers.AutoModel
+        kind: Any = getattr(transformers, named, None) if named else transformers.AutoModel
         if kind is None:
             raise InputError(f"backbone: transformers has no {named}, which {folder} or the adapter is of")
         with torch.device("meta"):
-            model = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
+            model = getattr(kind, "from_config", kind)(config)
     except InputError:
         raise
     except Exception as error:  # a config that is damaged, or of code beside it, can make it do anything

@@ -1,0 +1,66 @@
+"""`lit-spectral export`: an adapter taken away, to peft and its like or as a merged model."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_spectral.errors import Parser, check_at_least, check_at_most, check_positive
+from lit_spectral.terminal import show_notes
+from lit_spectral.updates.exports import check_empty, write
+from lit_spectral.updates.flags import add_source, add_target
+
+__all__ = ["errors_table", "run"]
+
+
+def run(args: list[str]) -> Path:
+    """Read an adapter, write its folder, print what was cut off; returns the folder.
+
+    Raises:
+        InputError: a flag that there isn't; as in `sources.read` and `exports.write`.
+    """
+    show_notes()
+    given = _parse(args)
+    folder = Path(given.folder)
+    check_empty(folder)
+    from lit_spectral.updates import sources  # which loads what can read them all
+
+    update = sources.read(given.source, given.backbone, given.rank, given.energy)
+    update = replace(update, origin={**update.origin, "export": f"lit-spectral export {shlex.join(args)}"})
+    errors = write(update, folder, given.to, rank=given.rank, energy=given.energy, consumer=given.consumer)
+    if errors:
+        Console().print(errors_table(errors))
+    print(f"{given.to}: {folder}")
+    return folder
+
+
+def errors_table(errors: Mapping[str, float]) -> Table:
+    """The maps of which most was cut off, up to ten, the most first."""
+    table = Table(caption=f"cut off, as a share of ‖ΔW‖; of {len(errors)} maps, all of them in README.md")
+    table.add_column("map")
+    table.add_column("error", justify="right")
+    for path in sorted(errors, key=lambda path: -errors[path])[:10]:
+        table.add_row(path, f"{errors[path]:.3g}")
+    return table
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="lit-spectral export",
+        description="Write an adapter as LoRA that peft, vLLM or llama.cpp load, with equal outputs, or as a merged "
+        "model; exact, or truncated with the error stated by layer.",
+        allow_abbrev=False,
+    )
+    add_source(parser)
+    add_target(parser)
+    given = parser.parse_args(args)
+    check_at_least(1, rank=given.rank)
+    check_positive(energy=given.energy)
+    check_at_most(1, energy=given.energy)
+    return given

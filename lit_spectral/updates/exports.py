@@ -1,0 +1,111 @@
+"""Taking an update away: to a folder that peft and its like load, or to a merged model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from lit_spectral.errors import InputError, nearest, reason_of
+from lit_spectral.files import written
+from lit_spectral.updates.card import write_card
+from lit_spectral.updates.delta import Delta
+from lit_spectral.updates.merged import write_merged
+from lit_spectral.updates.peft_folder import write_peft
+from lit_spectral.updates.update import Update
+from lit_spectral.updates.weights import Weights
+
+__all__ = ["FORMS", "check_empty", "write"]
+
+FORMS = ("peft", "merged")
+
+
+def write(
+    update: Update,
+    folder: Path,
+    to: str,
+    weights: Weights | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    consumer: str | None = None,
+) -> dict[str, float]:
+    """Write a folder, whole or not at all, with a model card.
+
+    Args:
+        update: its origin's `architecture` and `config_labels` say which model it is of, where it isn't the
+            backbone's own.
+        folder: new, or empty.
+        to: `peft`, LoRA factors with the scale inside, or `merged`, a Hugging Face model with W₀ + ΔW.
+        weights: the backbone's; None for those where `update.backbone` says.
+        rank: the largest of a change, at least 1; None for no bound.
+        energy: the share of Σσ² that every change keeps, in (0, 1].
+        consumer: `vllm` or `llama.cpp`, which take less than peft does.
+
+    Returns:
+        By path ‖what was cut off‖_F / ‖ΔW‖_F; nothing of changes that are exact.
+
+    Raises:
+        InputError: a folder with something in it or that can't be written, an update that is not the backbone's,
+            or one that `to` or `consumer` doesn't take.
+    """
+    if to not in FORMS:
+        raise InputError(f"--to: there is no {to}{nearest(to, FORMS)}")
+    if consumer is not None and to != "peft":
+        raise InputError(f"--for {consumer} says who loads the factors; give --to peft, or leave it out")
+    check_empty(folder)
+    update.check_finite("export")
+    source = str(weights.folder) if weights is not None else update.backbone
+    if not source:
+        raise InputError("the adapter doesn't say what its backbone is; give --backbone FOLDER")
+    named = str(update.origin.get("architecture") or "")
+    seen = Weights(source, named, _labels(update.origin.get("config_labels")))
+    seen.check_fits(update)
+    kept, errors = _truncated(update, seen, rank, energy)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with written(folder) as scratch:
+            scratch.mkdir()
+            if to == "peft":
+                write_peft(kept, scratch, seen, consumer)
+            else:
+                write_merged(kept, scratch, seen)
+            write_card(kept, scratch, to, errors)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        raise InputError(f"export: {folder} can't be written ({reason}); make room, or give another place") from error
+    return errors
+
+
+def check_empty(folder: Path) -> None:
+    """InputError if there is a file, or a folder with something in it."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise InputError(f"export: {folder} is there and not empty; give a new folder")
+
+
+def _labels(named: Mapping[Any, str] | list[str] | None) -> Mapping[Any, str] | None:
+    return dict(enumerate(named)) if isinstance(named, list) else named
+
+
+def _truncated(
+    update: Update, weights: Weights, rank: int | None, energy: float | None
+) -> tuple[Update, dict[str, float]]:
+    """Every change in as few factors as asked for, and what that cost by path."""
+    if rank is None and energy is None:
+        return update, {}
+    errors: dict[str, float] = {}
+
+    def cut(path: str, delta: Delta) -> Delta:
+        if delta.is_thin and energy is None and rank is not None and delta.rank <= rank:
+            return delta
+        found, error = delta.truncated(rank, energy, weights[path] if delta.hadamard is not None else None)
+        if error > 0:
+            errors[path] = error
+        return found
+
+    changes = {path: cut(path, delta) for path, delta in update.changes.items()}
+    return replace(update, changes=changes), errors

@@ -1,0 +1,34 @@
+"""Flags of the verbs that follow training, each in the same words."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from lit_spectral.updates.exports import FORMS
+from lit_spectral.updates.peft_folder import CONSUMERS
+
+__all__ = ["add_source", "add_target"]
+
+
+def add_source(parser: ArgumentParser, several: bool = False) -> None:
+    """SOURCE, or with `several` SOURCE… as `sources`, and `--backbone`."""
+    about = "a .ckpt that fit wrote, an adapter of peft's, or a folder of fine-tuned weights"
+    if several:
+        parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"each {about}")
+    else:
+        parser.add_argument("source", metavar="SOURCE", help=about)
+    parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
+
+
+def add_target(parser: ArgumentParser) -> None:
+    """FOLDER, `--to`, `--for` (as `consumer`), `--rank` and `--energy`."""
+    parser.add_argument("folder", metavar="FOLDER", help="a new one")
+    about = "LoRA factors as peft loads them, or a model with the changes in its weights"
+    parser.add_argument("--to", required=True, choices=FORMS, help=about)
+    about = "who is to load the factors, if less than peft: one rank, one that vLLM takes, no heads that it doesn't"
+    parser.add_argument("--for", dest="consumer", choices=CONSUMERS, help=about)
+    parser.add_argument(
+        "--rank", type=int, metavar="N", help="the largest of a change; the nearest change of it is kept"
+    )
+    about = "share of the squared singular values of each change to keep, in (0, 1]"
+    parser.add_argument("--energy", type=float, metavar="SHARE", help=about)
