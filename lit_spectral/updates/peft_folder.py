@@ -65,7 +65,9 @@ def write_peft(update: Update, folder: Path, weights: Weights, consumer: str | N
         metadata={"format": "pt", "lit_spectral": json.dumps(about, default=str)},
     )
     settings = _settings(update, pairs, modules, saved, weights) | {"lora_bias": bool(biases)}
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True, default=sorted))
+    (folder / "adapter_config.json").write_text(
+        json.dumps(settings, indent=2, sort_keys=True, default=sorted), encoding="utf-8"
+    )
 
 
 def _pairs(update: Update) -> dict[str, Pair]:
@@ -161,7 +163,7 @@ def _settings(
     ranks = {path: len(pair.right) for path, pair in pairs.items()}
     most = Counter(ranks.values()).most_common(1)[0][0]
     others = {path: rank for path, rank in ranks.items() if rank != most}
-    config: dict[str, Any] = LoraConfig(
+    config: Any = LoraConfig(
         r=most,
         lora_alpha=most,
         rank_pattern=others,
@@ -175,12 +177,13 @@ def _settings(
         inference_mode=True,
         task_type=_task(saved, weights),
         base_model_name_or_path=str(weights.folder) if update.backbone in {"", BUILT_IN} else update.backbone,
-    ).to_dict()
-    return config
+    )
+    settings: dict[str, Any] = config.to_dict()
+    return settings
 
 
 def _task(saved: list[str], weights: Weights) -> str | None:
-    """peft's task, unless peft would then look for a head that wasn't trained."""
+    """The task in peft's words, unless peft would then look for a head that wasn't trained."""
     name = type(weights.skeleton).__name__
     task, heads = next((TASKS[end] for end in TASKS if name.endswith(end)), (None, ()))
     looked_for = [path for path, _ in weights.skeleton.named_modules() if heads and path.endswith(heads)]
