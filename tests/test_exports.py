@@ -47,7 +47,9 @@ def assert_equal(found, expected):
 def adapted(name, method, seed=1):
     """A model with random changes, and its head's parameters, which count as trained."""
     model = make(name, HEADS[name])
-    method.apply(model, model.base_model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        method.apply(model, model.base_model)
     generator = torch.Generator().manual_seed(seed)
     head = dict(model.classifier.named_parameters(prefix="classifier")) if hasattr(model, "classifier") else {}
     for parameter in [*(p for p in model.parameters() if p.requires_grad), *head.values()]:
