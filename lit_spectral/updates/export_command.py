@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lit_spectral.errors import Parser, check_at_least, check_at_most, check_positive
+from lit_spectral.errors import Parser
 from lit_spectral.terminal import show_notes
 from lit_spectral.updates.exports import check_empty, write
-from lit_spectral.updates.flags import add_source, add_target
+from lit_spectral.updates.flags import add_source, add_target, add_truncation, check_truncation
 
 __all__ = ["errors_table", "run"]
 
@@ -27,7 +27,7 @@ def run(args: list[str]) -> Path:
     """
     show_notes()
     given = _parse(args)
-    folder = Path(given.folder)
+    folder = Path(given.output)
     check_empty(folder)
     from lit_spectral.updates import sources  # which loads what can read them all
 
@@ -59,8 +59,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     )
     add_source(parser)
     add_target(parser)
+    add_truncation(parser)
     given = parser.parse_args(args)
-    check_at_least(1, rank=given.rank)
-    check_positive(energy=given.energy)
-    check_at_most(1, energy=given.energy)
+    check_truncation(given.rank, given.energy)
     return given

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
+from lit_spectral.errors import check_at_least, check_at_most, check_positive
 from lit_spectral.updates.exports import FORMS
 from lit_spectral.updates.peft_folder import CONSUMERS
 
-__all__ = ["add_source", "add_target"]
+__all__ = ["add_source", "add_target", "add_truncation", "check_truncation"]
 
 
 def add_source(parser: ArgumentParser, several: bool = False) -> None:
@@ -21,14 +22,24 @@ def add_source(parser: ArgumentParser, several: bool = False) -> None:
 
 
 def add_target(parser: ArgumentParser) -> None:
-    """FOLDER, `--to`, `--for` (as `consumer`), `--rank` and `--energy`."""
-    parser.add_argument("folder", metavar="FOLDER", help="a new one")
-    about = "LoRA factors as peft loads them, or a model with the changes in its weights"
-    parser.add_argument("--to", required=True, choices=FORMS, help=about)
+    """`--to`, `--for` (as `consumer`) and `--output`."""
+    about = "LoRA factors as peft loads them, or a model with the changes in its weights (%(default)s)"
+    parser.add_argument("--to", choices=FORMS, default="peft", help=about)
     about = "who is to load the factors, if less than peft: one rank, one that vLLM takes, no heads that it doesn't"
     parser.add_argument("--for", dest="consumer", choices=CONSUMERS, help=about)
-    parser.add_argument(
-        "--rank", type=int, metavar="N", help="the largest of a change; the nearest change of it is kept"
-    )
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="a new one")
+
+
+def add_truncation(parser: ArgumentParser) -> None:
+    """`--rank` and `--energy`."""
+    about = "the largest of a change: the nearest change of that rank is kept"
+    parser.add_argument("--rank", type=int, metavar="N", help=about)
     about = "share of the squared singular values of each change to keep, in (0, 1]"
     parser.add_argument("--energy", type=float, metavar="SHARE", help=about)
+
+
+def check_truncation(rank: int | None, energy: float | None) -> None:
+    """InputError for a rank below 1, or an energy that is no share."""
+    check_at_least(1, rank=rank)
+    check_positive(energy=energy)
+    check_at_most(1, energy=energy)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from rich.table import Table
 from lit_spectral.errors import InputError, Parser
 from lit_spectral.terminal import show_notes
 from lit_spectral.updates.backbone import Backbone
+from lit_spectral.updates.exports import check_empty
+from lit_spectral.updates.flags import add_source, add_target
 from lit_spectral.updates.mending import REPAIRS, mend
 from lit_spectral.updates.sizes import Size, largest, size_of
 from lit_spectral.updates.update import Update
@@ -27,7 +31,9 @@ def run(args: list[str]) -> Path:
     """
     show_notes()
     given = _parse(args)
-    from lit_spectral.updates import exports, sources
+    place = Path(given.output)
+    check_empty(place)
+    from lit_spectral.updates import exports, sources  # which load what can read them all
 
     update = sources.read(given.source, given.backbone)
     backbone = Backbone(given.backbone or update.backbone)
@@ -40,12 +46,10 @@ def run(args: list[str]) -> Path:
     console.print(table)
     if update.whole:
         console.print(f"{len(update.whole)} tensors that were trained whole (heads, norms, biases) stay as they are")
-    place = Path(given.output)
-    needed = given.to == "merged" or update.needs_weights
-    cut = exports.write(update, place, given.to, backbone.files() if needed else None)
-    if cut:
-        path = max(cut, key=lambda each: cut[each])
-        console.print(f"cut off: at most {cut[path]:.2%} of a change, of {path}")
+    update = replace(update, origin={**update.origin, "mend": f"lit-spectral mend {shlex.join(args)}"})
+    if given.backbone:
+        update = replace(update, backbone=given.backbone)
+    exports.write(update, place, given.to, consumer=given.consumer)
     print(f"mended: {place}")
     return place
 
@@ -67,11 +71,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "same one more than once if need be. What was trained whole (heads, norms, biases) stays as it is.",
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SOURCE", help="a .ckpt that fit wrote, a peft adapter, fine-tuned weights")
-    parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
-    about = "what to write (%(default)s)"
-    parser.add_argument("--to", choices=("peft", "merged", "checkpoint"), default="peft", help=about)
-    parser.add_argument("--output", required=True, metavar="PLACE", help="where")
+    add_source(parser)
+    add_target(parser)
     repairs = parser.add_argument_group("repairs")
     for name, repair in REPAIRS.items():
         text: dict[str, Any] = {} if repair.default is None else {"nargs": "?", "const": repair.default}

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from dataclasses import replace
 from pathlib import Path
+
+from rich.console import Console
 
 from lit_spectral.errors import InputError, Parser
 from lit_spectral.terminal import show_notes
+from lit_spectral.updates.export_command import errors_table
+from lit_spectral.updates.exports import check_empty
+from lit_spectral.updates.flags import add_source, add_target, add_truncation
 from lit_spectral.updates.merge_rules import RULES
 from lit_spectral.updates.merging import checked, merge
 
@@ -29,16 +36,14 @@ def run(args: list[str]) -> Path:
     given = _parse(args)
     settings = {name: getattr(given, name) for name in _SETTINGS if getattr(given, name) is not None}
     checked(given.sources, given.rule, given.weights, settings, given.heads_of, given.rank, given.energy)
-    from lit_spectral.updates import exports, sources
-    from lit_spectral.updates.weights import Weights
+    place = Path(given.output)
+    check_empty(place)
+    from lit_spectral.updates import exports, sources  # which load what can read them all
+    from lit_spectral.updates.backbone import Backbone
 
     updates = {source: sources.read(source, given.backbone) for source in given.sources}
-    weights = None
-    if given.to == "merged" or any(update.needs_weights for update in updates.values()):
-        folder = given.backbone or next((update.backbone for update in updates.values() if update.backbone), None)
-        if folder is None:
-            raise InputError("merge: the backbone is needed and no source says where it lies; give --backbone FOLDER")
-        weights = Weights(folder)
+    named = given.backbone or next((update.backbone for update in updates.values() if update.backbone), "")
+    needed = any(update.needs_weights for update in updates.values())
     update, cut = merge(
         updates,
         given.rule,
@@ -46,14 +51,15 @@ def run(args: list[str]) -> Path:
         rank=given.rank,
         energy=given.energy,
         heads_of=given.heads_of,
-        base=weights,
+        base=Backbone(named).weights if needed else None,
         **settings,
     )
-    place = Path(given.output)
-    cut = {**cut, **exports.write(update, place, given.to, weights)}
+    update = replace(
+        update, backbone=named, origin={**update.origin, "merge": f"lit-spectral merge {shlex.join(args)}"}
+    )
+    exports.write(update, place, given.to, consumer=given.consumer)
     if cut:
-        path = max(cut, key=lambda each: cut[each])
-        print(f"cut off: at most {cut[path]:.2%} of a change, of {path}")
+        Console().print(errors_table(cut))
     print(f"merged: {place}")
     return place
 
@@ -66,9 +72,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "source's alone, or the same in all.",
         allow_abbrev=False,
     )
-    about = "a .ckpt that fit wrote, a peft adapter, fine-tuned weights"
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=about)
-    parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
+    add_source(parser, several=True)
     about = "one for each source, in their order (1 for each); --weights=-1,1 where the first is negative"
     parser.add_argument("--weights", type=_numbers, metavar="W,W,…", help=about)
     parser.add_argument("--rule", default="add", metavar="NAME", help=f"{', '.join(RULES)} (%(default)s)")
@@ -76,12 +80,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
         defaults = ", ".join(f"{rule} {row.settings[name]}" for rule, row in RULES.items() if name in row.settings)
         parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=f"{text} ({defaults})")
     parser.add_argument("--heads_of", metavar="SOURCE", help="whose heads are kept (those of the first that has some)")
-    parser.add_argument("--rank", type=int, metavar="R", help="of each merged change at most; by a small SVD")
-    about = "share of each merged change's squared singular values to keep, at the smallest rank that does"
-    parser.add_argument("--energy", type=float, metavar="SHARE", help=about)
-    about = "what to write (%(default)s)"
-    parser.add_argument("--to", choices=("peft", "merged", "checkpoint"), default="peft", help=about)
-    parser.add_argument("--output", required=True, metavar="PLACE", help="where")
+    add_truncation(parser)
+    add_target(parser)
     given = parser.parse_args(args)
     twice = next((source for source in given.sources if given.sources.count(source) > 1), None)
     if twice is not None:

@@ -83,7 +83,9 @@ def merge(
         if cut:
             result, errors[path] = result.truncated(rank, energy, weight)
         merged[path] = result.to(torch.float32)
+    model = updates[heads_of] if heads_of is not None else next(iter(updates.values()))
     origin = {
+        **{name: model.origin[name] for name in ("architecture", "config_labels") if name in model.origin},
         "method": "merge",
         "rule": rule,
         **chosen,

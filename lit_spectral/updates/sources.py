@@ -27,6 +27,8 @@ __all__ = ["of_model", "read"]
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # How peft writes the path of a module.
 PREFIX = "base_model.model."
+# What transformers calls the output layers of classifiers.
+OUTPUT_LAYERS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 
 
 def read(source: str, backbone: str | None = None, rank: int | None = None, energy: float | None = None) -> Update:
@@ -152,12 +154,35 @@ def _of_peft(folder: Path, backbone: str | None) -> Update:
             )
         )
     tensors, noted = _tensors(folder / ADAPTER)
-    about = {"source": str(folder), "method": {"name": f"peft {kind}"}, **noted.get("origin", {})}
+    about = {"source": str(folder), "method": {"name": f"peft {kind}"}}
     plain = kind == "LORA" and not settings.get("use_dora") and not settings.get("lora_bias")
     if not plain or any("lora_embedding" in name for name in tensors):
-        return replace(_through_peft(folder, base, kind), origin=about)
-    changes, whole = _lora(folder, tensors, settings)
-    return Update(changes, whole, base, noted.get("digest", ""), about)
+        found = _through_peft(folder, base, kind)
+    else:
+        changes, whole = _lora(folder, tensors, settings)
+        found = Update(changes, whole, base, noted.get("digest", ""), _class_of(settings, base, whole))
+    return replace(found, origin={**found.origin, **about, **noted.get("origin", {})})
+
+
+def _class_of(settings: Mapping[str, Any], base: str, whole: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The class of the model that an adapter of peft's goes on, with names for its classes; nothing if unknown."""
+    import transformers
+
+    mappings: dict[Any, Any] = {
+        "CAUSAL_LM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        "SEQ_CLS": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "QUESTION_ANS": transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    }
+    mapping = mappings.get(settings.get("task_type"))
+    if mapping is None or not base:
+        return {}
+    try:
+        kind = mapping[type(transformers.AutoConfig.from_pretrained(backbones.fetch(base)))]
+    except Exception:  # no such backbone here: whoever needs it says so
+        return {}
+    outputs = next((whole[name] for name in OUTPUT_LAYERS if name in whole), None)
+    labels = {} if outputs is None else {number: f"LABEL_{number}" for number in range(len(outputs))}
+    return {"architecture": kind.__name__, "config_labels": labels}
 
 
 def _lora(
