@@ -204,6 +204,13 @@ def test_a_new_head_is_added_and_its_classes_are_named(update, tmp_path):
     assert_equal(logits(loaded), logits(model))
 
 
+def test_a_head_says_how_many_classes_there_are_where_no_names_are_known(update, tmp_path):
+    whole = {"classifier.weight": torch.randn(5, 32), "classifier.bias": torch.randn(5)}
+    write(Update(update.changes, whole, update.backbone, origin=update.origin), tmp_path / "out", "merged")
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.classifier.weight, whole["classifier.weight"])
+
+
 def test_the_error_of_truncation_is_that_of_a_dense_svd(base, tmp_path):
     model, whole = adapted("Llama", OTHERS["HiRA"])
     errors = write(update_of(model, whole, base("Llama")), tmp_path / "out", "peft", rank=3)
@@ -348,6 +355,14 @@ def test_a_sum_that_float16_cannot_hold_is_refused(base, tmp_path):
     path = "model.layers.0.self_attn.q_proj"
     huge = Update({path: Delta(Pair(torch.full((32, 1), 1e5), torch.ones(1, 32)))}, backbone=str(folder))
     assert path in refused(huge, tmp_path, "merged")
+
+
+def test_weights_that_are_codes_are_refused(update, tmp_path):
+    coded = copy_of(update.backbone, tmp_path / "coded")
+    tensors = load_file(coded / "model.safetensors")
+    key = f"{next(iter(update.changes))}.weight"
+    save_file(tensors | {key: tensors[key].to(torch.int8)}, coded / "model.safetensors")
+    assert "quantised" in refused(Update(update.changes, backbone=str(coded)), tmp_path, "merged")
 
 
 def test_weights_are_found_with_and_without_the_base_models_prefix(tmp_path):

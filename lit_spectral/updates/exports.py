@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -60,8 +58,7 @@ def write(
     source = str(weights.folder) if weights is not None else update.backbone
     if not source:
         raise InputError("the adapter doesn't say what its backbone is; give --backbone FOLDER")
-    named = str(update.origin.get("architecture") or "")
-    seen = Weights(source, named, _labels(update.origin.get("config_labels")))
+    seen = _weights(update, source)
     seen.check_fits(update)
     kept, errors = _truncated(update, seen, rank, energy)
     try:
@@ -87,8 +84,16 @@ def check_empty(folder: Path) -> None:
         raise InputError(f"export: {folder} is there and not empty; give a new folder")
 
 
-def _labels(named: Mapping[Any, str] | list[str] | None) -> Mapping[Any, str] | None:
-    return dict(enumerate(named)) if isinstance(named, list) else named
+def _weights(update: Update, source: str) -> Weights:
+    """The backbone's as the update's model has them, with as many classes as its head."""
+    architecture = str(update.origin.get("architecture") or "")
+    labels = update.origin.get("config_labels")
+    seen = Weights(source, architecture, dict(enumerate(labels)) if isinstance(labels, list) else labels)
+    for name, tensor in update.whole.items():
+        shape = seen.shapes.get(name)
+        if shape and shape[0] == seen.config.num_labels != len(tensor) and tensor.shape[1:] == shape[1:]:
+            return Weights(source, architecture, {number: f"LABEL_{number}" for number in range(len(tensor))})
+    return seen
 
 
 def _truncated(

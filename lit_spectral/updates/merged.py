@@ -72,6 +72,7 @@ def _value(name: str, before: Tensor | None, delta: Delta | None, trained: Tenso
         assert before is not None
         value = before
         if delta is not None:
+            weights.check_map(name, before)
             exact = torch.promote_types(dtype, torch.float32)
             transposed = is_transposed(weights.maps[name.removesuffix(".weight")])
             weight = before.mT if transposed else before
@@ -95,7 +96,7 @@ def _write_beside(folder: Path, weights: Weights, anew: bool, untied: bool) -> N
             shutil.copyfile(file, folder / file.name)
     config: dict[str, Any] = json.loads((weights.folder / "config.json").read_text(encoding="utf-8"))
     name = type(weights.skeleton).__name__
-    if anew or "id2label" in config:
+    if anew or "id2label" in config or weights.config.num_labels != 2:  # a config that doesn't say has two
         labels: dict[int, str] = weights.config.id2label
         config |= {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
     config["architectures"] = [name]

@@ -48,7 +48,7 @@ def write_peft(update: Update, folder: Path, weights: Weights, consumer: str | N
         pairs = _of_one_rank(pairs, consumer)
     biases = {path: update.whole[f"{path}.bias"] for path in pairs if f"{path}.bias" in update.whole}
     adapted = {f"{path}.bias" for path in biases}
-    modules = _modules({name for name in update.whole if name not in adapted}, weights)
+    modules = _modules({name for name in update.whole if name not in adapted}, pairs, weights)
     _check_consumer(consumer, modules, adapted, any(is_transposed(weights.maps[weights.path(path)]) for path in pairs))
     saved = _saved_modules(modules, weights)
     tensors = _whole(update, saved, weights)
@@ -99,11 +99,15 @@ def _padded(pair: Pair, rank: int) -> Pair:
     return Pair(F.pad(pair.left, (0, more)), F.pad(pair.right, (0, 0, 0, more)))
 
 
-def _modules(names: set[str], weights: Weights) -> list[str]:
+def _modules(names: set[str], pairs: dict[str, Pair], weights: Weights) -> list[str]:
     """The modules that own these tensors, a head as a whole, none of them inside another."""
-    base = weights.skeleton.base_model_prefix
-    tied = {each for name in names for each in weights.tied(name)}
-    owners = {name.rpartition(".")[0] if name.startswith(f"{base}.") else name.partition(".")[0] for name in tied}
+    model = weights.skeleton
+    adapted = {path.partition(".")[0] for path in pairs}
+    owners = set()
+    for name in [each for given in names for each in weights.tied(given)]:
+        top = name.partition(".")[0]
+        is_head = model.base_model is not model and top != model.base_model_prefix and top not in adapted
+        owners.add(top if is_head else name.rpartition(".")[0])
     return sorted(each for each in owners if not any(each.startswith(f"{other}.") for other in owners))
 
 

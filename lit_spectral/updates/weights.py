@@ -36,6 +36,8 @@ class Weights(Mapping[str, Tensor]):
         folder: where the files lie.
         config: of transformers, with `labels`.
         skeleton: the model on the meta device.
+        maps: its linear maps by path.
+        shapes: of its tensors by name.
         files: from a file's name to its keys.
 
     Raises:
@@ -50,7 +52,7 @@ class Weights(Mapping[str, Tensor]):
         named: Iterable[tuple[str, nn.Module]] = self.skeleton.named_modules()
         self.maps = {path: each for path, each in named if isinstance(each, nn.Linear) or is_transposed(each)}
         state: dict[str, Tensor] = self.skeleton.state_dict()
-        self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        self.shapes = {name: tensor.shape for name, tensor in state.items()}
         self._ties = _ties(self.skeleton)
         self._opened: tuple[str, Any] | None = None
         self.files = {file: list(self._file(file).keys()) for file in _files(self.folder)}
@@ -64,6 +66,7 @@ class Weights(Mapping[str, Tensor]):
         weight = self.tensor(f"{known}.weight")
         if weight is None:
             raise InputError(f"backbone: the files of {self.folder} lack {known}.weight; give undamaged ones")
+        self.check_map(f"{known}.weight", weight)
         return weight.mT if is_transposed(self.maps[known]) else weight
 
     def __iter__(self) -> Iterator[str]:
@@ -71,6 +74,12 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.maps)
+
+    def __contains__(self, path: object) -> bool:
+        try:
+            return bool(self.path(str(path)))
+        except KeyError:
+            return False
 
     def path(self, path: str) -> str:
         """The path as it is in the model, whether the base model's prefix lacks or not; KeyError if there is none."""
@@ -87,14 +96,14 @@ class Weights(Mapping[str, Tensor]):
             if path not in self:
                 raise InputError(f"{path} is no linear map of {model} in {self.folder}; give its own --backbone")
             known = self.path(path)
-            shape = self._shapes[f"{known}.weight"]
+            shape = self.shapes[f"{known}.weight"]
             if delta.shape != tuple(shape[::-1] if is_transposed(self.maps[known]) else shape):
                 raise InputError(
                     f"the change of {path} is {delta.shape[0]} x {delta.shape[1]}, its weight in {self.folder} "
                     f"{' x '.join(map(str, shape))}; give its own --backbone"
                 )
         for name, tensor in update.whole.items():
-            shape_here = self._shapes.get(name)
+            shape_here = self.shapes.get(name)
             if tensor.shape != shape_here:
                 here = f"is {tuple(shape_here)}" if shape_here is not None else "isn't there"
                 raise InputError(
@@ -128,17 +137,15 @@ class Weights(Mapping[str, Tensor]):
             tensor: Tensor = self._file(file).get_tensor(key)
         except SafetensorError as error:
             raise _damaged(self.folder / file, error) from error
-        name = self._names[key]
-        if (
-            name is not None
-            and self._is_map(name)
-            and (tensor.dtype not in VALUES or tensor.shape != self._shapes[name])
-        ):
-            raise InputError(
-                f"backbone: {key} in {self.folder / file} is {_described(tensor)} and not {tuple(self._shapes[name])} "
-                "of floats; give the files that are neither quantised nor another model's"
-            )
         return tensor
+
+    def check_map(self, name: str, tensor: Tensor) -> None:
+        """InputError unless a map's weight from the files has the model's shape and floats for entries."""
+        if tensor.dtype not in VALUES or tensor.shape != self.shapes[name]:
+            raise InputError(
+                f"backbone: {name} in {self.folder} is {tuple(tensor.shape)} of {tensor.dtype} and not "
+                f"{tuple(self.shapes[name])} of floats; give the files that are neither quantised nor another model's"
+            )
 
     def others(self) -> Iterator[tuple[str, Tensor]]:
         """Name in the model and value of all that is no linear map's weight, one at a time.
@@ -254,7 +261,3 @@ def _ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def _damaged(file: Path, error: Exception) -> InputError:
     return InputError(f"backbone: {file} can't be read ({reason_of(error)}); give undamaged files")
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
