@@ -211,6 +211,16 @@ def test_a_head_says_how_many_classes_there_are_where_no_names_are_known(update,
     assert torch.equal(loaded.classifier.weight, whole["classifier.weight"])
 
 
+def test_a_decoder_that_becomes_a_classifier_pads_as_its_tokenizer_does(decoder_folder, tmp_path):
+    origin = {"architecture": "LlamaForSequenceClassification"}
+    head = {"score.weight": torch.randn(2, 32)}
+    write(Update({}, head, decoder_folder(), origin=origin), tmp_path / "out", "merged")
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.score.weight, head["score.weight"])
+    assert loaded.config.pad_token_id == tokenizer.pad_token_id is not None
+
+
 def test_the_error_of_truncation_is_that_of_a_dense_svd(base, tmp_path):
     model, whole = adapted("Llama", OTHERS["HiRA"])
     errors = write(update_of(model, whole, base("Llama")), tmp_path / "out", "peft", rank=3)

@@ -16,8 +16,9 @@ from lit_spectral.backbones import load_tokenizer
 from lit_spectral.errors import InputError
 from lit_spectral.spectra.linalg import all_finite
 from lit_spectral.updates.delta import Delta
+from lit_spectral.updates.model_folder import INDEX
 from lit_spectral.updates.update import Update
-from lit_spectral.updates.weights import INDEX, Weights
+from lit_spectral.updates.weights import Weights
 
 __all__ = ["write_merged"]
 

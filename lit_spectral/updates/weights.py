@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lit_spectral.adapters.linear import VALUES, is_transposed
-from lit_spectral.backbones import fetch
 from lit_spectral.errors import InputError, reason_of
+from lit_spectral.updates.model_folder import model_folder, skeleton, weight_files
 from lit_spectral.updates.update import Update
 
-__all__ = ["INDEX", "Weights"]
-
-INDEX = "model.safetensors.index.json"
+__all__ = ["Weights"]
 
 
 class Weights(Mapping[str, Tensor]):
@@ -46,8 +42,8 @@ class Weights(Mapping[str, Tensor]):
     """
 
     def __init__(self, backbone: str, architecture: str = "", labels: Mapping[Any, str] | None = None) -> None:
-        self.folder = _folder(backbone)
-        self.config, self.skeleton = _skeleton(self.folder, architecture, labels)
+        self.folder = model_folder(backbone)
+        self.config, self.skeleton = skeleton(self.folder, architecture, labels)
         # A forward of its own, as Falcon's, can't be tried without values.
         named: Iterable[tuple[str, nn.Module]] = self.skeleton.named_modules()
         self.maps = {path: each for path, each in named if isinstance(each, nn.Linear) or is_transposed(each)}
@@ -55,7 +51,7 @@ class Weights(Mapping[str, Tensor]):
         self.shapes = {name: tensor.shape for name, tensor in state.items()}
         self._ties = _ties(self.skeleton)
         self._opened: tuple[str, Any] | None = None
-        self.files = {file: list(self._file(file).keys()) for file in _files(self.folder)}
+        self.files = {file: list(self._file(file).keys()) for file in weight_files(self.folder)}
         self._names = self._named(state)
         named_keys = ((self._names[key], (file, key)) for file, keys in self.files.items() for key in keys)
         self._places = {name: place for name, place in named_keys if name is not None}
@@ -192,63 +188,6 @@ class Weights(Mapping[str, Tensor]):
                 name, part_of = rename_source_key(key, [], [], prefix, state)
             found[key] = key if part_of is not None else name if name in state else None
         return found
-
-
-def _folder(backbone: str) -> Path:
-    source = fetch(backbone)
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, local_files_only=True))
-    except Exception as error:  # an id that can't be one, or nothing there
-        raise InputError(
-            f"backbone: {source} is neither a local folder nor downloaded; give --backbone FOLDER with a local copy"
-        ) from error
-
-
-def _files(folder: Path) -> list[str]:
-    """The names of a folder's safetensors, in the order of their names."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"backbone: {index} is no index of safetensors; give undamaged files") from error
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    if any(folder.glob("*.bin")):
-        raise InputError(
-            f"backbone: {folder} holds pickles (.bin), which can run code and are not read; "
-            "write it anew by save_pretrained, as safetensors"
-        )
-    raise InputError(f"backbone: {folder} has no model.safetensors; give a folder written by save_pretrained")
-
-
-def _skeleton(folder: Path, architecture: str, labels: Mapping[Any, str] | None) -> tuple[Any, Any]:
-    """The config, and the model on the meta device."""
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        if labels:
-            config.id2label = {int(number): str(label) for number, label in labels.items()}
-            config.label2id = {label: number for number, label in config.id2label.items()}
-        named = architecture or (getattr(config, "architectures", None) or [""])[0]
-        kind: Any = getattr(transformers, named, None) if named else transformers.AutoModel
-        if kind is None:
-            raise InputError(f"backbone: transformers has no {named}, which {folder} or the adapter is of")
-        with torch.device("meta"):
-            model = getattr(kind, "from_config", kind)(config)
-    except InputError:
-        raise
-    except Exception as error:  # a config that is damaged, or of code beside it, can make it do anything
-        raise InputError(
-            f"backbone: transformers makes no model of {folder / 'config.json'} ({reason_of(error)}); "
-            "give a folder written by save_pretrained"
-        ) from error
-    return config, model
 
 
 def _ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
