@@ -2,9 +2,7 @@
 
 import json
 import os
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from zoo.models import make
 
 from lit_spectral import adapters as ad
-from lit_spectral import cli, methods, updates
+from lit_spectral import methods
 from lit_spectral.errors import InputError
 from lit_spectral.updates import Delta, Pair, Update
 from lit_spectral.updates.exports import write
@@ -398,13 +396,3 @@ def test_the_others_are_all_but_the_maps_weights(base):
     assert others.keys() == model.state_dict().keys() - maps
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in others.items())
     assert weights.about() == {"architecture": "BertForSequenceClassification", "config_labels": model.config.id2label}
-
-
-def test_the_verb_writes_a_folder_and_shows_what_was_cut_off(base, tmp_path, monkeypatch, capsys):
-    sources = SimpleNamespace(read=lambda *given: decoder_update(base))
-    monkeypatch.setitem(sys.modules, "lit_spectral.updates.sources", sources)
-    monkeypatch.setattr(updates, "sources", sources, raising=False)
-    cli.main(["export", "x.ckpt", str(tmp_path / "out"), "--to", "peft", "--rank", "2"])
-    assert "cut off" in capsys.readouterr().out
-    assert "lit-spectral export x.ckpt" in (tmp_path / "out" / "README.md").read_text()
-    PeftModel.from_pretrained(make("Llama", "CausalLM"), tmp_path / "out")

@@ -1,13 +1,10 @@
 """Repairs after training, each against dense float64."""
 
 import re
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lit_spectral import cli
 from lit_spectral.errors import InputError
 from lit_spectral.updates import Delta, Pair, Update, mending
 from lit_spectral.updates.backbone import Backbone
@@ -279,59 +276,3 @@ def test_sizes_are_those_of_a_dense_matrix():
     assert size.rank == 4
     assert size.spectral == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)))
     assert size.stable_rank == pytest.approx(float(matrix.norm() / torch.linalg.matrix_norm(matrix, 2)) ** 2)
-
-
-@pytest.fixture
-def files(monkeypatch):
-    """Sources and exports in place of files: what is read, and what was written."""
-    update, backbone = drawn()
-    kept = SimpleNamespace(update=update, backbone=backbone, written=None)
-
-    def write(update, folder, to, weights):
-        kept.written = (update, to, weights)
-        return {}
-
-    parts = {
-        "sources": SimpleNamespace(read=lambda source, backbone: kept.update),
-        "exports": SimpleNamespace(write=write),
-        "weights": SimpleNamespace(Weights=lambda name: backbone.weights),
-    }
-    for name, part in parts.items():
-        monkeypatch.setitem(sys.modules, f"lit_spectral.updates.{name}", part)
-        monkeypatch.setattr(f"lit_spectral.updates.{name}", part, raising=False)
-    return kept
-
-
-def test_the_verb_writes_what_is_mended_and_tells_sizes(files, tmp_path, capsys):
-    cli.main(["mend", "x", f"--output={tmp_path / 'y'}", "--ball=2", "--scale=0.5", "--to=checkpoint"])
-    update, to, weights = files.written
-    assert (to, weights) == ("checkpoint", None)
-    assert update.origin["mended"] == ["ball 2.0", "scale 0.5"]
-    shown = [line.split("│")[1:5] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert [[cell.strip() for cell in (row[0], row[1], row[3])] for row in shown[1:]] == [
-        ["ball 2.0", "2", "4"],
-        ["scale 0.5", "1", "4"],
-    ]
-
-
-def test_the_verb_says_that_heads_stay(files, tmp_path, capsys):
-    cli.main(["mend", "x", f"--output={tmp_path / 'y'}", "--scale=0.5"])
-    assert "1 tensors that were trained whole (heads, norms, biases) stay as they are" in capsys.readouterr().out
-
-
-def test_a_merged_model_is_given_weights(files, tmp_path):
-    cli.main(["mend", "x", f"--output={tmp_path / 'y'}", "--scale=0.5", "--to=merged"])
-    assert files.written[2] is files.backbone.weights
-
-
-def test_spectra_are_shown_and_drawn(files, tmp_path, capsys):
-    plot = tmp_path / "spectra.png"
-    cli.main(["spectra", "x", "--backbone=x", "--leading=3", f"--plot={plot}"])
-    assert "low-rank" in capsys.readouterr().out
-    assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-def test_spectra_without_a_backbone_ask_for_none(files, capsys):
-    files.update = Update(files.update.changes)
-    cli.main(["spectra", "x"])
-    assert "W₀" not in capsys.readouterr().out

@@ -1,11 +1,8 @@
 import math
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lit_spectral import updates as package
 from lit_spectral.errors import InputError
 from lit_spectral.updates import Delta, Pair, Update, merge_command
 from lit_spectral.updates import merging as merging_module
@@ -327,53 +324,6 @@ def test_a_bar_is_shown_after_two_seconds(monkeypatch):
     assert started
 
 
-@pytest.fixture
-def command(monkeypatch):
-    """`lit-spectral merge` between sources and exports that are these tests'."""
-    given = {
-        "a": Update({PATH: thin(0)}, backbone="bert"),
-        "b": Update({PATH: thin(1)}),
-        "hira": Update({PATH: Delta(None, thin(2).factors)}),
-    }
-    asked, written = [], []
-
-    def read(source, backbone=None):
-        asked.append((source, backbone))
-        return given[source]
-
-    def write(update, place, to, weights=None):
-        written.append((update, place, to, weights))
-        return {}
-
-    monkeypatch.setattr(package, "sources", SimpleNamespace(read=read), raising=False)
-    monkeypatch.setattr(package, "exports", SimpleNamespace(write=write), raising=False)
-    weights = SimpleNamespace(Weights=lambda folder: {PATH: gaussian(7, OUT, INTO), "folder": folder})
-    monkeypatch.setitem(sys.modules, "lit_spectral.updates.weights", weights)
-    return SimpleNamespace(run=lambda line: merge_command.run(line.split()), asked=asked, written=written)
-
-
-def test_the_verb_reads_merges_and_writes(command, capsys):
-    command.run("a b --weights=-0.5,2 --rank 2 --to checkpoint --output there")
-    ((update, place, to, weights),) = command.written
-    expected = merged([thin(0), thin(1)], "add", [-0.5, 2], rank=2)
-    assert (str(place), to, weights) == ("there", "checkpoint", None)
-    assert torch.equal(update.changes[PATH].dense(), expected.dense())
-    assert f"of a change, of {PATH}" in capsys.readouterr().out
-
-
-def test_the_verb_hands_on_what_its_rule_takes(command):
-    command.run("a b --rule dare --density 0.3 --seed 5 --output there")
-    assert torch.equal(
-        command.written[0][0].changes[PATH].matrix, merged([thin(0), thin(1)], "dare", density=0.3, seed=5).matrix
-    )
-
-
-@pytest.mark.parametrize(("line", "folder"), [("a hira", "bert"), ("a b --to merged --backbone mine", "mine")])
-def test_the_backbone_is_opened_where_it_is_needed(command, line, folder):
-    command.run(f"{line} --output there")
-    assert command.written[0][3]["folder"] == folder
-
-
 MISTAKEN = {
     "a a --output x": "a is given twice",
     "a b --weights 1,x --output x": "'1,x' is no list of numbers",
@@ -384,13 +334,7 @@ MISTAKEN = {
 
 
 @pytest.mark.parametrize("line", MISTAKEN)
-def test_mistakes_are_told_before_anything_is_read(command, line):
+def test_mistakes_are_told_before_anything_is_read(line):
     with pytest.raises(InputError) as raised:
-        command.run(line)
+        merge_command.run(line.split())
     assert MISTAKEN[line] in str(raised.value)
-    assert not command.asked
-
-
-def test_a_backbone_that_no_source_names_is_asked_for(command):
-    with pytest.raises(InputError, match="give --backbone FOLDER"):
-        command.run("hira b --output x")

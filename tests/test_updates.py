@@ -276,6 +276,61 @@ def test_of_pefts_other_types_it_is_what_peft_adds(theirs, kind):
         torch.testing.assert_close(update.changes[path].dense(), change.delta_weight(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.fixture
+def tuned(backbone_folder, tmp_path):
+    """From an architecture to a folder of its model with some weights moved, and that model."""
+
+    def make(architecture):
+        auto = transformers.AutoModelForCausalLM if architecture == "gpt2" else transformers.AutoModelForMaskedLM
+        model = auto.from_pretrained(backbone_folder(architecture))
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "0.mlp.c_fc" in name or "0.attention.self.query" in name or name.endswith("1.ln_1.weight"):
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(tmp_path / "tuned")
+        return str(tmp_path / "tuned"), model
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_of_fine_tuned_weights_it_is_what_differs(tuned, backbone_folder, architecture):
+    folder, model = tuned(architecture)
+    base = type(model).from_pretrained(backbone_folder(architecture))
+    update = read(folder, backbone_folder(architecture))
+    (path,) = update.changes
+    difference = model.get_submodule(path).weight - base.get_submodule(path).weight
+    expected = difference.mT if architecture == "gpt2" else difference  # Conv1D lies transposed
+    torch.testing.assert_close(update.changes[path].dense(), expected.detach())
+    names = {name for name, p in model.named_parameters() if not torch.equal(p, base.get_parameter(name))}
+    assert update.whole.keys() == names - {f"{path}.weight"}
+    assert update.origin["architecture"] == type(model).__name__
+
+
+def test_of_fine_tuned_weights_what_a_rank_leaves_out_is_told(tuned, backbone_folder):
+    folder, _ = tuned("bert")
+    whole, cut = (read(folder, backbone_folder("bert"), rank=rank) for rank in (None, 3))
+    (path,) = whole.changes
+    sigma = torch.linalg.svdvals(whole.changes[path].dense().double())
+    assert cut.changes[path].rank == 3
+    assert cut.origin["left_out"][path] == pytest.approx(float(sigma[3:].norm() / sigma.norm()), rel=1e-5)
+
+
+def test_of_fine_tuned_weights_a_new_head_is_whole(backbone_folder, tmp_path):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(backbone_folder("bert"), num_labels=3)
+    model.save_pretrained(tmp_path)
+    update = read(str(tmp_path), backbone_folder("bert"))
+    assert not update.changes
+    assert {"classifier.weight", "classifier.bias"} <= update.whole.keys()
+    assert len(update.origin["config_labels"]) == 3
+
+
+def test_fine_tuned_weights_need_their_backbone(tuned):
+    with pytest.raises(InputError, match="are read against their backbone; give --backbone"):
+        read(tuned("bert")[0])
+
+
 def edited(folder, **settings):
     file = f"{folder}/adapter_config.json"
     with open(file, encoding="utf-8") as opened:

@@ -132,12 +132,14 @@ def checked(
 def _whole(updates: Mapping[str, Update], heads_of: str | None) -> tuple[str | None, dict[str, Tensor]]:
     """Whose heads are kept, and the tensors that were trained whole of the merged update.
 
-    Heads are one update's, since another's output means something else. Anything else, such as a norm, is kept if one
-    update has it or all that have it agree.
+    Heads are one update's, since another's output means something else; a pooler, which is trained where a backbone's
+    files lack it, belongs to its head. Anything else, such as a norm, is kept if one update has it or all that have it
+    agree.
     """
     parts = _backbone_parts(updates)
     heads = {
-        source: {name for name in update.whole if name.split(".")[0] not in parts} for source, update in updates.items()
+        source: {name for name in update.whole if name.split(".")[0] not in parts or "pooler" in name.split(".")}
+        for source, update in updates.items()
     }
     if heads_of is None:
         heads_of = next((source for source in updates if heads[source]), None)

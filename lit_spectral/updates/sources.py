@@ -98,15 +98,17 @@ def _is_bias(name: str, changed: Mapping[str, Change]) -> bool:
 def _delta(change: Change) -> Delta:
     factors = change.factors()
     if factors is not None:
-        left, scale, right, *_ = factors
-        return Delta(Pair((left.float() * scale).cpu(), right.float().cpu()))
+        return Delta(_pair(*factors[:3]))
     if isinstance(change, HadamardAdapter) and change.reference is None:
-        pair = Pair(change.left.float().cpu(), change.right.float().cpu())
+        added = None
         if isinstance(change, HadamardLowRankAdapter):
-            added = Pair((change.added_left.float() * change.scale).cpu(), change.added_right.float().cpu())
-            return Delta(factors=added, hadamard=pair)
-        return Delta(hadamard=pair)
+            added = _pair(change.added_left, change.scale, change.added_right)
+        return Delta(factors=added, hadamard=_pair(change.left, 1.0, change.right))
     return Delta(matrix=change.delta_weight().float().cpu())
+
+
+def _pair(left: Tensor, scale: Tensor | float, right: Tensor) -> Pair:
+    return Pair((left.detach().float() * scale).cpu(), right.detach().float().cpu())
 
 
 def _without_peft(whole: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -266,13 +268,18 @@ def _of_tuned(source: str, backbone: str | None, rank: int | None, energy: float
     """The difference of two folders, a weight at a time."""
     if backbone is None:
         raise InputError(f"{source}: weights that were trained whole are read against their backbone; give --backbone")
-    tuned, base = Weights(source), Weights(backbone)
+    tuned = Weights(source)
+    about = tuned.about()
+    base = Weights(backbone, about["architecture"], about["config_labels"])
     changes: dict[str, Delta] = {}
     left_out: dict[str, float] = {}
+    whole: dict[str, Tensor] = {}
     for path in track(list(tuned), description="ΔW", transient=True, disable=len(tuned) < 8):
-        if path not in base:
-            raise InputError(f"{source}: {path} is no linear map of {backbone}; give the backbone that it began as")
-        after, before = tuned[path], base[path]
+        after, name = tuned[path], f"{path}.weight"
+        if base.tensor(name) is None:  # of a head that the backbone hasn't got
+            whole[name] = after.float()
+            continue
+        before = base[path]
         if after.shape != before.shape:
             raise InputError(
                 f"{source}: {path} is {tuple(after.shape)}, and {tuple(before.shape)} in {backbone}; give the backbone "
@@ -285,13 +292,12 @@ def _of_tuned(source: str, backbone: str | None, rank: int | None, energy: float
         if rank is not None or energy is not None:
             delta, left_out[path] = delta.truncated(rank, energy)
         changes[path] = delta
-    whole = {
-        name: tensor.float()
-        for name, tensor in tuned.others()
-        if (old := base.other(name)) is None or old.shape != tensor.shape or not torch.equal(old, tensor)
-    }
-    about = {"source": source, "method": {"name": "fine-tuned weights"}, "left_out": left_out}
-    return Update(changes, whole, backbone, "", {**about, **tuned.about()})
+    for name, tensor in tuned.others():
+        old = base.other(name)
+        if old is None or old.shape != tensor.shape or not torch.equal(old, tensor):
+            whole[name] = tensor.float()
+    about |= {"source": source, "method": {"name": "fine-tuned weights"}, "left_out": left_out}
+    return Update(changes, whole, backbone, "", about)
 
 
 def _json(file: Path) -> dict[str, Any]:
