@@ -68,7 +68,7 @@ def delta_of(change):
 def update_of(model, whole, backbone):
     changes = {path: delta_of(change) for path, change in ad.named_changes(model).items()}
     origin = {"method": "test", "architecture": type(model).__name__}
-    return Update(changes, whole, str(backbone), "digest", origin)
+    return Update(changes, whole, str(backbone), "", origin)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def test_the_file_says_where_it_came_from_and_the_config_decomposes_nothing(upda
     write(update, tmp_path / "out", "peft")
     with safe_open(tmp_path / "out" / "adapter_model.safetensors", "pt") as file:
         about = json.loads(file.metadata()["lit_spectral"])
-    assert about == {"backbone": update.backbone, "digest": "digest", "origin": update.origin}
+    assert about == {"backbone": update.backbone, "digest": update.digest, "origin": update.origin}
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["init_lora_weights"] is True
     assert config["use_rslora"] is False

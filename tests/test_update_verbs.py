@@ -17,6 +17,7 @@ from lit_spectral.updates import Delta
 from lit_spectral.updates import export_command as export
 from lit_spectral.updates import merge_command as merge
 from lit_spectral.updates.sources import read
+from lit_spectral.updates.weights import Weights
 
 LOW_RANK = [name for name in OURS if not name.startswith(("HiRA", "MoRA", "Full", "BitFit"))]
 ROWS = torch.arange(5, 37).view(4, 8)
@@ -166,10 +167,32 @@ def test_adapters_of_different_backbones_are_not_merged(checkpoint, tmp_path):
     with safe_open(file, "pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         noted = json.loads(opened.metadata()["lit_spectral"])
-    save_file(tensors, file, {"lit_spectral": json.dumps(noted | {"digest": "another"})})
+    save_file(tensors, file, {"lit_spectral": json.dumps(noted | {"digest": "another-one"})})
     with pytest.raises(InputError, match="are adapters of different backbones"):
         merge.run([str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta", "mpnet", "electra", "albert", "gpt2", "llama"])
+def test_of_files_a_backbones_digest_is_that_of_the_model(backbone_folder, architecture):
+    folder = backbone_folder(architecture)
+    task = SequenceClassification(folder, OURS["LoRA"], num_labels=2, metrics=["accuracy"])
+    task.configure_model()
+    assert Weights(folder, type(task.model).__name__).digest() == task.backbone_digest
+
+
+def test_another_backbone_of_the_same_shapes_is_refused(checkpoint, backbone_folder, tmp_path):
+    source, _ = checkpoint(OURS["LoRA"])
+    export.run([source, "--output", str(tmp_path / "out")])
+    shutil.copytree(backbone_folder("bert"), tmp_path / "other")
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "other")
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight.mul_(1.1)
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="was trained on a backbone whose weights differ"):
+        export.run([str(tmp_path / "out"), "--to", "merged", "--backbone", str(tmp_path / "other"),
+                    "--output", str(tmp_path / "merged")])  # fmt: skip
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("verb", ["export", "merge", "mend"])

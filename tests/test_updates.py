@@ -131,9 +131,10 @@ def test_taken_out_of_subspaces_on_either_side(delta):
 
 
 def test_backbones_that_differ_are_refused():
-    first, second = Update({"q": thin()}, digest="a"), Update({"q": thin()}, digest="b")
+    first, second = Update({"q": thin()}, digest="a-a"), Update({"q": thin()}, digest="a-b")
     with pytest.raises(InputError, match="x and y are adapters of different backbones"):
         check_same_backbone({"x": first, "y": second})
+    check_same_backbone({"x": first, "y": Update({"q": thin()}, digest="a-quantised")})
     with pytest.raises(InputError, match="q is 14 x 9 in x and 5 x 9 in y"):
         check_same_backbone({"x": first, "y": Update({"q": thin(out=5)})})
 

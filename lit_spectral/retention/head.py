@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
 from lit_spectral import backbones, tensor_files
+from lit_spectral.backbone_digest import parameters_digest
 from lit_spectral.files import locked
 from lit_spectral.paths import cache_folder
-from lit_spectral.tasks.fit_check import parameters_digest
 
 __all__ = ["fitted_head", "masked_logits"]
 

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral import backbones
 from lit_spectral.adapters import adapters, named_changes, refuse_folded, trained_state
+from lit_spectral.backbone_digest import backbone_digest
 from lit_spectral.callbacks import (
     FactorRetraction,
     HeldBackbone,
@@ -38,7 +39,7 @@ from lit_spectral.run_folder import RunFolder
 from lit_spectral.strategies import check_adapted, check_strategy, pass_by_shards, shard_for, shards
 from lit_spectral.tasks import resume
 from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging
-from lit_spectral.tasks.fit_check import backbone_digest, check_attached
+from lit_spectral.tasks.fit_check import check_attached
 from lit_spectral.tasks.meaning import MeaningCheck, check_rates
 from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
 from lit_spectral.tasks.padding_check import check_length, check_padding, check_tokens

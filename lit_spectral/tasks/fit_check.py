@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters import DenseAdapter, named_changes
-from lit_spectral.adapters.linear import is_linear, is_quantised
+from lit_spectral.backbone_digest import same_backbone
 from lit_spectral.errors import InputError
 from lit_spectral.reading import place
-from lit_spectral.sharding import whole
 from lit_spectral.tasks.saved_weights import plain
-from lit_spectral.tensor_files import content_digest
 
-__all__ = ["backbone_digest", "check_attached", "check_checkpoint", "check_gradients", "parameters_digest"]
-
-# In a digest, in place of weights that are codes.
-QUANTISED = "quantised"
+__all__ = ["check_attached", "check_checkpoint", "check_gradients"]
 
 
 def check_attached(model: nn.Module, paths: list[str] | None) -> None:
@@ -59,7 +52,7 @@ def check_checkpoint(
             f"the checkpoint is of method {theirs['name']}, the model of {mine['name']}; "
             f"give --model.method {theirs['name']}"
         )
-    if not _same_backbone(saved["backbone_digest"], ours["backbone_digest"]):
+    if not same_backbone(saved["backbone_digest"], ours["backbone_digest"]):
         raise InputError(
             f"the checkpoint was trained on backbone {saved['init']['backbone']}, whose weights differ from "
             f"those of {ours['init']['backbone']}; give --model.backbone with the one it was trained on"
@@ -104,40 +97,6 @@ def check_gradients(model: Any) -> None:
             f"{len(idle)} adapters get no gradient, since the model computes its loss without them ({_some(idle)}); "
             "leave them out of --model.method.target_modules"
         )
-
-
-def backbone_digest(encoder: nn.Module, new: Container[int]) -> str:
-    """Two hashes that tell backbones apart: of what is no weight of a linear map, and of those weights.
-
-    Where they are quantised that word stands for the second: their values depend on how.
-
-    Args:
-        encoder: the pretrained part of a model, before it is adapted.
-        new: ids of parameters that its files lack.
-    """
-    maps = [module for module in encoder.modules() if is_linear(module)]
-    weights = {id(module.weight): module.weight for module in maps if id(module.weight) not in new}
-    others = [p for p in encoder.parameters() if id(p) not in weights and id(p) not in new]
-    coded = any(is_quantised(module) for module in maps)
-    return f"{parameters_digest(others)}-{QUANTISED if coded else parameters_digest(weights.values())}"
-
-
-def parameters_digest(parameters: Iterable[Any]) -> str:
-    """A hash of all shapes, and of about 256 entries of every tensor, as bfloat16 has them."""
-    pretrained = list(parameters)
-    shapes = torch.tensor([size for p in pretrained for size in p.shape])
-    # Copies: a view would keep all of a tensor that was put together of shards.
-    steps = (max(1, p.numel() // 256) for p in pretrained)
-    entries = [
-        whole(p.detach()).flatten()[::step].to(torch.bfloat16, copy=True)
-        for p, step in zip(pretrained, steps, strict=True)
-    ]
-    return content_digest(shapes, *entries)
-
-
-def _same_backbone(saved: str, ours: str) -> bool:
-    (others, maps), (our_others, our_maps) = saved.split("-", 1), ours.split("-", 1)
-    return others == our_others and (maps == our_maps or QUANTISED in {maps, our_maps})
 
 
 def _some(names: list[str], shown: int = 4) -> str:

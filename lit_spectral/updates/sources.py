@@ -156,14 +156,17 @@ def _of_peft(folder: Path, backbone: str | None) -> Update:
             )
         )
     tensors, noted = _tensors(folder / ADAPTER)
-    about = {"source": str(folder), "method": {"name": f"peft {kind}"}}
+    about: dict[str, Any] = {"source": str(folder), "method": {"name": f"peft {kind}"}}
     plain = kind == "LORA" and not settings.get("use_dora") and not settings.get("lora_bias")
     if not plain or any("lora_embedding" in name for name in tensors):
         found = _through_peft(folder, base, kind)
     else:
         changes, whole = _lora(folder, tensors, settings)
-        found = Update(changes, whole, base, noted.get("digest", ""), _class_of(settings, base, whole))
-    return replace(found, origin={**found.origin, **about, **noted.get("origin", {})})
+        found = Update(changes, whole, base, "", _class_of(settings, base, whole))
+    origin, digest = noted.get("origin"), noted.get("digest")
+    if isinstance(origin, dict):
+        about |= origin
+    return replace(found, digest=digest if isinstance(digest, str) else "", origin={**found.origin, **about})
 
 
 def _class_of(settings: Mapping[str, Any], base: str, whole: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -204,20 +207,21 @@ def _lora(
             raise InputError(f"{folder}: {name} is nothing that a LoRA adapter has; merge it with peft, and give that")
         else:
             whole[path.replace(".base_layer.", ".")] = tensor.float()
+    ranks: dict[str, int] = settings.get("rank_pattern") or {}
+    alphas: dict[str, float] = settings.get("alpha_pattern") or {}
     changes = {}
     for path, right in rights.items():
         if path not in lefts:
             raise InputError(f"{folder}: {path} has lora_A and no lora_B; give a whole adapter")
-        ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
-        rank = ranks.get(get_pattern_key(ranks.keys(), path), settings.get("r"))
-        alpha = alphas.get(get_pattern_key(alphas.keys(), path), settings.get("lora_alpha"))
+        rank = ranks.get(get_pattern_key([*ranks], path), settings.get("r"))
+        alpha = alphas.get(get_pattern_key([*alphas], path), settings.get("lora_alpha"))
         left = lefts[path]
-        if right.ndim != 2 or left.ndim != 2 or left.shape[1] != len(right) or rank != len(right):
+        if right.ndim != 2 or left.ndim != 2 or left.shape[1] != len(right) or rank != len(right) or alpha is None:
             raise InputError(
                 f"{folder}: {path} has factors {tuple(left.shape)} and {tuple(right.shape)} for a rank of {rank}; give "
                 "an adapter whose files belong together"
             )
-        scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        scale = alpha / (math.sqrt(len(right)) if settings.get("use_rslora") else len(right))
         changes[path] = Delta(Pair(left * scale, right))
     return changes, whole
 
@@ -251,12 +255,12 @@ def _model_of(folder: Path, base: str) -> Any:
 
     if not base:
         raise InputError(f"{folder}: it does not say which backbone it is of; give --backbone FOLDER")
-    task = _json(folder / CONFIG).get("task_type")
-    auto: Any = {
+    autos: dict[Any, Any] = {
         "CAUSAL_LM": transformers.AutoModelForCausalLM,
         "SEQ_CLS": transformers.AutoModelForSequenceClassification,
         "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
-    }.get(task)
+    }
+    auto = autos.get(_json(folder / CONFIG).get("task_type"))
     source = backbones.fetch(base)
     if auto is None:
         config = transformers.AutoConfig.from_pretrained(source)

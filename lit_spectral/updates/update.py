@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_spectral.backbone_digest import same_backbone
 from lit_spectral.errors import InputError
 from lit_spectral.updates.delta import Delta
 
@@ -23,7 +25,7 @@ class Update:
         changes: ΔW by the map's path in the Hugging Face model with its head (`model.layers.0.self_attn.q_proj`).
         whole: new values by parameter name in that model: heads, biases, norms, embeddings.
         backbone: a hub id or folder.
-        digest: of the backbone's weights as `tasks.fit_check.backbone_digest`; empty where nobody has looked.
+        digest: of the backbone's weights as `lit_spectral.backbone_digest`; empty where nobody has looked.
         origin: method, settings, steps, versions, the command: for people to read.
     """
 
@@ -60,8 +62,9 @@ class Update:
 def check_same_backbone(updates: Mapping[str, Update]) -> None:
     """InputError for updates, by source, whose backbones differ by digest, or whose changes of one map by shape."""
     known = {source: update.digest for source, update in updates.items() if update.digest}
-    if len(set(known.values())) > 1:
-        raise InputError(f"{' and '.join(known)} are adapters of different backbones; give those of one")
+    for (one, digest), (other, another) in pairwise(known.items()):
+        if not same_backbone(digest, another):
+            raise InputError(f"{one} and {other} are adapters of different backbones; give those of one")
     seen: dict[str, tuple[str, tuple[int, int]]] = {}
     for source, update in updates.items():
         for path, delta in update.changes.items():

@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lit_spectral.adapters.linear import VALUES, is_transposed
+from lit_spectral.adapters.linear import VALUES, is_linear, is_transposed
+from lit_spectral.backbone_digest import backbone_digest, same_backbone
 from lit_spectral.errors import InputError, reason_of
 from lit_spectral.updates.model_folder import model_folder, skeleton, weight_files
 from lit_spectral.updates.update import Update
@@ -85,8 +86,34 @@ class Weights(Mapping[str, Tensor]):
                 return known
         raise KeyError(path)
 
+    def digest(self) -> str:
+        """As `backbone_digest` of the loaded model; empty where that can't be known without loading it.
+
+        So it is where transformers puts weights together of several tensors, or a map's forward is to be tried.
+        """
+        together = any(name is not None and name not in self.shapes for name in self._names.values())
+        if together or not all(is_linear(module) for module in self.maps.values()):
+            return ""
+        names = {id(parameter): name for name, parameter in self.skeleton.named_parameters()}
+        new = {key for key, name in names.items() if not any(map(self.lies, (name, *self.tied(name))))}
+
+        def value(parameter: nn.Parameter) -> Tensor:
+            tensor = self.tensor(names[id(parameter)])
+            assert tensor is not None
+            return tensor
+
+        return backbone_digest(self.skeleton.base_model, new, value)
+
     def check_fits(self, update: Update) -> None:
-        """InputError unless every change is that of a map of its shape, and what was trained whole is the model's."""
+        """InputError unless every change is that of a map of its shape, and what was trained whole is the model's.
+
+        And the backbone is the one that the update was trained on, where that is known.
+        """
+        if update.digest and (ours := self.digest()) and not same_backbone(update.digest, ours):
+            raise InputError(
+                f"the adapter was trained on a backbone whose weights differ from those in {self.folder}; give its own "
+                "--backbone"
+            )
         model = type(self.skeleton).__name__
         for path, delta in update.changes.items():
             if path not in self:
