@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -356,6 +357,15 @@ def test_a_damaged_file_and_a_pickle_are_refused(update, tmp_path):
     assert "undamaged" in refused(Update(update.changes, backbone=str(damaged)), tmp_path, "merged")
     (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
     assert "pickles" in refused(Update(update.changes, backbone=str(damaged)), tmp_path, "merged")
+
+
+def test_an_index_of_files_elsewhere_is_refused(update, tmp_path):
+    folder = copy_of(update.backbone, tmp_path / "elsewhere")
+    (folder / "sub").mkdir()
+    (folder / "model.safetensors").rename(folder / "sub" / "model.safetensors")
+    index = {"weight_map": {"a": "sub/../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert "which is not in its folder" in refused(replace(update, backbone=str(folder)), tmp_path, "merged")
 
 
 def test_a_sum_that_float16_cannot_hold_is_refused(base, tmp_path):

@@ -37,9 +37,14 @@ def weight_files(folder: Path) -> list[str]:
     index = folder / INDEX
     if index.is_file():
         try:
-            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"backbone: {index} is no index of safetensors; give undamaged files") from error
+        # A merged model has files of the same names, which are to lie in its folder.
+        outside = next((file for file in files if Path(file).name != file), None)
+        if outside is not None:
+            raise InputError(f"backbone: {index} names {outside}, which is not in its folder; give undamaged files")
+        return files
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     if any(folder.glob("*.bin")):
