@@ -1,13 +1,11 @@
 """Updates taken away: peft and transformers load what is written, and compute what the adapted model does."""
 
 import json
-import os
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from exporting import HEADS, LOW_RANK, OTHERS, adapted, assert_equal, base, decoder_update, logits, update, update_of  # noqa: F401 (fixtures)
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -15,85 +13,10 @@ from zoo.models import make
 
 from lit_spectral import adapters as ad
 from lit_spectral import methods
-from lit_spectral.errors import InputError
 from lit_spectral.updates import Delta, Pair, Update
 from lit_spectral.updates.exports import write
-from lit_spectral.updates.weights import Weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-TOKENS = torch.tensor([[2, 9, 30, 17, 44, 8, 3], [2, 5, 6, 7, 40, 41, 3]])
-HEADS = {"BERT": "SequenceClassification", "Llama": "CausalLM", "Llama, tied": "CausalLM", "GPT-2": "CausalLM"}
-LOW_RANK = {
-    "LoRA": methods.LoRA(rank=4, alpha=12),
-    "PiSSA": methods.PiSSA(rank=4),
-    "FCLoRA": methods.FCLoRA(rank=4),
-    "HiPLoRA": methods.HiPLoRA(rank=4, principal_rank=3),
-    "MiLoRA": methods.MiLoRA(rank=4),
-}
-OTHERS = {"HiRA": methods.HiRA(rank=4), "HiRALoRA": methods.HiRALoRA(rank=4, lora_rank=3), "MoRA": methods.MoRA(rank=2)}
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
-
-
-def assert_equal(found, expected):
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
-
-
-@torch.no_grad()
-def adapted(name, method, seed=1):
-    """A model with random changes, and its head's parameters, which count as trained."""
-    model = make(name, HEADS[name])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        method.apply(model, model.base_model)
-    generator = torch.Generator().manual_seed(seed)
-    head = dict(model.classifier.named_parameters(prefix="classifier")) if hasattr(model, "classifier") else {}
-    for parameter in [*(p for p in model.parameters() if p.requires_grad), *head.values()]:
-        parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model, {key: value.detach().clone() for key, value in head.items()}
-
-
-def delta_of(change):
-    if isinstance(change, ad.HadamardAdapter):
-        added = Pair(change.added_left * change.scale, change.added_right) if hasattr(change, "added_left") else None
-        return Delta(added, Pair(change.left.detach(), change.right.detach()))
-    factors = change.factors()
-    if factors is None:
-        return Delta(matrix=change.delta_weight())
-    return Delta(Pair((factors.left * factors.scale).detach(), factors.right.detach()))
-
-
-def update_of(model, whole, backbone):
-    changes = {path: delta_of(change) for path, change in ad.named_changes(model).items()}
-    origin = {"method": "test", "architecture": type(model).__name__}
-    return Update(changes, whole, str(backbone), "", origin)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """From a model's name to its folder."""
-    root = tmp_path_factory.mktemp("bases")
-
-    def folder(name, dtype=torch.float32, **how):
-        path = root / f"{name}-{dtype}-{len(how)}"
-        if not path.exists():
-            make(name, HEADS[name]).to(dtype).save_pretrained(path, **how)
-        return path
-
-    return folder
-
-
-@pytest.fixture
-def update(base):
-    """Of BERT with its head, by LoRA."""
-    return update_of(*adapted("BERT", LOW_RANK["LoRA"]), base("BERT"))
-
-
-def decoder_update(base, **given):
-    return update_of(*adapted("Llama", methods.LoRA(**{"rank": 4, **given})), base("Llama"))
 
 
 @pytest.mark.parametrize("method", LOW_RANK)
@@ -283,126 +206,3 @@ def test_the_card_says_what_was_done_and_the_largest_change(update, tmp_path):
     assert f"{largest:.4g}, of " in card
     assert "| method | test |" in card
     assert "| data | a \\| b |" in card
-
-
-def refused(update, tmp_path, to="peft", **given):
-    with pytest.raises(InputError) as refusal:
-        write(update, tmp_path / "out", to, **given)
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "out.part").exists()
-    return str(refusal.value)
-
-
-def test_a_change_that_is_not_thin_is_refused_by_peft_with_both_remedies(base, tmp_path):
-    line = refused(update_of(*adapted("Llama", OTHERS["HiRA"]), base("Llama")), tmp_path)
-    assert "--to merged" in line
-    assert "--rank" in line
-
-
-@pytest.mark.parametrize("consumer", ["vllm", "llama.cpp"])
-def test_a_norm_is_nothing_for_them(consumer, base, tmp_path):
-    update = decoder_update(base)
-    whole = {"model.norm.weight": torch.ones(32)}
-    line = refused(Update(update.changes, whole, update.backbone), tmp_path, consumer=consumer)
-    assert "model.norm" in line
-
-
-def test_vllm_takes_a_classifier_and_llama_cpp_does_not(update, tmp_path):
-    assert "classifier" in refused(update, tmp_path, consumer="llama.cpp")
-    write(update, tmp_path / "out", "peft", consumer="vllm")
-
-
-def test_a_rank_above_vllms_is_refused(base, tmp_path):
-    update = decoder_update(base)
-    pair = Pair(torch.ones(32, 513), torch.ones(513, 32))
-    first = next(iter(update.changes))
-    line = refused(Update({first: Delta(pair)}, backbone=update.backbone), tmp_path, consumer="vllm")
-    assert "512" in line
-
-
-def test_an_adapter_of_another_backbone_is_refused_by_name_and_by_shape(update, base, tmp_path):
-    other = Update(update.changes, update.whole, str(base("Llama")))
-    assert "no linear map of LlamaForCausalLM" in refused(other, tmp_path)
-    path = next(iter(update.changes))
-    wide = Update({path: Delta(Pair(torch.ones(7, 1), torch.ones(1, 32)))}, backbone=update.backbone)
-    assert "7 x 32" in refused(wide, tmp_path, "merged")
-
-
-def test_a_folder_with_something_in_it_is_left_alone(update, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "file").touch()
-    with pytest.raises(InputError, match="not empty"):
-        write(update, tmp_path / "out", "merged")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["file"]
-
-
-def test_without_room_nothing_is_left(update, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lit_spectral.updates.merged.save_file", full)
-    assert "No space left on device" in refused(update, tmp_path, "merged")
-
-
-def copy_of(folder, to):
-    to.mkdir()
-    for file in Path(folder).iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    return to
-
-
-def test_a_damaged_file_and_a_pickle_are_refused(update, tmp_path):
-    damaged = copy_of(update.backbone, tmp_path / "damaged")
-    os.truncate(damaged / "model.safetensors", 2000)
-    assert "undamaged" in refused(Update(update.changes, backbone=str(damaged)), tmp_path, "merged")
-    (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
-    assert "pickles" in refused(Update(update.changes, backbone=str(damaged)), tmp_path, "merged")
-
-
-def test_an_index_of_files_elsewhere_is_refused(update, tmp_path):
-    folder = copy_of(update.backbone, tmp_path / "elsewhere")
-    (folder / "sub").mkdir()
-    (folder / "model.safetensors").rename(folder / "sub" / "model.safetensors")
-    index = {"weight_map": {"a": "sub/../model.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    assert "which is not in its folder" in refused(replace(update, backbone=str(folder)), tmp_path, "merged")
-
-
-def test_a_sum_that_float16_cannot_hold_is_refused(base, tmp_path):
-    folder = base("Llama", torch.float16)
-    path = "model.layers.0.self_attn.q_proj"
-    huge = Update({path: Delta(Pair(torch.full((32, 1), 1e5), torch.ones(1, 32)))}, backbone=str(folder))
-    assert path in refused(huge, tmp_path, "merged")
-
-
-def test_weights_that_are_codes_are_refused(update, tmp_path):
-    coded = copy_of(update.backbone, tmp_path / "coded")
-    tensors = load_file(coded / "model.safetensors")
-    key = f"{next(iter(update.changes))}.weight"
-    save_file(tensors | {key: tensors[key].to(torch.int8)}, coded / "model.safetensors")
-    assert "quantised" in refused(Update(update.changes, backbone=str(coded)), tmp_path, "merged")
-
-
-def test_weights_are_found_with_and_without_the_base_models_prefix(tmp_path):
-    model = make("Llama", "CausalLM")
-    model.model.save_pretrained(tmp_path / "bare")
-    weights = Weights(str(tmp_path / "bare"), "LlamaForCausalLM")
-    for path in ("model.layers.1.mlp.up_proj", "layers.1.mlp.up_proj"):
-        assert torch.equal(weights[path], model.model.layers[1].mlp.up_proj.weight)
-
-
-def test_weights_of_conv1d_are_turned_to_out_in(base):
-    weights = Weights(str(base("GPT-2")))
-    assert torch.equal(
-        weights["transformer.h.0.mlp.c_fc"], make("GPT-2", "CausalLM").transformer.h[0].mlp.c_fc.weight.mT
-    )
-
-
-def test_the_others_are_all_but_the_maps_weights(base):
-    model = make("BERT", HEADS["BERT"])
-    weights = Weights(str(base("BERT")))
-    maps = {f"{path}.weight" for path in weights}
-    others = dict(weights.others())
-    assert others.keys() == model.state_dict().keys() - maps
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in others.items())
-    assert weights.about() == {"architecture": "BertForSequenceClassification", "config_labels": model.config.id2label}

@@ -50,7 +50,7 @@ def test_what_a_killed_process_left_goes_at_the_next_run_and_what_a_living_one_m
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     (tmp_path / "dead file.part").touch()
-    with multiprocessing.get_context("fork").Pool(1) as other:
+    with multiprocessing.get_context("spawn").Pool(1) as other:
         held = locked(tmp_path / "living")
         with held:
             (tmp_path / "living.part").mkdir()  # the first one was a dead process's
@@ -72,14 +72,14 @@ def make_if_missing(entry, ready, made, said):
 
 
 def test_of_two_processes_one_makes_an_entry_and_the_other_waits_which_it_says_in_one_line(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     made, ready, said = context.Value("i", 0), context.Barrier(2), context.SimpleQueue()
     arguments = (tmp_path / "entry", ready, made, said)
     processes = [context.Process(target=make_if_missing, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert made.value == 1
     assert said.get() == f"waiting for {tmp_path / 'entry'}, which another process is making"

@@ -25,7 +25,6 @@ def write(
     update: Update,
     folder: Path,
     to: str,
-    weights: Weights | None = None,
     rank: int | None = None,
     energy: float | None = None,
     consumer: str | None = None,
@@ -37,7 +36,6 @@ def write(
             backbone's own.
         folder: new, or empty.
         to: `peft`, LoRA factors with the scale inside, or `merged`, a Hugging Face model with W₀ + ΔW.
-        weights: the backbone's; None for those where `update.backbone` says.
         rank: the largest of a change, at least 1; None for no bound.
         energy: the share of Σσ² that every change keeps, in (0, 1].
         consumer: `vllm` or `llama.cpp`, which take less than peft does.
@@ -55,20 +53,19 @@ def write(
         raise InputError(f"--for {consumer} says who loads the factors; give --to peft, or leave it out")
     check_empty(folder)
     update.check_finite("export")
-    source = str(weights.folder) if weights is not None else update.backbone
-    if not source:
+    if not update.backbone:
         raise InputError("the adapter doesn't say what its backbone is; give --backbone FOLDER")
-    seen = _weights(update, source)
-    seen.check_fits(update)
-    kept, errors = _truncated(update, seen, rank, energy)
+    weights = _weights(update)
+    weights.check_fits(update)
+    kept, errors = _truncated(update, weights, rank, energy)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with written(folder) as scratch:
             scratch.mkdir()
             if to == "peft":
-                write_peft(kept, scratch, seen, consumer)
+                write_peft(kept, scratch, weights, consumer)
             else:
-                write_merged(kept, scratch, seen)
+                write_merged(kept, scratch, weights)
             write_card(kept, scratch, to, errors)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
@@ -84,15 +81,15 @@ def check_empty(folder: Path) -> None:
         raise InputError(f"export: {folder} is there and not empty; give a new folder")
 
 
-def _weights(update: Update, source: str) -> Weights:
+def _weights(update: Update) -> Weights:
     """The backbone's as the update's model has them, with as many classes as its head."""
     architecture = str(update.origin.get("architecture") or "")
     labels = update.origin.get("config_labels")
-    seen = Weights(source, architecture, dict(enumerate(labels)) if isinstance(labels, list) else labels)
+    seen = Weights(update.backbone, architecture, dict(enumerate(labels)) if isinstance(labels, list) else labels)
     for name, tensor in update.whole.items():
         shape = seen.shapes.get(name)
         if shape and shape[0] == seen.config.num_labels != len(tensor) and tensor.shape[1:] == shape[1:]:
-            return Weights(source, architecture, {number: f"LABEL_{number}" for number in range(len(tensor))})
+            return Weights(update.backbone, architecture, {number: f"LABEL_{number}" for number in range(len(tensor))})
     return seen
 
 

@@ -27,8 +27,6 @@ __all__ = ["of_model", "read"]
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # How peft writes the path of a module.
 PREFIX = "base_model.model."
-# What transformers calls the output layers of classifiers.
-OUTPUT_LAYERS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 
 
 def read(source: str, backbone: str | None = None, rank: int | None = None, energy: float | None = None) -> Update:
@@ -162,15 +160,15 @@ def _of_peft(folder: Path, backbone: str | None) -> Update:
         found = _through_peft(folder, base, kind)
     else:
         changes, whole = _lora(folder, tensors, settings)
-        found = Update(changes, whole, base, "", _class_of(settings, base, whole))
+        found = Update(changes, whole, base, "", _class_of(settings, base))
     origin, digest = noted.get("origin"), noted.get("digest")
     if isinstance(origin, dict):
         about |= origin
     return replace(found, digest=digest if isinstance(digest, str) else "", origin={**found.origin, **about})
 
 
-def _class_of(settings: Mapping[str, Any], base: str, whole: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The class of the model that an adapter of peft's goes on, with names for its classes; nothing if unknown."""
+def _class_of(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """The class of the model that an adapter of peft's goes on; nothing if unknown."""
     import transformers
 
     mappings: dict[Any, Any] = {
@@ -185,9 +183,7 @@ def _class_of(settings: Mapping[str, Any], base: str, whole: Mapping[str, Tensor
         kind = mapping[type(transformers.AutoConfig.from_pretrained(backbones.fetch(base)))]
     except Exception:  # no such backbone here: whoever needs it says so
         return {}
-    outputs = next((whole[name] for name in OUTPUT_LAYERS if name in whole), None)
-    labels = {} if outputs is None else {number: f"LABEL_{number}" for number in range(len(outputs))}
-    return {"architecture": kind.__name__, "config_labels": labels}
+    return {"architecture": kind.__name__}
 
 
 def _lora(
