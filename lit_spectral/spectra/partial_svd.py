@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lit_spectral.spectra.linalg import Part, SingularTriplets, all_finite
-from lit_spectral.spectra.ritz import LARGE, PASS, Solution, end_angle, gram, inner_angle, rayleigh_ritz
+from lit_spectral.spectra.ritz import LARGE, PASS, Solution, end_angle, gram, inner_angle, rayleigh_ritz, thin_product
 from lit_spectral.spectra.symmetric import Reduction
 
 __all__ = ["PartialSVD", "check_weight", "drawn_places", "inner_svd", "partial_svd", "singular_values"]
@@ -170,7 +170,9 @@ def _top(a_noi: Tensor, start_ib: Tensor, rank: int) -> Solution:
     if (found.angle <= PASS).all():
         return found
     # A few products are left to do, for which a Gram matrix in float64 does not pay.
-    block_nib = _leading_eigenvectors(lambda x_nib: a_noi.mT @ (a_noi @ x_nib), block_nib, rank, PASS / 2)
+    block_nib = _leading_eigenvectors(
+        lambda x_nib: thin_product(a_noi.mT, thin_product(a_noi, x_nib)), block_nib, rank, PASS / 2
+    )
     return _end_of_span(a_noi, block_nib, rank, "top")
 
 
