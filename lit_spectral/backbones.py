@@ -34,6 +34,8 @@ class Loading:
         trust_remote_code: run code that lies beside the model; off, it is refused.
         quantization: `nf4` or `int8`, by which the encoder's linear maps lie in codes of 4 or 8 bits; None for the
             files' floats. What lies outside of the encoder, and poolers, stay in `dtype`.
+        weights: whether weights are read at all. If not, the config says what model it is, and NaN stands for each
+            weight, in no memory: what is made of one can't pass for a number.
 
     Raises:
         InputError: another dtype or quantization, or one without bitsandbytes.
@@ -44,6 +46,7 @@ class Loading:
     revision: str | None = None
     trust_remote_code: bool = False
     quantization: str | None = None
+    weights: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -105,6 +108,8 @@ def load_model(
     """
     from transformers.utils import logging as hf_logging
 
+    if not loading.weights:
+        return _outline(auto_class, source, loading, **kwargs), []
     verbosity = hf_logging.get_verbosity()
     # Its report lists the new head as missing; the task trains what is missing, so this is no news.
     hf_logging.set_verbosity(logging.ERROR)
@@ -135,6 +140,23 @@ def load_model(
             f"({odd[0]}, …) or hold them in another shape; its config.json belongs to other weights"
         )
     return model, lacking
+
+
+def _outline(auto_class: Any, source: str, loading: Loading, **kwargs: Any) -> nn.Module:
+    """The model that the config describes, with NaN for weights; its buffers are on the meta device."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, **loading.of_files(), **kwargs)
+        with torch.device("meta"):
+            model: nn.Module = auto_class.from_config(config, trust_remote_code=loading.trust_remote_code)
+    except Exception as error:  # as of `load_model`
+        raise _unavailable(source, error) from error
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            stand_in = torch.tensor(torch.nan, device="cpu").expand(parameter.shape)
+            module.register_parameter(name, nn.Parameter(stand_in, requires_grad=False))
+    return model
 
 
 def load_tokenizer(source: str, setting: str = "backbone", loading: Loading = AS_IT_COMES) -> Any:

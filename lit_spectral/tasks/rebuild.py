@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Method
 
-__all__ = ["arguments", "class_of"]
+__all__ = ["arguments", "class_of", "rebuilt"]
 
 T = TypeVar("T")
+
+
+def rebuilt(saved: Mapping[str, Any], asked: type[T], path: str | os.PathLike[str], given: Mapping[str, Any]) -> T:
+    """A checkpoint's task, without its model yet.
+
+    Args:
+        saved: of `saved_by_task`.
+        asked: the class that it is to be of.
+        path: where the checkpoint lies.
+        given: arguments in place of those that it names.
+
+    Raises:
+        InputError: as `class_of` and `arguments`, naming the path.
+    """
+    try:
+        return class_of(saved, asked)(**arguments(saved, given))
+    except InputError as error:
+        raise InputError(f"checkpoint: {os.fspath(path)}: {error}") from error
 
 
 def class_of(saved: Mapping[str, Any], asked: type[T]) -> type[T]:

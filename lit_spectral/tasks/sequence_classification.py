@@ -55,7 +55,8 @@ class SequenceClassification(Task):
         if self.num_labels is None:
             self.num_labels = self._from_data("num_labels")
         loaded = self.load(AutoModelForSequenceClassification, folder, num_labels=self.num_labels)
-        backbones.tell_padding(loaded[0], backbones.load_tokenizer(folder, loading=self.loading))
+        if self.loading.weights:  # else nothing is padded
+            backbones.tell_padding(loaded[0], backbones.load_tokenizer(folder, loading=self.loading))
         if self.label_names is None:
             names = getattr(self._data(), "label_names", None)
             self.label_names = names if names is not None and len(names) == self.num_labels else None

@@ -146,12 +146,7 @@ class StoredModule(SteppedModule):
                 one that does not fit the backbone.
         """
         content = read(checkpoint_path, weights_only)
-        saved = saved_by_task(content)
-        try:
-            kind: Any = rebuild.class_of(saved, cls)
-            task: Self = kind(**rebuild.arguments(saved, given))
-        except InputError as error:
-            raise InputError(f"checkpoint: {checkpoint_path}: {error}") from error
+        task = rebuild.rebuilt(saved_by_task(content), cls, checkpoint_path, given)
         task.configure_model()
         task.on_load_checkpoint(content)
         task.load_state_dict(content["state_dict"], strict=False)

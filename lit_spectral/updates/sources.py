@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,12 @@ from typing import Any
 import torch
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_spectral import __version__, backbones
-from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter, named_changes, trained_state
-from lit_spectral.adapters.base import Change
+from lit_spectral import backbones
 from lit_spectral.errors import InputError
 from lit_spectral.updates.delta import Delta, Pair
+from lit_spectral.updates.of_model import of_model
 from lit_spectral.updates.update import Update
 from lit_spectral.updates.weights import Weights
 
@@ -45,7 +45,9 @@ def read(source: str, backbone: str | None = None, rank: int | None = None, ener
     if not folder.exists():
         raise InputError(f"{source}: there is nothing there; give a .ckpt, a folder of peft's, or fine-tuned weights")
     if folder.is_file():
-        found = _of_checkpoint(source, backbone)
+        from lit_spectral.updates.of_checkpoint import of_checkpoint  # tasks bring Lightning, and stand on all the rest
+
+        found = of_checkpoint(source, backbone)
     elif (folder / CONFIG).is_file():
         found = _of_peft(folder, backbone)
     elif (folder / "config.json").is_file():
@@ -59,85 +61,6 @@ def read(source: str, backbone: str | None = None, rank: int | None = None, ener
     if not found.changes and not found.whole:
         raise InputError(f"{source}: nothing in it differs from its backbone")
     return found
-
-
-@torch.no_grad()
-def of_model(model: nn.Module, backbone: str = "", digest: str = "", origin: Mapping[str, Any] | None = None) -> Update:
-    """What has been trained in a live model, as float32 on the CPU: a copy, but for factors that are its own.
-
-    Args:
-        model: of transformers, with its head; adapted by this package or by peft's layers, unfolded.
-        backbone: whose it is.
-        digest: of that.
-        origin: what to say of it beside its class and the names of its classes.
-
-    Raises:
-        InputError: what was trained are prompts of peft's.
-    """
-    if type(model).__module__.startswith("peft."):  # around the model; other methods' layers are in it
-        raise InputError("prompts have no ΔW that could be taken away from their model; give an adapter that has one")
-    paths = named_changes(model)
-    changes = {path: _delta(change) for path, change in paths.items()}
-    parts = {f"{path}." for path in paths}
-    whole = {
-        name.replace(".base_layer.", "."): tensor.detach().float().cpu()
-        for name, tensor in trained_state(model).items()
-        if not any(name.startswith(part) for part in parts) or _is_bias(name, paths)
-    }
-    return Update(changes, _without_peft(whole), backbone, digest, _about(model) | dict(origin or {}))
-
-
-def _is_bias(name: str, changed: Mapping[str, Change]) -> bool:
-    """Whether it is the bias of a map that is changed, which lies in the map itself."""
-    owner, _, _ = name.rpartition(".base_layer.")
-    return name.endswith(".base_layer.bias") and owner in changed
-
-
-def _delta(change: Change) -> Delta:
-    factors = change.factors()
-    if factors is not None:
-        return Delta(_pair(*factors[:3]))
-    if isinstance(change, HadamardAdapter) and change.reference is None:
-        added = None
-        if isinstance(change, HadamardLowRankAdapter):
-            added = _pair(change.added_left, change.scale, change.added_right)
-        return Delta(factors=added, hadamard=_pair(change.left, 1.0, change.right))
-    return Delta(matrix=change.delta_weight().float().cpu())
-
-
-def _pair(left: Tensor, scale: Tensor | float, right: Tensor) -> Pair:
-    return Pair((left.detach().float() * scale).cpu(), right.detach().float().cpu())
-
-
-def _without_peft(whole: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as the model has them without peft, which trains a copy of a head under a name of its own."""
-    saved = ".modules_to_save.default."
-    return {name.replace(saved, "."): tensor for name, tensor in whole.items() if ".original_module." not in name}
-
-
-def _about(model: Any) -> dict[str, Any]:
-    config = getattr(model, "config", None)
-    return {
-        "architecture": type(model).__name__,
-        "config_labels": dict(getattr(config, "id2label", None) or {}),
-        "lit_spectral": __version__,
-        "torch": torch.__version__,
-    }
-
-
-def _of_checkpoint(source: str, backbone: str | None) -> Update:
-    # When it is needed: tasks bring Lightning, and stand on all the rest.
-    from lit_spectral.checkpoint import load
-    from lit_spectral.checkpoint_file import read as read_file
-
-    task = load(source, backbone)
-    about = {"source": source, "method": _plainly(task._identity()["method"])}
-    about["steps"] = int(read_file(source, summary=True)["global_step"])
-    return of_model(task.model, task.backbone, task.backbone_digest, about)
-
-
-def _plainly(settings: Any) -> Any:
-    return json.loads(json.dumps(settings, default=str))
 
 
 def _of_peft(folder: Path, backbone: str | None) -> Update:
@@ -154,17 +77,17 @@ def _of_peft(folder: Path, backbone: str | None) -> Update:
             )
         )
     tensors, noted = _tensors(folder / ADAPTER)
+    origin = noted.get("origin")
+    origin = origin if isinstance(origin, dict) else {}
     about: dict[str, Any] = {"source": str(folder), "method": {"name": f"peft {kind}"}}
     plain = kind == "LORA" and not settings.get("use_dora") and not settings.get("lora_bias")
     if not plain or any("lora_embedding" in name for name in tensors):
         found = _through_peft(folder, base, kind)
     else:
         changes, whole = _lora(folder, tensors, settings)
-        found = Update(changes, whole, base, "", _class_of(settings, base))
-    origin, digest = noted.get("origin"), noted.get("digest")
-    if isinstance(origin, dict):
-        about |= origin
-    return replace(found, digest=digest if isinstance(digest, str) else "", origin={**found.origin, **about})
+        found = Update(changes, whole, base, "", {} if "architecture" in origin else _class_of(settings, base))
+    digest = noted.get("digest")
+    return replace(found, digest=digest if isinstance(digest, str) else "", origin={**found.origin, **about, **origin})
 
 
 def _class_of(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
@@ -190,8 +113,6 @@ def _lora(
     folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]
 ) -> tuple[dict[str, Delta], dict[str, Tensor]]:
     """Changes and whole tensors of a LoRA adapter, scales baked in."""
-    from peft.utils.other import get_pattern_key
-
     lefts, rights, whole = {}, {}, {}
     for name, tensor in tensors.items():
         path = name.removeprefix(PREFIX)
@@ -209,8 +130,8 @@ def _lora(
     for path, right in rights.items():
         if path not in lefts:
             raise InputError(f"{folder}: {path} has lora_A and no lora_B; give a whole adapter")
-        rank = ranks.get(get_pattern_key([*ranks], path), settings.get("r"))
-        alpha = alphas.get(get_pattern_key([*alphas], path), settings.get("lora_alpha"))
+        rank = _by_pattern(ranks, path, settings.get("r"))
+        alpha = _by_pattern(alphas, path, settings.get("lora_alpha"))
         left = lefts[path]
         if right.ndim != 2 or left.ndim != 2 or left.shape[1] != len(right) or rank != len(right) or alpha is None:
             raise InputError(
@@ -220,6 +141,16 @@ def _lora(
         scale = alpha / (math.sqrt(len(right)) if settings.get("use_rslora") else len(right))
         changes[path] = Delta(Pair(left * scale, right))
     return changes, whole
+
+
+def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    """As peft does: the value of the first regular expression that fits the path, or what follows a dot of it."""
+    try:
+        return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", path)), default)
+    except re.error as error:
+        raise InputError(
+            f"{CONFIG}: a pattern in it is no regular expression ({error}); give a whole adapter"
+        ) from error
 
 
 def _through_peft(folder: Path, base: str, kind: Any) -> Update:
