@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["SHAPES", "Shape", "parse", "write"]
+__all__ = ["SHAPES", "Shape", "parse", "shards", "write"]
 
 
 class Shape(NamedTuple):
@@ -71,7 +71,7 @@ def write(folder: Path, shape: Shape) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(shape.config(), indent=2))
     places: dict[str, str] = {}
-    for number, sizes in enumerate(_shards(shape)):
+    for number, sizes in enumerate(shards(shape)):
         generator = torch.Generator().manual_seed(number)
         name = f"model-{number + 1:05d}-of-{shape.layers + 2:05d}.safetensors"
         save_file({key: _drawn(size, generator) for key, size in sizes.items()}, folder / name, {"format": "pt"})
@@ -86,7 +86,7 @@ def _drawn(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return weight.fill_(1) if len(size) == 1 else weight.normal_(0, 0.02, generator=generator)
 
 
-def _shards(shape: Shape) -> Iterator[dict[str, tuple[int, ...]]]:
+def shards(shape: Shape) -> Iterator[dict[str, tuple[int, ...]]]:
     """Names and sizes of the tensors of each shard."""
     hidden, wide, narrow = shape.hidden, shape.intermediate, shape.hidden // shape.heads * shape.key_value_heads
     yield {"model.embed_tokens.weight": (shape.vocabulary, hidden), "model.norm.weight": (hidden,)}

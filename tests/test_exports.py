@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from exporting import HEADS, LOW_RANK, OTHERS, adapted, assert_equal, base, decoder_update, logits, update, update_of  # noqa: F401 (fixtures)
-from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from zoo.models import make
@@ -196,6 +196,14 @@ def test_the_file_says_where_it_came_from_and_the_config_decomposes_nothing(upda
     assert config["init_lora_weights"] is True
     assert config["use_rslora"] is False
     assert config["target_modules"] == sorted(update.changes)
+
+
+def test_of_what_the_config_leaves_out_peft_takes_its_defaults(update, tmp_path):
+    write(update, tmp_path / "out", "peft")
+    found = PeftConfig.from_pretrained(tmp_path / "out").to_dict()
+    defaults = LoraConfig(target_modules=sorted(update.changes)).to_dict()
+    asked = {"base_model_name_or_path", "inference_mode", "lora_alpha", "modules_to_save", "r", "task_type"}
+    assert {key for key, value in found.items() if value != defaults[key]} <= asked
 
 
 def test_the_card_says_what_was_done_and_the_largest_change(update, tmp_path):

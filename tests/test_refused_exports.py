@@ -76,6 +76,14 @@ def test_without_room_nothing_is_left(update, tmp_path, monkeypatch):
     assert "No space left on device" in refused(update, tmp_path, "merged")
 
 
+def test_without_room_there_is_no_part_of_a_checkpoint(base, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "No space left on device" in refused(decoder_update(base), tmp_path, "checkpoint")
+
+
 def copy_of(folder, to):
     to.mkdir()
     for file in Path(folder).iterdir():

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import lightning.pytorch as pl
 import peft
@@ -88,6 +90,16 @@ def test_merged_it_is_a_model_without_adapters(checkpoint, backbone_folder, tmp_
     for path, delta in read(source).changes.items():
         weight = transformers.AutoModel.from_pretrained(backbone_folder("bert")).get_submodule(path[5:]).weight
         near(again.changes[path].dense(), delta.dense(weight.detach()), 1e-4)
+
+
+def test_a_folder_of_pefts_is_taken_on_without_loading_peft_or_lightning(checkpoint, tmp_path):
+    source, _ = checkpoint(OURS["LoRA"])
+    export.run([source, "--output", str(tmp_path / "one")])
+    script = f"cli.main(['export', {str(tmp_path / 'one')!r}, '--output', {str(tmp_path / 'two')!r}])"
+    heavy = "print('loaded:', *{'peft', 'lightning'} & set(sys.modules))"
+    script = f"import sys; from lit_spectral import cli; {script}; {heavy}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded:"
 
 
 def test_a_cut_is_shown_and_written_down(checkpoint, tmp_path, capsys):

@@ -43,6 +43,7 @@ from lit_spectral.tasks.fit_check import check_attached
 from lit_spectral.tasks.meaning import MeaningCheck, check_rates
 from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
 from lit_spectral.tasks.padding_check import check_length, check_padding, check_tokens
+from lit_spectral.tasks.saved_weights import always_trained
 from lit_spectral.tasks.settings import differences, run_settings
 from lit_spectral.tasks.stored import StoredModule
 
@@ -203,12 +204,7 @@ class Task(StoredModule):
             _checkpoint_gradients(model)
         encoder = model.base_model
         assert isinstance(encoder, nn.Module)
-        inside = {id(p) for p in encoder.parameters()}
-        new = {
-            id(p)
-            for name, p in model.named_parameters()
-            if name in missing or (self.trains_head and id(p) not in inside)
-        }
+        new = always_trained(model, missing, self.trains_head)
         outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in new]
         self._output_layers = outside[-1:]
         shard_for(self._trainer, model, encoder, {p for p in model.parameters() if id(p) in new})

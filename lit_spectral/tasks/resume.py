@@ -30,7 +30,7 @@ def prepare(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
     if not checkpoint.get("optimizer_states"):
         raise InputError(
             "this checkpoint holds weights without the optimizer's state, with which a run would go on; give one "
-            "that fit wrote with save_weights_only false"
+            "that fit wrote with save_weights_only false, or begin anew at it, by --model.method.start_from"
         )
     if "epoch_progress" not in checkpoint["loops"].get("fit_loop", {}) or not all(
         "lr_lambdas" in schedule for schedule in checkpoint.get("lr_schedulers") or [{}]

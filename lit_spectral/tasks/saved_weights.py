@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_spectral.adapters import packed
 from lit_spectral.checkpoint_file import WEIGHTS
 
-__all__ = ["complete", "keep_trained", "plain", "put_in_place"]
+__all__ = ["always_trained", "complete", "keep_trained", "plain", "put_in_place"]
 
 # What torch.compile and strategies put into the path of a module that they wrap.
 WRAPPERS = {"_orig_mod", "_forward_module", "_fsdp_wrapped_module"}
 # Where no callback puts any.
 OTHERS = {*WEIGHTS, "optimizer_states", "lr_schedulers", "loops", "lit_spectral"}
+
+
+def always_trained(model: Any, missing: Container[str], head: bool) -> set[int]:
+    """Ids of the parameters that are trained whatever the method.
+
+    Args:
+        model: of transformers, not adapted yet.
+        missing: names of those that the backbone's files lack.
+        head: whether all that lies outside of the pretrained encoder is among them.
+    """
+    parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    return {id(p) for name, p in parameters.items() if name in missing or (head and id(p) not in inside)}
 
 
 def plain(name: str) -> str:

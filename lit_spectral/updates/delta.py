@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lit_spectral.spectra.linalg import contract_to_spectral_ball, factor_spectrum
 
@@ -25,6 +26,11 @@ class Pair(NamedTuple):
 
     left: Tensor
     right: Tensor
+
+    def padded(self, rank: int) -> Pair:
+        """The same product in `rank` factors, at least as many as there are, by zeros."""
+        more = rank - len(self.right)
+        return Pair(F.pad(self.left, (0, more)), F.pad(self.right, (0, 0, 0, more)))
 
 
 class _Reflections(NamedTuple):

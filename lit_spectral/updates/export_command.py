@@ -1,4 +1,4 @@
-"""`lit-spectral export`: an adapter taken away, to peft and its like or as a merged model."""
+"""`lit-spectral export`: an adapter taken away, to peft and its like, as a merged model, or as a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["errors_table", "run"]
 
 
 def run(args: list[str]) -> Path:
-    """Read an adapter, write its folder, print what was cut off; returns the folder.
+    """Read an adapter, write it, print what was cut off; returns its folder or file.
 
     Raises:
         InputError: a flag that there isn't; as in `sources.read` and `exports.write`.
     """
     show_notes()
     given = _parse(args)
-    folder = Path(given.output)
-    check_empty(folder)
+    place = Path(given.output)
+    check_empty(place, given.to)
     from lit_spectral.updates import sources  # which loads what can read them all
 
     update = sources.read(given.source, given.backbone, given.rank, given.energy)
     update = replace(update, origin={**update.origin, "export": f"lit-spectral export {shlex.join(args)}"})
-    errors = write(update, folder, given.to, rank=given.rank, energy=given.energy, consumer=given.consumer)
+    errors = write(update, place, given.to, rank=given.rank, energy=given.energy, consumer=given.consumer)
     if errors:
         Console().print(errors_table(errors))
-    print(f"{given.to}: {folder}")
-    return folder
+    print(f"{given.to}: {place}")
+    return place
 
 
 def errors_table(errors: Mapping[str, float]) -> Table:
@@ -53,8 +53,8 @@ def errors_table(errors: Mapping[str, float]) -> Table:
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="lit-spectral export",
-        description="Write an adapter as LoRA that peft, vLLM or llama.cpp load, with equal outputs, or as a merged "
-        "model; exact, or truncated with the error stated by layer.",
+        description="Write an adapter as LoRA that peft, vLLM or llama.cpp load, with equal outputs, as a merged "
+        "model, or as a checkpoint; exact, or truncated with the error stated by layer.",
         allow_abbrev=False,
     )
     add_source(parser)

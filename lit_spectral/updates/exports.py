@@ -1,4 +1,4 @@
-"""Taking an update away: to a folder that peft and its like load, or to a merged model."""
+"""Taking an update away: to a folder that peft and its like load, a merged model, or a checkpoint of ours."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from lit_spectral.updates.weights import Weights
 
 __all__ = ["FORMS", "check_empty", "write"]
 
-FORMS = ("peft", "merged")
+FORMS = ("peft", "merged", "checkpoint")
 
 
 def write(
     update: Update,
-    folder: Path,
+    place: Path,
     to: str,
     rank: int | None = None,
     energy: float | None = None,
     consumer: str | None = None,
 ) -> dict[str, float]:
-    """Write a folder, whole or not at all, with a model card.
+    """Write a folder with a model card, or a file, whole or not at all.
 
     Args:
         update: its origin's `architecture` and `config_labels` say which model it is of, where it isn't the
             backbone's own.
-        folder: new, or empty.
-        to: `peft`, LoRA factors with the scale inside, or `merged`, a Hugging Face model with W₀ + ΔW.
+        place: a folder, new or empty; of a checkpoint a new file.
+        to: `peft`, LoRA factors with the scale inside; `merged`, a Hugging Face model with W₀ + ΔW; or `checkpoint`, a
+            `.ckpt` as of a task with LoRA.
         rank: the largest of a change, at least 1; None for no bound.
         energy: the share of Σσ² that every change keeps, in (0, 1].
         consumer: `vllm` or `llama.cpp`, which take less than peft does.
@@ -44,14 +45,14 @@ def write(
         By path ‖what was cut off‖_F / ‖ΔW‖_F; nothing of changes that are exact.
 
     Raises:
-        InputError: a folder with something in it or that can't be written, an update that is not the backbone's,
+        InputError: a place with something in it or that can't be written, an update that is not the backbone's,
             or one that `to` or `consumer` doesn't take.
     """
     if to not in FORMS:
         raise InputError(f"--to: there is no {to}{nearest(to, FORMS)}")
     if consumer is not None and to != "peft":
         raise InputError(f"--for {consumer} says who loads the factors; give --to peft, or leave it out")
-    check_empty(folder)
+    check_empty(place, to)
     update.check_finite("export")
     if not update.backbone:
         raise InputError("the adapter doesn't say what its backbone is; give --backbone FOLDER")
@@ -59,26 +60,37 @@ def write(
     weights.check_fits(update)
     kept, errors = _truncated(update, weights, rank, energy)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with written(folder) as scratch:
-            scratch.mkdir()
-            if to == "peft":
-                write_peft(kept, scratch, weights, consumer)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with written(place) as scratch:
+            if to == "checkpoint":
+                from lit_spectral.updates.lora_checkpoint import write_checkpoint  # which brings Lightning
+
+                write_checkpoint(kept, scratch, weights, errors)
             else:
-                write_merged(kept, scratch, weights)
-            write_card(kept, scratch, to, errors)
+                scratch.mkdir()
+                if to == "peft":
+                    write_peft(kept, scratch, weights, consumer)
+                else:
+                    write_merged(kept, scratch, weights)
+                write_card(kept, scratch, to, errors)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
-        raise InputError(f"export: {folder} can't be written ({reason}); make room, or give another place") from error
+        raise InputError(f"export: {place} can't be written ({reason}); make room, or give another place") from error
     return errors
 
 
-def check_empty(folder: Path) -> None:
-    """InputError if there is a file, or a folder with something in it."""
-    if folder.is_dir() and not any(folder.iterdir()):
+def check_empty(place: Path, to: str) -> None:
+    """InputError if there is a file, or a folder with something in it; of a checkpoint, which is a file, any folder."""
+    if to == "checkpoint":
+        if place.is_dir():
+            raise InputError(f"export: {place} is a folder, and a checkpoint is a file; give --output FILE.ckpt")
+        if place.exists() or place.is_symlink():
+            raise InputError(f"export: {place} is there already; give a new file")
         return
-    if folder.exists() or folder.is_symlink():
-        raise InputError(f"export: {folder} is there and not empty; give a new folder")
+    if place.is_dir() and not any(place.iterdir()):
+        return
+    if place.exists() or place.is_symlink():
+        raise InputError(f"export: {place} is there and not empty; give a new folder")
 
 
 def _weights(update: Update) -> Weights:

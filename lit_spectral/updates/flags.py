@@ -23,11 +23,11 @@ def add_source(parser: ArgumentParser, several: bool = False) -> None:
 
 def add_target(parser: ArgumentParser) -> None:
     """`--to`, `--for` (as `consumer`) and `--output`."""
-    about = "LoRA factors as peft loads them, or a model with the changes in its weights (%(default)s)"
+    about = "LoRA factors as peft loads them, a model with the changes in its weights, or a .ckpt (%(default)s)"
     parser.add_argument("--to", choices=FORMS, default="peft", help=about)
     about = "who is to load the factors, if less than peft: one rank, one that vLLM takes, no heads that it doesn't"
     parser.add_argument("--for", dest="consumer", choices=CONSUMERS, help=about)
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="a new one")
+    parser.add_argument("--output", required=True, metavar="PLACE", help="a new folder; of a checkpoint a new file")
 
 
 def add_truncation(parser: ArgumentParser) -> None:

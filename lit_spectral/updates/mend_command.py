@@ -32,7 +32,7 @@ def run(args: list[str]) -> Path:
     show_notes()
     given = _parse(args)
     place = Path(given.output)
-    check_empty(place)
+    check_empty(place, given.to)
     from lit_spectral.updates import exports, sources  # which load what can read them all
 
     update = sources.read(given.source, given.backbone)

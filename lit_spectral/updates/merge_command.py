@@ -37,7 +37,7 @@ def run(args: list[str]) -> Path:
     settings = {name: getattr(given, name) for name in _SETTINGS if getattr(given, name) is not None}
     checked(given.sources, given.rule, given.weights, settings, given.heads_of, given.rank, given.energy)
     place = Path(given.output)
-    check_empty(place)
+    check_empty(place, given.to)
     from lit_spectral.updates import exports, sources  # which load what can read them all
     from lit_spectral.updates.backbone import Backbone
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from lit_spectral.adapters.linear import is_transposed
 from lit_spectral.backbones import BUILT_IN
@@ -19,7 +18,7 @@ from lit_spectral.updates.delta import Pair
 from lit_spectral.updates.update import Update
 from lit_spectral.updates.weights import Weights
 
-__all__ = ["CONSUMERS", "write_peft"]
+__all__ = ["CONSUMERS", "thin_pairs", "write_peft"]
 
 # vLLM's values of --max-lora-rank, which its kernels are made for.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -43,7 +42,7 @@ def write_peft(update: Update, folder: Path, weights: Weights, consumer: str | N
     Raises:
         InputError: changes that are no thin factors, or something that peft or the consumer has no place for.
     """
-    pairs = _pairs(update)
+    pairs = thin_pairs(update)
     if consumer is not None:
         pairs = _of_one_rank(pairs, consumer)
     biases = {path: update.whole[f"{path}.bias"] for path in pairs if f"{path}.bias" in update.whole}
@@ -65,19 +64,18 @@ def write_peft(update: Update, folder: Path, weights: Weights, consumer: str | N
         metadata={"format": "pt", "lit_spectral": json.dumps(about, default=str)},
     )
     settings = _settings(update, pairs, modules, saved, weights) | {"lora_bias": bool(biases)}
-    (folder / "adapter_config.json").write_text(
-        json.dumps(settings, indent=2, sort_keys=True, default=sorted), encoding="utf-8"
-    )
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _pairs(update: Update) -> dict[str, Pair]:
+def thin_pairs(update: Update) -> dict[str, Pair]:
+    """The factors of every change by path; InputError where there is none, or one is no product of thin factors."""
     if not update.changes:
         raise InputError("export: nothing but whole tensors was trained, which is no LoRA; give --to merged")
     pairs = {}
     for path, delta in update.changes.items():
         if not delta.is_thin or delta.factors is None:
             raise InputError(
-                f"export: the change of {path} is no product of thin factors, which is all that peft's LoRA holds; "
+                f"export: the change of {path} is no product of thin factors, which is all that LoRA holds; "
                 "give --to merged, or --rank or --energy for the nearest one"
             )
         pairs[path] = delta.factors
@@ -91,12 +89,7 @@ def _of_one_rank(pairs: dict[str, Pair], consumer: str) -> dict[str, Pair]:
     rank = next((each for each in allowed if each >= largest), None)
     if rank is None:
         raise InputError(f"export: --for vllm takes ranks up to {allowed[-1]}, not {largest}; give --rank")
-    return {path: _padded(pair, rank) for path, pair in pairs.items()}
-
-
-def _padded(pair: Pair, rank: int) -> Pair:
-    more = rank - len(pair.right)
-    return Pair(F.pad(pair.left, (0, more)), F.pad(pair.right, (0, 0, 0, more)))
+    return {path: pair.padded(rank) for path, pair in pairs.items()}
 
 
 def _modules(names: set[str], pairs: dict[str, Pair], weights: Weights) -> list[str]:
@@ -162,28 +155,28 @@ def _bias_change(path: str, bias: Tensor | None, weights: Weights) -> Tensor:
 def _settings(
     update: Update, pairs: dict[str, Pair], modules: list[str], saved: list[str], weights: Weights
 ) -> dict[str, Any]:
-    from peft import LoraConfig
-
     ranks = {path: len(pair.right) for path, pair in pairs.items()}
     most = Counter(ranks.values()).most_common(1)[0][0]
     others = {path: rank for path, rank in ranks.items() if rank != most}
-    config: Any = LoraConfig(
-        r=most,
-        lora_alpha=most,
-        rank_pattern=others,
-        alpha_pattern=dict(others),
-        target_modules=list(pairs),
-        modules_to_save=modules or None,
-        fan_in_fan_out=any(is_transposed(weights.maps[weights.path(path)]) for path in pairs),
-        init_lora_weights=True,
-        use_rslora=False,
-        bias="none",
-        inference_mode=True,
-        task_type=_task(saved, weights),
-        base_model_name_or_path=str(weights.folder) if update.backbone in {"", BUILT_IN} else update.backbone,
-    )
-    settings: dict[str, Any] = config.to_dict()
-    return settings
+    # By hand: peft itself takes seconds to import. What it has besides is at its default.
+    return {
+        "peft_type": "LORA",
+        "task_type": _task(saved, weights),
+        "base_model_name_or_path": str(weights.folder) if update.backbone in {"", BUILT_IN} else update.backbone,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(pairs),
+        "modules_to_save": modules or None,
+        "fan_in_fan_out": any(is_transposed(weights.maps[weights.path(path)]) for path in pairs),
+        "bias": "none",
+        "init_lora_weights": True,  # anything else is another start, for some of which peft writes to the backbone
+        "use_rslora": False,
+        "use_dora": False,
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }
 
 
 def _task(saved: list[str], weights: Weights) -> str | None:

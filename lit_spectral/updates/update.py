@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lit_spectral.backbone_digest import same_backbone
 from lit_spectral.errors import InputError
+from lit_spectral.spectra.linalg import all_finite
 from lit_spectral.updates.delta import Delta
 
 __all__ = ["Update", "check_same_backbone"]
@@ -52,10 +52,10 @@ class Update:
     def check_finite(self, source: str) -> None:
         """InputError naming a tensor that holds NaN or infinity."""
         for path, delta in self.changes.items():
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in delta.tensors()):
+            if not all(map(all_finite, delta.tensors())):
                 raise InputError(f"{source}: the change of {path} is not finite; give an adapter from before that")
         for name, tensor in self.whole.items():
-            if not torch.isfinite(tensor).all():
+            if not all_finite(tensor):
                 raise InputError(f"{source}: {name} is not finite; give an adapter from before that")
 
 
