@@ -19,6 +19,7 @@ __all__ = [
     "all_finite",
     "contract_to_spectral_ball",
     "factor_spectrum",
+    "gram_spectrum",
     "largest_singular_value",
     "lost_in_rounding",
     "orthogonality_error",
@@ -65,11 +66,15 @@ def factor_spectrum(left_nor: Tensor, right_nri: Tensor) -> FactorSpectrum:
     eigenproblems in place of a QR of every factor. Squaring costs half the digits, which float64
     has to spare: float32 factors give values exact to float32, down to 1e-8 of the largest.
     """
-    gram_left = left_nor.mT.double() @ left_nor.double()
-    gram_right = right_nri.double() @ right_nri.mT.double()
-    eigenvalues, vectors = torch.linalg.eigh(gram_left)
+    left, right = left_nor.double(), right_nri.double()
+    return gram_spectrum(left.mT @ left, right @ right.mT)
+
+
+def gram_spectrum(gram_left_nrr: Tensor, gram_right_nrr: Tensor) -> FactorSpectrum:
+    """As `factor_spectrum`, from LᵀL and RRᵀ in float64, which factors of different sizes may have in one batch."""
+    eigenvalues, vectors = torch.linalg.eigh(gram_left_nrr)
     root = eigenvalues.clamp_min(0).sqrt()
-    inner = (vectors * root.unsqueeze(-2)).mT @ gram_right @ (vectors * root.unsqueeze(-2))
+    inner = (vectors * root.unsqueeze(-2)).mT @ gram_right_nrr @ (vectors * root.unsqueeze(-2))
     squares, inner_vectors = torch.linalg.eigh(inner)
     # Directions in which left vanishes carry no singular vector; dividing by their root is noise.
     kept = root > 1e-12 * root.amax(-1, keepdim=True).clamp_min(1e-300)

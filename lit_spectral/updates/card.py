@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_spectral.updates.sizes import spectral_norms
 from lit_spectral.updates.update import Update
 
 __all__ = ["write_card"]
@@ -64,12 +65,12 @@ def _title(update: Update) -> str:
 
 
 def _sizes(update: Update) -> dict[str, str]:
-    thin = {path: delta for path, delta in update.changes.items() if delta.is_thin}
-    if not thin:
+    pairs = {path: delta.factors for path, delta in update.changes.items() if delta.is_thin and delta.factors}
+    if not pairs:
         return {}
-    norms = {path: float(delta.singular_values()[0]) for path, delta in thin.items()}
+    norms = spectral_norms(pairs)
     largest = max(norms, key=lambda path: norms[path])
-    ranks = sorted({delta.rank for delta in thin.values()})
+    ranks = sorted({len(pair.right) for pair in pairs.values()})
     return {
         "largest ‖ΔW‖₂": f"{norms[largest]:.4g}, of {largest}",
         "rank": ", ".join(map(str, ranks)),

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def write_checkpoint(update: Update, file: Path, weights: Weights, errors: Mappi
         "state_dict": packed(named),
         "epoch": 0,
         "global_step": steps if isinstance(steps, int) else 0,
-        "pytorch-lightning_version": pl.__version__,
+        "pytorch-lightning_version": lightning.__version__,
         "loops": _loops(),
     }
     content["lit_spectral"] = {**task._identity(), **noted, "seed": 0, "skipped_steps": 0}
@@ -175,7 +176,9 @@ def _loops() -> dict[str, Any]:
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)  # which devices there are
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     try:
         with warnings.catch_warnings(action="ignore"):
             trainer: Any = pl.Trainer(accelerator="cpu", devices=1, **quiet)

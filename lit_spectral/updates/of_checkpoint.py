@@ -47,7 +47,7 @@ def of_checkpoint(source: str, backbone: str | None) -> Update:
     content = read(source)
     saved = saved_by_task(content)
     given = {} if backbone is None else {"backbone": backbone}
-    task = rebuilt(saved, Task, source, given)
+    task = rebuilt(saved, Task, source, given)  # type: ignore[type-abstract]
     noted = {
         "source": source,
         "method": _plainly(task._identity()["method"]),
@@ -95,14 +95,14 @@ def _adapted(method: Method, model: Any, found: Mapping[str, Mapping[str, Tensor
     encoder = model.base_model
     names = {module: name for name, module in encoder.named_modules()}
     modules = dict(model.named_modules())
-    layers = {path: modules.get(path) for path in found}
-    targets = {names[layer]: layer for layer in layers.values() if layer in names and _is_map(layer)}
+    layers: dict[str, nn.Module] = {path: modules[path] for path in found if _is_map(modules.get(path))}
+    targets = {names[layer]: layer for layer in layers.values() if layer in names}
+    if len(targets) < len(found):
+        return None
     spectra, unread = _Unknown(encoder, targets), Reading(nn.Module())
     changes = {}
     for path, tensors in found.items():
-        name = names.get(layers[path], "")
-        if name not in targets:
-            return None
+        name = names[layers[path]]
         # What holds a change while it trains, ball and inputs, is put on by others than `build`.
         adapter = method.build(Site(name, targets[name], encoder, spectra, unread))
         own = {part: tensor for part, tensor in adapter.state_dict().items() if not part.startswith("base_layer.")}

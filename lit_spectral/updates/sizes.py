@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["Size", "largest", "share_inside", "size_of"]
+from lit_spectral.spectra.linalg import gram_spectrum
+from lit_spectral.updates.delta import Pair
+
+__all__ = ["Size", "largest", "share_inside", "size_of", "spectral_norms"]
 
 # Of the largest singular value; what is below is float32's rounding of the factors.
 ROUNDING = 1e-6
@@ -29,6 +34,19 @@ class Size(NamedTuple):
 def size_of(sigma: Tensor) -> Size:
     """Of a change with these singular values (r,), falling."""
     return Size(float(sigma[0]), float(sigma.double().norm()), int((sigma > ROUNDING * sigma[0]).sum()))
+
+
+def spectral_norms(pairs: Mapping[str, Pair]) -> dict[str, float]:
+    """‖L R‖₂ of each product of thin factors; those of one rank through one batch of r × r Gram matrices."""
+    grams: dict[int, dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
+    for name, pair in pairs.items():
+        left, right = pair.left.double(), pair.right.double()
+        grams[len(right)][name] = left.mT @ left, right @ right.mT
+    found: dict[str, float] = {}
+    for group in grams.values():
+        left_nrr, right_nrr = (torch.stack(side) for side in zip(*group.values(), strict=True))
+        found |= zip(group, gram_spectrum(left_nrr, right_nrr).values[:, 0].tolist(), strict=True)
+    return found
 
 
 def largest(sizes: Iterable[Size]) -> Size:
