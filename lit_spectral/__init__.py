@@ -6,6 +6,10 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_spectral.updates.live import load as load
 
 __version__ = "0.1.0"
 
@@ -26,3 +30,12 @@ class _Checkout(MetaPathFinder):
 # Installed they lie inside, and folders beside are someone else's.
 if not (_FOLDER / "callbacks" / "__init__.py").exists():
     sys.meta_path.insert(0, _Checkout())
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, whose libraries are heavy, once it is asked for."""
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lit_spectral.updates.live import load
+
+    return load

@@ -37,7 +37,7 @@ def quantization_config(kind: str, auto_class: Any, source: str, **of_files: Any
 
     Args:
         kind: `nf4` with its scales in 8 bits (QLoRA; Dettmers et al., 2023), or `int8`.
-        auto_class: of transformers.
+        auto_class: of transformers, or a model's own class.
         source: a folder or a hub id.
         of_files: what `from_pretrained` of a config takes.
 
@@ -50,7 +50,10 @@ def quantization_config(kind: str, auto_class: Any, source: str, **of_files: Any
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"quantization: the files of {source} are quantised already; leave it out")
     with torch.device("meta"):
-        outline = auto_class.from_config(config, trust_remote_code=of_files.get("trust_remote_code", False))
+        if hasattr(auto_class, "from_config"):
+            outline = auto_class.from_config(config, trust_remote_code=of_files.get("trust_remote_code", False))
+        else:
+            outline = auto_class(config)
     parts = [name for name, _ in outline.named_children()]
     heads = set(parts) - {outline.base_model_prefix} if outline.base_model_prefix in parts else set()
     # What is new is trained, in floats: heads, and the pooler that checkpoints of masked-language models lack.

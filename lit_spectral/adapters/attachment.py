@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,8 @@ def fold(model: nn.Module) -> None:
 
     Raises:
         InputError: weights are quantised, or sharded; `HeldBackbone` holds one in bfloat16, and would undo its rounding
-            on another weight; or a layer of peft changes something else than a linear map. Nothing is folded then.
+            on another weight; a layer of peft changes something else than a linear map; or a weight is tied. Nothing
+            is folded then.
     """
     changes = named_changes(model)
     if any(is_sharded(parameter) for parameter in model.parameters()):
@@ -55,8 +58,13 @@ def fold(model: nn.Module) -> None:
         if is_peft_layer(module) and name not in changes:
             kind = type(module.get_base_layer()).__name__
             raise InputError(f"fold: {name} changes a {kind}, no linear map with floats for weights; run unfolded")
-    for change in changes.values():
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for name, change in changes.items():
         refuse_quantised(change.base_layer)
+        if owners[id(change.base_layer.weight)] > 1:
+            raise InputError(
+                f"fold: the weight of {name} is tied to another module's, which would change too; run unfolded"
+            )
     for change in changes.values():
         change.fold()
 

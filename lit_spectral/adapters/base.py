@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters.linear import is_quantised, is_transposed, linear_shape
+from lit_spectral.adapters.linear import is_quantised, is_transposed, linear_shape, weight_matrix
 from lit_spectral.errors import InputError
 
 if TYPE_CHECKING:
@@ -193,6 +193,14 @@ class Adapter(nn.Module, Change):
             self.weight.copy_(self._kept())
             self._unfolded_weight = None
             self.folded = False
+
+    @property
+    def _original(self) -> Tensor:
+        """W₀ (out, in); while ΔW is folded into the weight, what `unfold` would put back."""
+        if not self.folded:
+            return weight_matrix(self.base_layer)
+        kept = self._kept()
+        return kept.mT if is_transposed(self.base_layer) else kept
 
     def _keep(self, weight: Tensor) -> None:
         self._unfolded_weight = weight

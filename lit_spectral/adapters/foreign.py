@@ -26,7 +26,7 @@ class PeftChange(Change):
     """ΔW of a layer of peft, known by what the layer does beside its base layer.
 
     Nothing of how a method of peft builds its change is assumed but that it is linear, up to a
-    constant (some train a bias too), which is left out.
+    `constant` (some train a bias too), which is no part of ΔW.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -41,6 +41,16 @@ class PeftChange(Change):
 
     def _change(self, x: Tensor) -> Tensor:
         """Rows of x (n, in) times ΔWᵀ, (n, out), float32."""
+        difference = self._difference(torch.cat([x, torch.zeros_like(x[:1])]))
+        return difference[:-1] - difference[-1:]
+
+    @torch.no_grad()
+    def constant(self) -> Tensor:
+        """What the layer adds to every output, (out,), float32."""
+        return self._difference(torch.zeros(1, self.in_features, device=self.device))[0]
+
+    def _difference(self, x: Tensor) -> Tensor:
+        """What the layer gives for rows of x beside its base layer, (n, out), float32."""
         layer = self.layer
         weight: Any = self.base_layer.weight
         dtype: torch.dtype = weight.dtype
@@ -54,12 +64,11 @@ class PeftChange(Change):
         layer.eval()  # no dropout
         try:
             with torch.autocast(x.device.type, enabled=False), gathered(layer):
-                rows = torch.cat([x.to(dtype), torch.zeros_like(x[:1], dtype=dtype)])
-                difference = layer(rows) - layer.get_base_layer()(rows)
+                rows = x.to(dtype)
+                difference: Tensor = layer(rows) - layer.get_base_layer()(rows)
         finally:
             layer.train(training)
-        change: Tensor = (difference[:-1] - difference[-1:]).float()
-        return change
+        return difference.float()
 
     @torch.no_grad()
     def delta_weight(self) -> Tensor:

@@ -131,13 +131,7 @@ class HadamardAdapter(Adapter):
 
     @property
     def _reference(self) -> Tensor:
-        if self.reference is not None:
-            return self.reference
-        if not self.folded:
-            return whole(weight_matrix(self.base_layer))
-        # While ΔW is folded into the weight, W₀ is what `unfold` would put back.
-        kept = self._kept()
-        return kept.mT if is_transposed(self.base_layer) else kept
+        return self.reference if self.reference is not None else whole(self._original)
 
     @torch.no_grad()
     def delta_weight(self) -> Tensor:

@@ -100,8 +100,11 @@ class Delta:
         yield from [*(self.factors or ()), *(self.hadamard or ()), *([] if self.matrix is None else [self.matrix])]
 
     def dense(self, weight: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """ΔW (out, in), computed in `dtype`."""
-        total = torch.zeros(self.shape, dtype=dtype) if self.matrix is None else self.matrix.to(dtype, copy=True)
+        """ΔW (out, in), computed in `dtype`, where its tensors lie."""
+        if self.matrix is None:
+            total = torch.zeros(self.shape, dtype=dtype, device=next(iter(self.tensors())).device)
+        else:
+            total = self.matrix.to(dtype, copy=True)
         if self.factors is not None:
             total.addmm_(self.factors.left.to(dtype), self.factors.right.to(dtype))
         if self.hadamard is not None:
@@ -200,11 +203,11 @@ class Delta:
         matrix = _without(self.dense(weight), u)
         return Delta(matrix=_without(matrix.mT, v).mT.contiguous())
 
-    def to(self, dtype: torch.dtype) -> Delta:
-        """The same with every tensor in a dtype."""
-        matrix = None if self.matrix is None else self.matrix.to(dtype)
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Delta:
+        """The same with every tensor in a dtype, on a device; None for its own."""
+        matrix = None if self.matrix is None else self.matrix.to(device, dtype)
         factors, hadamard = (
-            pair and Pair(*(tensor.to(dtype) for tensor in pair)) for pair in (self.factors, self.hadamard)
+            pair and Pair(*(tensor.to(device, dtype) for tensor in pair)) for pair in (self.factors, self.hadamard)
         )
         return replace(self, factors=factors, hadamard=hadamard, matrix=matrix)
 

@@ -96,13 +96,11 @@ def check_empty(place: Path, to: str) -> None:
 def _weights(update: Update) -> Weights:
     """The backbone's as the update's model has them, with as many classes as its head."""
     architecture = str(update.origin.get("architecture") or "")
-    labels = update.origin.get("config_labels")
-    seen = Weights(update.backbone, architecture, dict(enumerate(labels)) if isinstance(labels, list) else labels)
-    for name, tensor in update.whole.items():
-        shape = seen.shapes.get(name)
-        if shape and shape[0] == seen.config.num_labels != len(tensor) and tensor.shape[1:] == shape[1:]:
-            return Weights(update.backbone, architecture, {number: f"LABEL_{number}" for number in range(len(tensor))})
-    return seen
+    seen = Weights(update.backbone, architecture, update.labels)
+    count = update.class_count(seen.shapes, seen.config.num_labels)
+    if count == seen.config.num_labels:
+        return seen
+    return Weights(update.backbone, architecture, {number: f"LABEL_{number}" for number in range(count)})
 
 
 def _truncated(

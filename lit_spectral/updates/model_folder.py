@@ -11,8 +11,9 @@ import torch
 
 from lit_spectral.backbones import fetch
 from lit_spectral.errors import InputError, reason_of
+from lit_spectral.updates.update import Update
 
-__all__ = ["INDEX", "model_folder", "skeleton", "weight_files"]
+__all__ = ["INDEX", "described", "model_folder", "skeleton", "weight_files"]
 
 INDEX = "model.safetensors.index.json"
 
@@ -82,3 +83,19 @@ def skeleton(folder: Path, architecture: str, labels: Mapping[Any, str] | None) 
             "give a folder written by save_pretrained"
         ) from error
     return config, model
+
+
+def described(update: Update, files: str) -> tuple[Any, Any]:
+    """The config of the model that an update is of, with as many classes as its head has, and its class.
+
+    Args:
+        update: its origin's `architecture` names the class; where it doesn't, it is the config's own.
+        files: of the backbone, as `lit_spectral.backbones.fetch` gives them.
+
+    Raises:
+        InputError: as `skeleton`.
+    """
+    config, outline = skeleton(Path(files), str(update.origin.get("architecture") or ""), None)
+    shapes = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+    config.num_labels = update.class_count(shapes, config.num_labels)
+    return config, type(outline)

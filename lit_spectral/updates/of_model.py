@@ -12,6 +12,7 @@ from lit_spectral import __version__
 from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter, named_changes, trained_state
 from lit_spectral.adapters.base import Change
 from lit_spectral.errors import InputError
+from lit_spectral.updates.applied import GivenAdapter
 from lit_spectral.updates.delta import Delta, Pair
 from lit_spectral.updates.update import Update
 
@@ -52,6 +53,8 @@ def _is_bias(name: str, changed: Mapping[str, Change]) -> bool:
 
 def delta_of(change: Change) -> Delta:
     """ΔW of one map as float32 on the CPU."""
+    if isinstance(change, GivenAdapter):
+        return change.delta.scaled(change.scale).to(device="cpu")
     factors = change.factors()
     if factors is not None:
         return Delta(_pair(*factors[:3]))

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_spectral import backbones
+from lit_spectral.adapters import named_changes
+from lit_spectral.adapters.foreign import PeftChange, is_peft_layer
 from lit_spectral.errors import InputError
 from lit_spectral.updates.delta import Delta, Pair
+from lit_spectral.updates.model_folder import described, skeleton
 from lit_spectral.updates.of_model import of_model
 from lit_spectral.updates.update import Update
-from lit_spectral.updates.weights import Weights
+from lit_spectral.updates.weights import Weights, ties_of
 
 __all__ = ["of_model", "read"]
 
@@ -82,12 +85,15 @@ def _of_peft(folder: Path, backbone: str | None) -> Update:
     about: dict[str, Any] = {"source": str(folder), "method": {"name": f"peft {kind}"}}
     plain = kind == "LORA" and not settings.get("use_dora") and not settings.get("lora_bias")
     if not plain or any("lora_embedding" in name for name in tensors):
-        found = _through_peft(folder, base, kind)
+        found = _through_peft(folder, settings, base, tensors)
     else:
         changes, whole = _lora(folder, tensors, settings)
         found = Update(changes, whole, base, "", {} if "architecture" in origin else _class_of(settings, base))
+    found = replace(found, origin={**found.origin, **about, **origin})
+    if not settings.get("ensure_weight_tying"):
+        _check_ties(folder, found)
     digest = noted.get("digest")
-    return replace(found, digest=digest if isinstance(digest, str) else "", origin={**found.origin, **about, **origin})
+    return replace(found, digest=digest if isinstance(digest, str) else "")
 
 
 def _class_of(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
@@ -96,9 +102,16 @@ def _class_of(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
 
     mappings: dict[Any, Any] = {
         "CAUSAL_LM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        "SEQ_2_SEQ_LM": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         "SEQ_CLS": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "TOKEN_CLS": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
         "QUESTION_ANS": transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+        "FEATURE_EXTRACTION": transformers.MODEL_MAPPING,
     }
+    # What peft notes where it isn't told the task.
+    noted = (settings.get("auto_mapping") or {}).get("base_model_class")
+    if isinstance(noted, str):
+        return {"architecture": noted}
     mapping = mappings.get(settings.get("task_type"))
     if mapping is None or not base:
         return {}
@@ -155,9 +168,39 @@ def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
 
 def _through_peft(folder: Path, base: str, kind: Any) -> Update:
     """What peft's own layers make of it, dense; InputError where a type has no ΔW of linear maps."""
+
+
+def _check_ties(folder: Path, found: Update) -> None:
+    """InputError where peft has taken apart what the backbone ties: an embedding trained whole, its output not."""
+    if not found.whole or not found.backbone:
+        return
+    try:
+        source = Path(backbones.fetch(found.backbone))
+        _, outline = skeleton(source, str(found.origin.get("architecture") or ""), None)
+    except InputError:  # no such backbone here: whoever needs it says so
+        return
+    ties = ties_of(outline)
+    for name in found.whole:
+        left = next((other for other in ties.get(name, ()) if other not in found.whole), None)
+        if left is not None:
+            raise InputError(
+                f"{folder}: {name} was trained, and {left} not, which are one tensor in {found.backbone}; merge it "
+                "with peft, and give that"
+            )
+
+
+def _through_peft(folder: Path, settings: Mapping[str, Any], base: str, tensors: Mapping[str, Tensor]) -> Update:
+    """What peft's own layers make of it, dense; InputError where a type has no ΔW, or also one of something else."""
     import peft
 
-    model = _model_of(folder, base)
+    kind = settings.get("peft_type")
+    if not base:
+        raise InputError(f"{folder}: it does not say which backbone it is of; give --backbone FOLDER")
+    source = backbones.fetch(base)
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    config, kind_of_model = described(Update({}, named, base, "", _class_of(settings, base)), source)
+    model, _ = backbones.load_model(kind_of_model, source, config=config)
+    plain = model.state_dict().keys()
     try:
         wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # whatever peft refuses
@@ -169,30 +212,29 @@ def _through_peft(folder: Path, base: str, kind: Any) -> Update:
     found = of_model(inner, base)
     if not found.changes:
         raise InputError(f"{folder}: {kind} changes no linear map; give an adapter that does")
-    heads = {
-        name.replace(".modules_to_save.default.", "."): tensor.detach().float()
-        for name, tensor in inner.state_dict().items()
-        if ".modules_to_save.default." in name
-    }
-    return replace(found, whole=heads)
+    layers = [path for path, each in inner.named_modules() if is_peft_layer(each)]
+    other = next((path for path in layers if path not in found.changes), None)
+    if other is not None:
+        raise InputError(f"{folder}: it changes {other} too, which is no linear map; merge it with peft, and give that")
+    named = {name.replace(".base_layer.", "."): tensor for name, tensor in named.items()}
+    whole = {name: tensor.float() for name, tensor in named.items() if name in plain}
+    return replace(found, whole=whole | _shifted_biases(folder, inner))
 
 
-def _model_of(folder: Path, base: str) -> Any:
-    import transformers
-
-    if not base:
-        raise InputError(f"{folder}: it does not say which backbone it is of; give --backbone FOLDER")
-    autos: dict[Any, Any] = {
-        "CAUSAL_LM": transformers.AutoModelForCausalLM,
-        "SEQ_CLS": transformers.AutoModelForSequenceClassification,
-        "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
-    }
-    auto = autos.get(_json(folder / CONFIG).get("task_type"))
-    source = backbones.fetch(base)
-    if auto is None:
-        config = transformers.AutoConfig.from_pretrained(source)
-        auto = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-    return backbones.load_model(auto, source)[0]
+def _shifted_biases(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The biases of maps whose layers of peft have trained one of their own, by name."""
+    shifted = {}
+    for path, change in named_changes(model).items():
+        assert isinstance(change, PeftChange)
+        constant = change.constant()
+        if constant.any():
+            bias: Tensor | None = change.base_layer.bias  # type: ignore[assignment]
+            if bias is None:
+                raise InputError(
+                    f"{folder}: it adds a bias to {path}, which has none; merge it with peft, and give that"
+                )
+            shifted[f"{path}.bias"] = bias.detach().float() + constant
+    return shifted
 
 
 def _of_tuned(source: str, backbone: str | None, rank: int | None, energy: float | None) -> Update:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.spectra.linalg import all_finite
 from lit_spectral.updates.delta import Delta
 
-__all__ = ["Update", "check_same_backbone"]
+__all__ = ["Update", "check_same_backbone", "name_in"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,21 @@ class Update:
         """Whether some ΔW multiplies its W₀."""
         return any(delta.hadamard is not None for delta in self.changes.values())
 
+    @property
+    def labels(self) -> dict[int, str]:
+        """Names of its head's classes by number; empty where its origin doesn't say."""
+        given = self.origin.get("config_labels") or {}
+        pairs = enumerate(given) if isinstance(given, list) else given.items()
+        return {int(number): str(label) for number, label in pairs}
+
+    def class_count(self, shapes: Mapping[str, Any], count: int) -> int:
+        """How many classes its head has, in a model of these `shapes` by name with `count` classes."""
+        for name, tensor in self.whole.items():
+            shape = shapes.get(name)
+            if shape and shape[0] == count != len(tensor) and tensor.shape[1:] == shape[1:]:
+                return len(tensor)
+        return count
+
     def check_finite(self, source: str) -> None:
         """InputError naming a tensor that holds NaN or infinity."""
         for path, delta in self.changes.items():
@@ -57,6 +72,19 @@ class Update:
         for name, tensor in self.whole.items():
             if not all_finite(tensor):
                 raise InputError(f"{source}: {name} is not finite; give an adapter from before that")
+
+
+def name_in(model: Any, name: str, known: Container[str]) -> str:
+    """A name as a model of transformers knows it, whether the base model's prefix lacks or not.
+
+    Raises:
+        KeyError: it is not among those that are known, with the prefix nor without.
+    """
+    prefix = f"{model.base_model_prefix}."
+    for each in (name, prefix + name, name.removeprefix(prefix)):
+        if each in known:
+            return each
+    raise KeyError(name)
 
 
 def check_same_backbone(updates: Mapping[str, Update]) -> None:

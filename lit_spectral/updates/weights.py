@@ -13,9 +13,9 @@ from lit_spectral.adapters.linear import VALUES, is_linear, is_transposed
 from lit_spectral.backbone_digest import backbone_digest, same_backbone
 from lit_spectral.errors import InputError, reason_of
 from lit_spectral.updates.model_folder import model_folder, skeleton, weight_files
-from lit_spectral.updates.update import Update
+from lit_spectral.updates.update import Update, name_in
 
-__all__ = ["Weights"]
+__all__ = ["Weights", "ties_of"]
 
 
 class Weights(Mapping[str, Tensor]):
@@ -50,7 +50,7 @@ class Weights(Mapping[str, Tensor]):
         self.maps = {path: each for path, each in named if isinstance(each, nn.Linear) or is_transposed(each)}
         state: dict[str, Tensor] = self.skeleton.state_dict()
         self.shapes = {name: tensor.shape for name, tensor in state.items()}
-        self._ties = _ties(self.skeleton)
+        self._ties = ties_of(self.skeleton)
         self._opened: tuple[str, Any] | None = None
         self.files = {file: list(self._file(file).keys()) for file in weight_files(self.folder)}
         self._names = self._named(state)
@@ -80,11 +80,7 @@ class Weights(Mapping[str, Tensor]):
 
     def path(self, path: str) -> str:
         """The path as it is in the model, whether the base model's prefix lacks or not; KeyError if there is none."""
-        prefix = f"{self.skeleton.base_model_prefix}."
-        for known in (path, prefix + path, path.removeprefix(prefix)):
-            if known in self.maps:
-                return known
-        raise KeyError(path)
+        return name_in(self.skeleton, path, self.maps)
 
     def digest(self) -> str:
         """As `backbone_digest` of the loaded model; empty where that can't be known without loading it.
@@ -217,10 +213,10 @@ class Weights(Mapping[str, Tensor]):
         return found
 
 
-def _ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
+def ties_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """From each name of a parameter that has several to all of them."""
     names: dict[int, list[str]] = {}
-    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {name: tuple(group) for group in names.values() if len(group) > 1 for name in group}
 

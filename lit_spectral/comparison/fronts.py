@@ -1,0 +1,129 @@
+"""Fronts: of what a method's settings reach in score and retention, the points that none beats in both.
+
+A setting is a point of a sweep (rates, bounds, …) at a scale of ΔW; scores and what is kept are better where they are
+larger, here. Shape suffixes: `p` settings of one method, `s` seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Reached", "Settings", "front", "kept_at", "reached", "score_at"]
+
+Array = NDArray[np.float64]
+
+
+class Settings(NamedTuple):
+    """Of one method: scores and what is kept, (p, s), NaN where a run is missing; more is better in both."""
+
+    scores: Array
+    kept: Array
+
+    def means(self, seeds: Sequence[int] | Array | None = None) -> tuple[Array, Array]:
+        """Of each setting that all seeds have, over some of the seeds, which may be repeated."""
+        whole = np.isfinite(self.scores).all(1) & np.isfinite(self.kept).all(1)
+        chosen = slice(None) if seeds is None else np.asarray(seeds, dtype=int)
+        return self.scores[whole][:, chosen].mean(1), self.kept[whole][:, chosen].mean(1)
+
+
+class Interval(NamedTuple):
+    """A number, and the 95 % interval of a bootstrap over seeds; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Reached(NamedTuple):
+    """One method's front beside the reference's.
+
+    Attributes:
+        score: the reference's best, less the tolerance.
+        kept: on this method's front at that score; NaN where no setting of it reaches that.
+        lost_over_reference: what is lost there (of all that there was), over what the reference loses there.
+        score_at_kept: on this method's front, at what the reference keeps at that score.
+        share_reaching: of the resamples, those in which the score is reached at all.
+    """
+
+    score: Interval
+    kept: Interval
+    lost_over_reference: Interval
+    score_at_kept: Interval
+    share_reaching: float
+
+
+def front(scores: Array, kept: Array) -> tuple[Array, Array]:
+    """Of settings (p,) those that none beats in both, by rising score and falling retention."""
+    best, chosen = -math.inf, []
+    for index in np.lexsort((-kept, -scores)):
+        if kept[index] > best:
+            best = float(kept[index])
+            chosen.append(index)
+    order = np.array(chosen[::-1], dtype=int)
+    return scores[order], kept[order]
+
+
+def kept_at(scores: Array, kept: Array, score: float) -> float:
+    """The most that settings (p,) keep at a score, between neighbours on the front along a line; NaN above them all."""
+    along, falling = front(scores, kept)
+    if not len(along) or score > along[-1]:
+        return math.nan
+    return float(np.interp(score, along, falling))
+
+
+def score_at(scores: Array, kept: Array, least: float) -> float:
+    """The best score of settings (p,) that keep at least so much, as `kept_at`; NaN where none keeps it."""
+    along, falling = front(scores, kept)
+    if not len(along) or least > falling[0]:
+        return math.nan
+    return float(np.interp(least, falling[::-1], along[::-1]))
+
+
+def reached(reference: Settings, other: Settings, whole: float, within: float = 0.0, draws: int = 2000) -> Reached:
+    """A method's front beside the reference's, with a paired bootstrap over the seeds, of which both have the same.
+
+    Args:
+        reference: whose best score is asked of both.
+        other: a method, or the reference itself.
+        whole: what the backbone has of what is kept.
+        within: how far below the reference's best score to look, in the score's units.
+        draws: resamples of the seeds, drawn with a fixed seed.
+    """
+    seeds = reference.scores.shape[1]
+    if other.scores.shape[1] != seeds:
+        raise ValueError(f"{other.scores.shape[1]} seeds beside {seeds}; a paired comparison needs the same")
+    found = _compared(reference.means(), other.means(), whole, within)
+    generator = np.random.default_rng(0)
+    resamples = []
+    for _ in range(draws if seeds > 1 else 0):
+        chosen = generator.integers(seeds, size=seeds)
+        resamples.append(_compared(reference.means(chosen), other.means(chosen), whole, within))
+    columns = np.array(resamples).reshape(-1, len(found))
+    reaching = np.isfinite(columns[:, 1]) if len(columns) else np.array([math.isfinite(found[1])])
+    intervals = [_interval(value, column) for value, column in zip(found, columns.T, strict=True)]
+    return Reached(*intervals, float(reaching.mean()))
+
+
+def _compared(
+    reference: tuple[Array, Array], other: tuple[Array, Array], whole: float, within: float
+) -> tuple[float, float, float, float]:
+    if not len(reference[0]) or not len(other[0]):
+        return (math.nan,) * 4
+    score = float(reference[0].max()) - within
+    theirs, ours = kept_at(*reference, score), kept_at(*other, score)
+    lost = whole - theirs
+    return score, ours, (whole - ours) / lost if lost > 0 else math.nan, score_at(*other, theirs)
+
+
+def _interval(value: float, drawn: Array) -> Interval:
+    """Of the resamples that have the number, where the sample has it."""
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn) or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
