@@ -45,7 +45,11 @@ def adapted(name, method, seed=1):
 
 def delta_of(change):
     if isinstance(change, ad.HadamardAdapter):
-        added = Pair(change.added_left * change.scale, change.added_right) if hasattr(change, "added_left") else None
+        added = (
+            Pair((change.added_left * change.scale).detach(), change.added_right.detach())
+            if hasattr(change, "added_left")
+            else None
+        )
         return Delta(added, Pair(change.left.detach(), change.right.detach()))
     factors = change.factors()
     if factors is None:

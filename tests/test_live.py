@@ -45,7 +45,6 @@ def same(one, other):
     assert one.whole.keys() == other.whole.keys()
     assert all(torch.equal(tensor, other.whole[name]) for name, tensor in one.whole.items())
     assert one.origin["architecture"] == other.origin["architecture"]
-    assert one.labels == other.labels
 
 
 @pytest.mark.parametrize(("name", "method"), [(name, method) for name in HEADS for method in METHODS])
@@ -67,28 +66,40 @@ TASKS = {
 
 
 ROWS = {"input_ids": torch.arange(5, 37).view(4, 8), "attention_mask": torch.ones(4, 8, dtype=torch.long)}
-LABELS = {
-    SequenceClassification: {"labels": torch.ones(4, dtype=torch.long)},
-    CausalLM: {"labels": ROWS["input_ids"]},
-    QuestionAnswering: {"start_positions": torch.ones(4, dtype=torch.long), "end_positions": torch.ones(4).long()},
-}
 
 
 @pytest.fixture
-def checkpoint(backbone_folder, tmp_path):
-    """A checkpoint, and the task that wrote it after its adapters and head had been moved."""
+def moved(backbone_folder):
+    """A task whose adapters and head have been moved from where they start."""
 
     def make(method, architecture="bert"):
         torch.manual_seed(0)
         kind, settings = TASKS[architecture]
         task = kind(backbone_folder(architecture), method, **settings)
+        task.configure_model()
+        move(task.model, 0.05)
+        return task.eval()
+
+    return make
+
+
+@torch.no_grad()
+def move(model, size):
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(size * torch.randn_like(parameter))
+
+
+@pytest.fixture
+def checkpoint(moved, tmp_path):
+    """A checkpoint, and the task that wrote it."""
+
+    def make(method):
+        task = moved(method)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = pl.Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
-        trainer.fit(task, torch.utils.data.DataLoader([ROWS | LABELS[kind]], batch_size=None))
-        with torch.no_grad():
-            for parameter in task.model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
+        batch = ROWS | {"labels": torch.ones(4, dtype=torch.long)}
+        trainer.fit(task, torch.utils.data.DataLoader([batch], batch_size=None))
         trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
         return tmp_path / "last.ckpt", task.eval()
 
@@ -110,9 +121,9 @@ def test_of_a_checkpoint_it_computes_what_the_task_does(checkpoint, method):
 
 
 @pytest.mark.parametrize("architecture", TASKS)
-def test_of_a_checkpoint_of_each_task_it_has_its_head(checkpoint, architecture):
-    source, task = checkpoint(LOW_RANK["FCLoRA"], architecture)
-    model = lit_spectral.load(source)
+def test_of_each_task_it_has_the_head(moved, architecture):
+    task = moved(LOW_RANK["FCLoRA"], architecture)
+    model = lit_spectral.load(of_model(task.model, task.backbone, task.backbone_digest))
     assert type(model) is type(task.model)
     assert model.config.num_labels == task.model.config.num_labels
     assert_equal(outputs(model), outputs(task.model))
@@ -126,10 +137,10 @@ THEIRS = {
     "LoHa": {"peft_type": "LOHA", "r": 3},
 }
 KINDS = {
-    "bert, 3 classes": ("bert", "SEQ_CLS", "SequenceClassification", ["query", "value"], {"num_labels": 3}),
-    "bert, tokens": ("bert", "TOKEN_CLS", "TokenClassification", ["query"], {"num_labels": 5}),
-    "bert, features": ("bert", "FEATURE_EXTRACTION", "", ["query"], {}),
-    "bert, no task": ("bert", None, "MaskedLM", ["query"], {}),
+    "bert, 3 classes": ("whole", "SEQ_CLS", "SequenceClassification", ["query", "value"], {"num_labels": 3}),
+    "bert, tokens": ("whole", "TOKEN_CLS", "TokenClassification", ["query"], {"num_labels": 5}),
+    "bert, features": ("whole", "FEATURE_EXTRACTION", "", ["query"], {}),
+    "bert, no task": ("whole", None, "MaskedLM", ["query"], {}),
     "gpt2": ("gpt2", "CAUSAL_LM", "CausalLM", ["c_attn"], {}),
     "llama": ("llama", "CAUSAL_LM", "CausalLM", ["q_proj", "down_proj"], {}),
 }
@@ -138,19 +149,21 @@ KINDS = {
 @pytest.fixture
 def theirs(backbone_folder, tmp_path):
     """A folder that peft alone wrote, and its model."""
+    # As those of BERT's authors, with a pooler, which peft doesn't take to be a part of the head.
+    config = transformers.AutoConfig.from_pretrained(backbone_folder("bert"))
+    transformers.BertForPreTraining(config).save_pretrained(tmp_path / "whole")
 
     def make(kind, **settings):
         torch.manual_seed(1)
         architecture, task, auto, targets, how = KINDS[kind]
         auto = getattr(transformers, f"AutoModelFor{auto}" if auto else "AutoModel")
-        model = auto.from_pretrained(backbone_folder(architecture), **how)
+        model = auto.from_pretrained(
+            tmp_path / "whole" if architecture == "whole" else backbone_folder(architecture), **how
+        )
         asked = {"task_type": task, "target_modules": targets, "peft_type": "LORA", **settings}
         config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[asked.pop("peft_type")](**asked)
         wrapped = peft.get_peft_model(model, config)
-        with torch.no_grad():
-            for parameter in wrapped.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+        move(wrapped, 0.1)
         wrapped.save_pretrained(tmp_path / "theirs")
         return tmp_path / "theirs", wrapped.eval()
 
@@ -291,7 +304,7 @@ def test_an_adapter_without_a_head_is_refused_where_the_backbone_has_none(backbo
     source, _ = checkpoint(LOW_RANK["LoRA"])
     update = read(str(source))
     headless = Update(update.changes, {}, update.backbone, update.digest, update.origin)
-    with pytest.raises(InputError, match="neither the adapter nor its backbone has classifier"):
+    with pytest.raises(InputError, match=r"neither the adapter nor its backbone has bert\.pooler\.dense\.bias"):
         lit_spectral.load(headless)
     model = lit_spectral.load(source)
     with pytest.raises(InputError, match="b: neither the adapter nor its backbone has"):
@@ -324,8 +337,6 @@ def test_it_generates_as_the_model_that_was_trained(given):
     found = model.generate(prompt, **how)
     assert torch.equal(found, trained.generate(prompt, **how))
     assert torch.equal(found, model.generate(prompt, use_cache=False, **how))
-    with model.adapters.disabled():
-        assert not torch.equal(found, model.generate(prompt, **how))
 
 
 def test_it_goes_into_a_pipeline(checkpoint, backbone_folder):

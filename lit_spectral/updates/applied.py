@@ -47,7 +47,7 @@ class GivenAdapter(Adapter):
         moved = delta.to(torch.float32, self.device)
         parts = (*(moved.factors or (None, None)), *(moved.hadamard or (None, None)), moved.matrix)
         for name, tensor in zip(PARTS, parts, strict=True):
-            self.register_buffer(name, tensor)
+            self.register_buffer(name, None if tensor is None else tensor.detach())
 
     @property
     def delta(self) -> Delta:

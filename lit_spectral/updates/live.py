@@ -118,7 +118,7 @@ class Adapters:
             self._applied.check(update)
             missing = next((key for key in self._lacking if key not in update.whole), None)
             if missing is not None:
-                raise InputError(f"neither the adapter nor its backbone has {missing}; give an adapter with its head")
+                raise InputError(f"neither the adapter nor its backbone has {missing}; give an adapter that brings it")
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
         self._updates[name] = update

@@ -135,7 +135,7 @@ def _lora(
             lefts[path.removesuffix(".lora_B.weight")] = tensor.float()
         elif ".lora_" in path:
             raise InputError(f"{folder}: {name} is nothing that a LoRA adapter has; merge it with peft, and give that")
-        else:
+        elif ".modules_to_save." not in path and ".original_module." not in path:  # twice among biases
             whole[path.replace(".base_layer.", ".")] = tensor.float()
     ranks: dict[str, int] = settings.get("rank_pattern") or {}
     alphas: dict[str, float] = settings.get("alpha_pattern") or {}
