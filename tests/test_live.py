@@ -134,7 +134,9 @@ THEIRS = {
     "LoRA with biases": {"r": 4, "bias": "all"},
     "DoRA": {"r": 4, "use_dora": True},
     "DoRA with biases": {"r": 4, "use_dora": True, "bias": "all"},
+    "LoRA with biases of its own": {"r": 4, "lora_bias": True},
     "LoHa": {"peft_type": "LOHA", "r": 3},
+    "IA3, which scales biases": {"peft_type": "IA3", "feedforward_modules": []},
 }
 KINDS = {
     "bert, 3 classes": ("whole", "SEQ_CLS", "SequenceClassification", ["query", "value"], {"num_labels": 3}),
@@ -183,6 +185,25 @@ def test_of_pefts_folder_it_computes_what_peft_does(theirs, kind, settings):
     name = "logits" if "logits" in found else "last_hidden_state"
     assert_equal(found[name], expected[name])
     same(of_model(model), read(str(folder)))
+
+
+APART = {
+    "an embedding's ΔW": ({"target_modules": ["q_proj", "embed_tokens"]}, "changes model.embed_tokens too"),
+    "an output that the backbone ties": (
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        "lm_head.weight was trained, and model.embed_tokens.weight not, which are one tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), APART.values(), ids=APART)
+@pytest.mark.filterwarnings("ignore")
+def test_of_pefts_folder_what_an_update_cant_hold_is_refused(base, tmp_path, settings, message):
+    backbone = transformers.AutoModelForCausalLM.from_pretrained(base("Llama, tied"))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, **settings)
+    peft.get_peft_model(backbone, config).save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(InputError, match=message):
+        lit_spectral.load(tmp_path)
 
 
 def test_of_fine_tuned_weights_it_computes_what_they_do(backbone_folder, tmp_path):
