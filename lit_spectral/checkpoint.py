@@ -1,4 +1,4 @@
-"""Rebuilding a trained task from its checkpoint alone."""
+"""Rebuilding a trained task from its checkpoint alone, or from an adapter of whatever kind."""
 
 from __future__ import annotations
 
@@ -8,29 +8,101 @@ from typing import Any
 
 import torch
 
+from lit_spectral.backbones import fetch
+from lit_spectral.checkpoint_file import read, saved_by_task
 from lit_spectral.errors import InputError
-from lit_spectral.tasks import Task
+from lit_spectral.methods import Given
+from lit_spectral.tasks import CausalLM, MaskedLM, QuestionAnswering, SequenceClassification, Task, rebuild
 
-__all__ = ["load", "log_folder", "usable_device"]
+__all__ = ["load", "load_given", "log_folder", "steps_of", "usable_device"]
+
+# From a task to what transformers calls the models that it is of.
+_MODELS = {
+    SequenceClassification: "SEQUENCE_CLASSIFICATION",
+    QuestionAnswering: "QUESTION_ANSWERING",
+    MaskedLM: "MASKED_LM",
+    CausalLM: "CAUSAL_LM",
+}
 
 
-def load(checkpoint: str | os.PathLike[str], backbone: str | None = None) -> Task:
-    """The task of a checkpoint: backbone loaded, adapter attached, trained weights in place, eval mode.
+def load(source: str | os.PathLike[str], backbone: str | None = None) -> Task:
+    """The task of what was trained: backbone loaded, adapter attached, trained weights in place, eval mode.
 
     Args:
-        checkpoint: a `.ckpt` that `fit` wrote.
-        backbone: where the backbone lies now; None for where it was when the checkpoint was written.
+        source: a `.ckpt` that `fit` wrote; an adapter of peft's or a folder of fine-tuned weights, as `load_given`.
+        backbone: where the backbone lies now; None for where it was when the source was written.
 
     Raises:
-        InputError: no file, not one of this package's checkpoints, or it does not fit the backbone.
+        InputError: nothing there, not one of these, or it does not fit the backbone.
     """
+    if os.path.isdir(source):
+        return load_given(source, backbone)
     given: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
-    return Task.load_from_checkpoint(checkpoint, **given).eval()
+    return Task.load_from_checkpoint(source, **given).eval()
 
 
-def log_folder(checkpoint: str | os.PathLike[str]) -> Path:
-    """The log folder of the run that wrote a checkpoint, where TensorBoard finds what is put there."""
-    folder = Path(checkpoint).parent
+def load_given(source: str | os.PathLike[str], backbone: str | None = None) -> Task:
+    """The task of any source, its adapter put on by `Given`, which can exchange it; of a checkpoint too.
+
+    Of other sources the task goes by the class of their model, or the backbone's, where they don't say theirs.
+
+    Raises:
+        InputError: as `load`; a model of a task that there isn't.
+    """
+    method = Given(source=os.fspath(source))
+    if os.path.isdir(source):
+        kind, arguments = _of_update(method, backbone)
+    else:
+        saved = saved_by_task(read(source, summary=True))
+        kind, arguments = rebuild.class_of(saved, Task), rebuild.arguments(saved, {})
+        method.read(backbone)
+    given = {} if backbone is None else {"backbone": backbone}
+    task = kind(**(arguments | given | {"method": method}))
+    task.configure_model()
+    return task.eval()
+
+
+def _of_update(method: Given, backbone: str | None) -> tuple[type[Task], dict[str, Any]]:
+    """The task of the model that an update is of, and its arguments."""
+    from transformers.models.auto import modeling_auto
+
+    from lit_spectral.updates.model_folder import described
+
+    update = method.read(backbone)
+    place = backbone or update.backbone
+    if not place:
+        raise InputError(f"{method.source}: it does not say which backbone it is of; give --backbone FOLDER")
+    config, model = described(update, fetch(place))
+    name = model.__name__
+    kinds = (k for k, of in _MODELS.items() if name in getattr(modeling_auto, f"MODEL_FOR_{of}_MAPPING_NAMES").values())
+    kind = next(kinds, None)
+    if kind is None:
+        raise InputError(
+            f"{method.source}: it is of a {name}, and there is no task of that; there are "
+            f"{', '.join(each.__name__ for each in _MODELS)}"
+        )
+    arguments: dict[str, Any] = {"backbone": place}
+    if kind is SequenceClassification:
+        arguments["num_labels"] = config.num_labels
+    return kind, arguments
+
+
+def steps_of(source: str | os.PathLike[str], task: Task) -> int:
+    """After how many optimizer steps a source was written; 0 where it doesn't say."""
+    if isinstance(task.method, Given):
+        steps = task.method.read().origin.get("steps")
+        return steps if isinstance(steps, int) else 0
+    return int(read(source, summary=True)["global_step"])
+
+
+def log_folder(source: str | os.PathLike[str]) -> Path:
+    """The log folder of the run that wrote a checkpoint, where TensorBoard finds what is put there.
+
+    Of other sources, which lie in nobody's run, the current folder.
+    """
+    if os.path.isdir(source):
+        return Path()
+    folder = Path(source).parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
-__all__ = ["add_model", "add_texts"]
+__all__ = ["SOURCE", "add_model", "add_texts"]
+
+# What SOURCE is.
+SOURCE = "a .ckpt that fit wrote, an adapter of peft's, or a folder of fine-tuned weights"
 
 
 def add_model(parser: ArgumentParser, required: bool = True) -> None:
-    """`--checkpoint` and `--backbone`: which model; unless the first is required, a backbone alone will do."""
-    about = "a .ckpt that fit wrote" + ("" if required else "; none for the backbone alone")
-    parser.add_argument("--checkpoint", required=required, metavar="FILE", help=about)
+    """`--checkpoint` or `--adapter`, and `--backbone`: which model; unless that is required, the latter alone will do."""
+    about = SOURCE + ("" if required else "; none for the backbone alone")
+    parser.add_argument("--checkpoint", "--adapter", required=required, metavar="SOURCE", help=about)
     parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
 
 

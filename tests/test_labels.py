@@ -261,7 +261,7 @@ def test_a_label_that_a_checkpoint_does_not_know_is_one_line(
 def test_names_that_are_given_are_the_checkpoints_or_refused(trained, tmp_path, backbone_folder):
     task = SequenceClassification(backbone_folder("bert"), LoRA(), label_names=[SECOND, FIRST])
     data = GLUE("mrpc", str(trained[0].parent), batch_size=8)
-    with pytest.raises(InputError, match="the checkpoint's classes are same, unlike, in this order"):
+    with pytest.raises(InputError, match="the adapter's classes are same, unlike, in this order"):
         run(tmp_path).validate(task, data, ckpt_path=trained[0], verbose=False)
 
 

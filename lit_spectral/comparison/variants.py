@@ -114,7 +114,8 @@ def _of(name: str, flags: Sequence[tuple[str, str]], settings: dict[str, set[str
 
 
 def _known() -> list[str]:
-    return [name for name in methods.__all__ if name not in {"Bound", "Method", "LowRankMethod"}]
+    names = (name for name in methods.__all__ if name not in {"Bound", "Method", "LowRankMethod"})
+    return [name for name in names if getattr(methods, name).trains]
 
 
 def pairs_of(args: Sequence[str]) -> list[tuple[str, str]]:

@@ -32,14 +32,14 @@ def run(args: list[str]) -> Path:
     Scalars `lm_eval/<task>/<metric>` go to TensorBoard files beside it, at the checkpoint's step.
 
     Args:
-        args: `--checkpoint FILE`, `--backbone FOLDER`, `--fold`, and flags of `lm_eval run`.
+        args: `--checkpoint SOURCE`, `--backbone FOLDER`, `--fold`, and flags of `lm_eval run`.
 
     Raises:
         InputError: a flag that there isn't; as in `CheckpointLM` and `Tasks`.
     """
     show_notes()
     ours, config = _parse(args)
-    if ours.checkpoint is not None:
+    if ours.checkpoint is not None and not Path(ours.checkpoint).is_dir():
         read(ours.checkpoint, summary=True)  # tasks may have to be downloaded
     file = _output(config.output_path)
     names = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks

@@ -13,8 +13,7 @@ from torch import nn
 
 from lit_spectral import backbones
 from lit_spectral.adapters import fold as fold_changes
-from lit_spectral.checkpoint import load, usable_device
-from lit_spectral.checkpoint_file import read
+from lit_spectral.checkpoint import load, steps_of, usable_device
 from lit_spectral.errors import InputError
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.tasks import CausalLM, Task
@@ -65,16 +64,16 @@ class AdaptedLM(HFLM):  # type: ignore[misc]
 
 @register_model("lit-spectral")
 class CheckpointLM(AdaptedLM):
-    """The decoder of a checkpoint, or a backbone as it came.
+    """The decoder of a checkpoint or another adapter, or a backbone as it came.
 
     Args:
-        checkpoint: a `.ckpt` that `fit` wrote; None for the backbone alone.
+        checkpoint: a source, as `lit_spectral.checkpoint.load` takes it; None for the backbone alone.
         backbone: where the backbone lies; None for where it was when the checkpoint was written.
         fold: add the changes to the weights first, which is faster and rounds differently.
         device: `cpu`, `cuda:1`, …; None for the first GPU if there is one.
         options: as in `AdaptedLM`.
 
-    `step` is the optimizer step at which the checkpoint was written, 0 for the backbone alone.
+    `step` is the optimizer step at which it was written, 0 where nobody says, and for the backbone alone.
 
     Raises:
         InputError: neither a checkpoint nor a backbone, a checkpoint of another kind of task, a
@@ -96,7 +95,7 @@ class CheckpointLM(AdaptedLM):
                     f"checkpoint: {checkpoint} is of the task {type(task).__name__}; the harness scores "
                     "decoders alone, of CausalLM; use `lit-spectral validate` for others"
                 )
-            self.step = int(read(checkpoint, summary=True)["global_step"])
+            self.step = steps_of(checkpoint, task)
             about = {"checkpoint": os.path.abspath(checkpoint), "step": self.step, **identity(task), "folded": fold}
         elif backbone is not None:
             task = CausalLM(backbone)

@@ -3,6 +3,7 @@
 from lit_spectral.methods.base import Bound, LowRankMethod, Method
 from lit_spectral.methods.fclora import FCLoRA, HiLoRA
 from lit_spectral.methods.full import BitFit, FullFineTuning
+from lit_spectral.methods.given import Given
 from lit_spectral.methods.hiplora import HiPLoRA, ProjLoRA
 from lit_spectral.methods.hira import HiRA, HiRALoRA
 from lit_spectral.methods.lora import LoRA, LoRAPlus, RsLoRA
@@ -16,6 +17,7 @@ __all__ = [
     "Bound",
     "FCLoRA",
     "FullFineTuning",
+    "Given",
     "HiLoRA",
     "HiPLoRA",
     "HiRA",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -148,6 +148,8 @@ class Method:
     defines_change: ClassVar[tuple[str, ...]] = ()
     # Settings that act when training starts and never again: a resumed run can't be given others.
     acts_at_start: ClassVar[tuple[str, ...]] = ("seed",)
+    # Whether there is anything to train; not where a method puts on what was trained before.
+    trains: ClassVar[bool] = True
 
     target_modules: list[str] | str | None = None
     seed: int = 0
@@ -163,6 +165,9 @@ class Method:
         check_positive(head_lr=self.head_lr)
         if not 0 <= self.seed < 2**63:  # what torch's generators take
             raise InputError(f"seed must be at least 0 and below 2^63, not {self.seed}")
+
+    def prepare(self, backbone: str, digest: str, missing: Sequence[str]) -> None:
+        """Be told, before `apply`, of the backbone: its name, its digest, and names of weights that its files lack."""
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Freeze `model`, put adapters on the targets in `encoder`, its pretrained part, and return the model.
@@ -214,6 +219,11 @@ class Method:
 
     def restart(self) -> None:
         """Forget the steps of earlier runs: a new one begins on the same model."""
+
+    @property
+    def replaced(self) -> Collection[str]:
+        """Names of the model's own parameters that `apply` has given other values, which aren't trained."""
+        return ()
 
     @property
     def allocates(self) -> bool:

@@ -24,19 +24,20 @@ def inner_model(task: Task) -> Any:
 
 
 def original_weights(task: Task) -> dict[str, Tensor]:
-    """Values before training of those weights of the backbone that are themselves trained, by name, from its files.
+    """Values before training of those weights of the backbone that have others now, by name, from its files.
 
-    Full fine-tuning and BitFit train such; the other methods none, for which this is empty.
+    Full fine-tuning and BitFit train such, and what they have left may be given; for other methods this is empty.
     """
     model = inner_model(task)
     wrappers = [module for module in model.modules() if _adds(module)]
     added = {id(p) for w in wrappers for name, p in w.named_parameters() if not name.startswith("base_layer.")}
     own = {id(p) for p in _pretrained(task).parameters()} - added
-    trained = {_plain(name) for name, p in model.named_parameters() if p.requires_grad and id(p) in own}
-    if not trained:
+    named = ((_plain(name), p) for name, p in model.named_parameters() if id(p) in own)
+    changed = {name for name, p in named if p.requires_grad or name in task.method.replaced}
+    if not changed:
         return {}
     fresh, missing = task.load_model(backbones.fetch(task.backbone))
-    return {name: p.detach() for name, p in fresh.named_parameters() if name in trained and name not in missing}
+    return {name: p.detach() for name, p in fresh.named_parameters() if name in changed and name not in missing}
 
 
 def _pretrained(task: Task) -> Any:

@@ -209,12 +209,14 @@ class Task(StoredModule):
         self._output_layers = outside[-1:]
         shard_for(self._trainer, model, encoder, {p for p in model.parameters() if id(p) in new})
         self.backbone_digest = backbone_digest(encoder, new)
+        self.method.prepare(self.backbone, self.backbone_digest, missing)
         adapted = self.method.apply(model, encoder)
-        for name, parameter in adapted.named_parameters():
+        for name, parameter in adapted.named_parameters() if self.method.trains else ():
             if id(parameter) in new and ".original_module." not in name:  # peft trains a copy of that
                 parameter.requires_grad_(True)
         check_adapted(model, adapted, type(self.method).__name__)
         self.model, self.new_weights = adapted.train(), missing
+        self.is_trained = self.is_trained or not self.method.trains
         self._penalise(adapters(model))
         self._attached = list(named_changes(adapted))
 
@@ -224,6 +226,11 @@ class Task(StoredModule):
 
     def _begin(self) -> None:
         """Forget earlier runs, and check that the model and all schedules are fit for this one."""
+        if not self.method.trains:
+            raise InputError(
+                f"model.method: {type(self.method).__name__} puts on what was trained before, and trains nothing; give "
+                "another one to fit, or validate, test or predict"
+            )
         self._start_steps()
         self._start_anew()
         check_averaging(self.trainer, self.method.allocates)

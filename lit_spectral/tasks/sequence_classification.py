@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lit_spectral import backbones
 from lit_spectral.datamodules.sentences import SentenceDataModule
 from lit_spectral.errors import InputError, check_at_least
-from lit_spectral.methods import Method
+from lit_spectral.methods import Given, Method
 from lit_spectral.tasks.base import Task
 from lit_spectral.tasks.metrics import build_metrics
 
@@ -85,12 +85,20 @@ class SequenceClassification(Task):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in `Task`; and its names of the classes act from now on, in the data module too."""
         super().on_load_checkpoint(checkpoint)
-        names = checkpoint["lit_spectral"]["init"].get("label_names")
+        self._take_names(checkpoint["lit_spectral"]["init"].get("label_names"))
+
+    def _adapt(self) -> None:
+        super()._adapt()
+        if isinstance(self.method, Given):
+            self._take_names(self.method.class_names)
+
+    def _take_names(self, names: list[str] | None) -> None:
+        """Those by which what was trained numbers the classes; None where it names none."""
         if names is None:
             return
         if self._given_names not in (None, names):
             raise InputError(
-                f"the checkpoint's classes are {', '.join(names)}, in this order; leave out label_names, or give these"
+                f"the adapter's classes are {', '.join(names)}, in this order; leave out label_names, or give these"
             )
         self.label_names = names
         self._name_classes(self.model.config)

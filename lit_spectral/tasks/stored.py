@@ -71,6 +71,10 @@ class StoredModule(SteppedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep of the weights that are there, averages perhaps, what is trained, and how to rebuild the rest."""
+        if not self.method.trains:
+            raise InputError(
+                f"checkpoint: {type(self.method).__name__} has trained nothing to keep; export its source instead"
+            )
         damaged = next((name for name, tensor in self._trained().items() if not all_finite(tensor)), None)
         if damaged is not None:
             raise InputError(

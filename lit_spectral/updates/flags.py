@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 
 from lit_spectral.errors import check_at_least, check_at_most, check_positive
+from lit_spectral.flags import SOURCE
 from lit_spectral.updates.exports import FORMS
 from lit_spectral.updates.peft_folder import CONSUMERS
 
@@ -13,11 +14,10 @@ __all__ = ["add_source", "add_target", "add_truncation", "check_truncation"]
 
 def add_source(parser: ArgumentParser, several: bool = False) -> None:
     """SOURCE, or with `several` SOURCE… as `sources`, and `--backbone`."""
-    about = "a .ckpt that fit wrote, an adapter of peft's, or a folder of fine-tuned weights"
     if several:
-        parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"each {about}")
+        parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"each {SOURCE}")
     else:
-        parser.add_argument("source", metavar="SOURCE", help=about)
+        parser.add_argument("source", metavar="SOURCE", help=SOURCE)
     parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
 
 

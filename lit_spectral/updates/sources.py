@@ -248,7 +248,10 @@ def _of_tuned(source: str, backbone: str | None, rank: int | None, energy: float
     left_out: dict[str, float] = {}
     whole: dict[str, Tensor] = {}
     for path in track(list(tuned), description="ΔW", transient=True, disable=len(tuned) < 8):
-        after, name = tuned[path], f"{path}.weight"
+        name = f"{path}.weight"
+        if name not in tuned and any(not tuned.is_map(other) for other in tuned.tied(name)):
+            continue  # embeddings, which are among the others
+        after = tuned[path]
         if base.tensor(name) is None:  # of a head that the backbone hasn't got
             whole[name] = after.float()
             continue
