@@ -64,13 +64,18 @@ class RetentionMonitor(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the texts; InputError when that fails."""
+        self._last_step, self.latest = -1, {}  # not those of an earlier fit
+        self._retention = self.prepared(pl_module)
+
+    def prepared(self, task: Any) -> Retention:
+        """What measures a task on these texts, once they have been read; InputError when that fails."""
         from lit_spectral.retention import Retention
 
-        self._last_step, self.latest = -1, {}  # not those of an earlier fit
         options = (self.limit, self.max_length, self.batch_size, self.fit_head)
-        self._retention = Retention(self.corpora or (), self.sts, *options)
+        retention = Retention(self.corpora or (), self.sts, *options)
         with isolate_rng():
-            self._retention.prepare(pl_module)  # type: ignore[arg-type]
+            retention.prepare(task)
+        return retention
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure where it starts from, unless that was the last thing before its checkpoint."""

@@ -11,7 +11,7 @@ SOURCE = "a .ckpt that fit wrote, an adapter of peft's, or a folder of fine-tune
 
 
 def add_model(parser: ArgumentParser, required: bool = True) -> None:
-    """`--checkpoint` or `--adapter`, and `--backbone`: which model; unless that is required, the latter alone will do."""
+    """`--checkpoint`, also `--adapter`, and `--backbone`: which model; unless required, a backbone alone will do."""
     about = SOURCE + ("" if required else "; none for the backbone alone")
     parser.add_argument("--checkpoint", "--adapter", required=required, metavar="SOURCE", help=about)
     parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")

@@ -20,10 +20,12 @@ from lit_spectral.callbacks.prediction_writer import check_has_place
 from lit_spectral.checkpoint_file import read
 from lit_spectral.errors import InputError, check_at_least, mistake, of_settings
 from lit_spectral.files import write_text
-from lit_spectral.methods import Method
+from lit_spectral.flags import SOURCE
+from lit_spectral.methods import Given, Method
 from lit_spectral.parsing import ConfigFile, SettingsParser
 from lit_spectral.run_folder import RunFolder, own_folder, set_aside, verb_of
 from lit_spectral.strategies import refuse_by_name
+from lit_spectral.sweeps import add_sweeps, sweeps_of, validate_each
 from lit_spectral.tasks import Task
 from lit_spectral.tasks.meaning import check_limits
 
@@ -111,6 +113,8 @@ class SpectralCLI(LightningCLI):
         """
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if path is not None and self.config[subcommand].get("adapter") is not None:
+            raise InputError("adapter: it and ckpt_path both say what was trained; give one of them")
         if path is None or path in {"best", "last", "hpc"}:
             return
         if not os.path.isdir(path):  # a sharded one is a folder
@@ -120,6 +124,16 @@ class SpectralCLI(LightningCLI):
         """What is set at the top of a config, beside `seed_everything`."""
         about = "keep last.ckpt every so many optimizer steps, to go on from (a callback: StepCheckpoint)"
         parser.add_argument("--save_every_n_steps", type=int | None, default=None, help=about)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """As LightningCLI's; verbs that don't train take what was trained elsewhere."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            about = f"{SOURCE}: {subcommand} what is trained there, in place of the config's method and of a ckpt_path"
+            parser.add_argument("--adapter", type=str | None, default=None, metavar="SOURCE", help=about)
+        if subcommand == "validate":
+            add_sweeps(parser)
+        return parser
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As LightningCLI's, with our `--config`."""
@@ -151,6 +165,13 @@ class SpectralCLI(LightningCLI):
         """Refuse what would come to nothing and claim the run's folders, before there are other processes."""
         if self.subcommand is None:
             return
+        self._sweeps = sweeps_of(self.config[self.subcommand]) if self.subcommand == "validate" else []
+        adapter = self.config[self.subcommand].get("adapter")
+        if adapter is not None:
+            self.model.method = Given(source=adapter)
+            self.model.method.read(self.model.backbone)
+        elif self._sweeps:
+            raise InputError(f"{self._sweeps[0].repair}: it is for an adapter; give --adapter SOURCE")
         every = self.config[self.subcommand].get("save_every_n_steps")
         if every is not None and self.subcommand == "fit":
             self.trainer.callbacks.append(StepCheckpoint(every))  # type: ignore[attr-defined]
@@ -161,6 +182,12 @@ class SpectralCLI(LightningCLI):
         folders = RunFolder()
         self.trainer.callbacks.append(folders)  # type: ignore[attr-defined]
         folders.claim(self.trainer, self.subcommand, self.config[self.subcommand].get("ckpt_path"), known=True)
+
+    def validate(self, **given: Any) -> Any:
+        """As the trainer's; of every value of a sweep, if one is asked for."""
+        if not self._sweeps:
+            return self.trainer.validate(**given)
+        return validate_each(self.trainer, self._sweeps, **given)
 
 
 def _check_callbacks(trainer: Trainer) -> None:

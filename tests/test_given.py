@@ -274,7 +274,7 @@ def test_a_head_that_nobody_brings_is_not_random(backbone_folder, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(backbone_folder("llama"))
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
     task = SequenceClassification(backbone_folder("llama"), Given(source=str(tmp_path / "adapter")), num_labels=2)
-    with pytest.raises(InputError, match="neither it nor the backbone's files have score.weight"):
+    with pytest.raises(InputError, match=r"neither it nor the backbone's files have score\.weight"):
         task.configure_model()
 
 

@@ -19,20 +19,13 @@ from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.files import check_place, write_text
 from lit_spectral.flags import add_model, add_texts
+from lit_spectral.retention.measures import BASE
 from lit_spectral.retention.retention import Retention
 from lit_spectral.retention.suite import Score, harness_names, is_one_of, retain, suite_scores
+from lit_spectral.sweeps.values import add_sweeps, sweeps_of
 from lit_spectral.terminal import show_notes
 
 __all__ = ["named_corpora", "run"]
-
-# From a measure to what it is of the base model.
-_BASE = {
-    "loss": "base_loss",
-    "perplexity": "base_perplexity",
-    "accuracy": "base_accuracy",
-    "forgetting_loss": "base_entropy",
-    "spearman": "base_spearman",
-}
 
 
 def run(args: list[str]) -> Path:
@@ -44,15 +37,19 @@ def run(args: list[str]) -> Path:
     show_notes()
     given = _parse(args)
     device = usable_device(given.device)
-    task = load(given.checkpoint, given.backbone).to(device)
     rounded = torch.autocast(device.type, torch.bfloat16) if given.bf16 else nullcontext()
     limit = given.limit or None
+    how = (limit, given.max_length, given.batch_size, given.fit_head)
+    if sweeps := sweeps_of(vars(given)):
+        from lit_spectral.sweeps.retain import run_sweeps  # which stands on the command line's
+
+        return run_sweeps(given, sweeps, Retention(named_corpora(given.corpora), given.sts, *how), device, rounded)
+    task = load(given.checkpoint, given.backbone).to(device)
     file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
     check_place(file, "retain: --output_path")
     settings = {name: value for name, value in vars(given).items() if name != "output_path"} | {"device": str(device)}
     report: dict[str, Any] = {"settings": settings, "model": task._identity(), **provenance()}
     if given.corpora or given.sts or not given.tasks:
-        how = (limit, given.max_length, given.batch_size, given.fit_head)
         retention = Retention(named_corpora(given.corpora), given.sts, *how)
         retention.prepare(task)
         with rounded:
@@ -96,8 +93,17 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help=about)
     parser.add_argument("--bf16", action="store_true", help="in bfloat16 by autocast, as bf16-mixed trains")
     parser.add_argument("--device", metavar="NAME", help="(the first GPU, or the CPU)")
-    parser.add_argument("--output_path", metavar="FILE", help="JSON (retention.json in the run's log folder)")
+    about = "JSON (retention.json, or sweep.json with its plot, in a checkpoint's log folder, else in the current one)"
+    parser.add_argument("--output_path", metavar="FILE", help=about)
+    add_sweeps(parser)
+    about = "in sweeps: measure the task too, on the validation data of a config (config.yaml of a checkpoint's run)"
+    parser.add_argument("--validate", nargs="?", const="", metavar="CONFIG", help=about)
     given = parser.parse_args(args)
+    swept = sweeps_of(vars(given))
+    if swept and given.tasks:
+        raise InputError(f"retain: --{swept[0].repair} sweeps what texts show, not --tasks; leave one of them out")
+    if given.validate is not None and not swept:
+        raise InputError("retain: --validate is for sweeps, --scale 0:1:0.1 say; lit-spectral validate measures one")
     asked = harness_names(given.tasks)
     for left_out in given.leave_out:
         # A pattern among --tasks may stand for what is left out.
@@ -145,8 +151,8 @@ def _table(measured: Mapping[str, float]) -> Table:
         text, _, measure = name.rpartition("/")
         if measure == "drift":
             table.add_row(text, measure, "0", f"{value:.4f}", f"{value:+.4f}")
-        elif measure in _BASE:
-            base = measured[f"{text}/{_BASE[measure]}"]
+        elif measure in BASE:
+            base = measured[f"{text}/{BASE[measure]}"]
             table.add_row(text, measure.replace("_", " "), f"{base:.4f}", f"{value:.4f}", f"{value - base:+.4f}")
     return table
 

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["TokenScores", "mean_pooled", "spearman", "token_scores"]
+__all__ = ["BASE", "TokenScores", "mean_pooled", "spearman", "token_scores"]
+
+# From a measure to what it is of the base model; a drift is 0 of that.
+BASE = {
+    "loss": "base_loss",
+    "perplexity": "base_perplexity",
+    "accuracy": "base_accuracy",
+    "forgetting_loss": "base_entropy",
+    "spearman": "base_spearman",
+}
 
 
 class TokenScores(NamedTuple):

@@ -249,7 +249,8 @@ def _of_tuned(source: str, backbone: str | None, rank: int | None, energy: float
     whole: dict[str, Tensor] = {}
     for path in track(list(tuned), description="ΔW", transient=True, disable=len(tuned) < 8):
         name = f"{path}.weight"
-        if name not in tuned and any(not tuned.is_map(other) for other in tuned.tied(name)):
+        tied = [other.removesuffix(".weight") for other in tuned.tied(name) if tuned.lies(other)]
+        if any(other not in tuned.maps for other in tied):
             continue  # embeddings, which are among the others
         after = tuned[path]
         if base.tensor(name) is None:  # of a head that the backbone hasn't got

@@ -1,0 +1,84 @@
+"""`lit-spectral retain` with a sweep: what is kept at every value, and beside it what the task has gained."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_spectral.checkpoint import load_given, log_folder
+from lit_spectral.errors import InputError
+from lit_spectral.lightning_cli import SpectralCLI
+from lit_spectral.retention.retention import Retention
+from lit_spectral.sweeps.report import Report
+from lit_spectral.sweeps.sweep import sweep
+from lit_spectral.sweeps.validation import task_metric, validated
+from lit_spectral.sweeps.values import Sweep
+
+__all__ = ["run_sweeps"]
+
+
+class _Unrun(SpectralCLI):
+    """`validate` with all that it needs made, and nothing done."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def run_sweeps(
+    given: argparse.Namespace,
+    sweeps: Sequence[Sweep],
+    retention: Retention,
+    device: torch.device,
+    rounded: AbstractContextManager[Any],
+) -> Path:
+    """Measure every value, print a table, write JSON and plot; returns the JSON's file.
+
+    Args:
+        given: of `retain`.
+        sweeps: that it asks for.
+        retention: of its texts, not prepared.
+        device: where to measure.
+        rounded: in what precision, a context that may be entered often.
+
+    Raises:
+        InputError: as `load_given`, `sweep` and `Retention.prepare`; no config to validate by.
+    """
+    cli = None if given.validate is None else _config_of(given, device)
+    task: Any = load_given(given.checkpoint, given.backbone).to(device) if cli is None else cli.model
+    unprepared = [retention]
+
+    def measure() -> dict[str, float]:
+        found = {} if cli is None else validated(cli.trainer, task, datamodule=cli.datamodule)
+        while unprepared:
+            unprepared.pop().prepare(task)
+        with rounded:
+            return found | {f"retention/{name}": value for name, value in retention.measure(task).items()}
+
+    file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "sweep.json"
+    settings = {name: value for name, value in vars(given).items() if value is not None} | {"device": str(device)}
+    metric = "" if cli is None else task_metric(cli.trainer)
+    report = Report(file, settings, task, metric, 1 + sum(len(each.values) for each in sweeps))
+    for row in sweep(task, sweeps, measure):
+        report.add(row)
+    report.finish()
+    return file
+
+
+def _config_of(given: argparse.Namespace, device: torch.device) -> SpectralCLI:
+    """Task, data and trainer of the config to validate by: a run's own, unless one is given."""
+    config = given.validate or str(log_folder(given.checkpoint) / "config.yaml")
+    if not given.validate and not Path(config).is_file():
+        raise InputError(f"retain: --validate finds no {config}; give --validate CONFIG, of the data to validate on")
+    place = {"accelerator": "cpu" if device.type == "cpu" else "gpu", "devices": f"[{device.index or 0}]"}
+    place |= {"devices": "1"} if device.type == "cpu" else {}
+    quiet = ("logger", "enable_progress_bar", "enable_model_summary")
+    trainer = {**place, **dict.fromkeys(quiet, "false")}
+    flags = [f"--trainer.{name}={value}" for name, value in trainer.items()]
+    flags += ["--ckpt_path=null", f"--adapter={given.checkpoint}"]
+    flags += [f"--model.backbone={given.backbone}"] if given.backbone else []
+    return _Unrun(["validate", f"--config={config}", *flags])
