@@ -125,7 +125,7 @@ def test_hiplora_keeps_both_constraints(backbone_folder):
     )
     task.configure_model()
     for adapter in adapters(task.model):
-        assert float((adapter.v_basis.mT @ adapter.input_basis).norm()) < 1e-5
+        assert float((adapter.v_basis.mT @ adapter.right_basis).norm()) < 1e-5
 
 
 def test_directions_that_are_principal_are_held_already():
@@ -134,10 +134,10 @@ def test_directions_that_are_principal_are_held_already():
     adapter = adapters(whole)[0]
     other = torch.linalg.svd(adapter.v_basis).U[:, 6:7]
     adapter.ignore_inputs(adapter.v_basis[:, :1] + 1e-6 * other)
-    assert adapter.input_basis is None
+    assert adapter.right_basis is None
     adapter.ignore_inputs(torch.cat([adapter.v_basis[:, :1], other], dim=1))
-    assert adapter.input_basis.shape == (32, 1)
-    assert abs(float(adapter.input_basis.mT @ other)) > 1 - 1e-5
+    assert adapter.right_basis.shape == (32, 1)
+    assert abs(float(adapter.right_basis.mT @ other)) > 1 - 1e-5
 
 
 @pytest.mark.parametrize("method", [FCLoRA, HiPLoRA, ProjLoRA])
@@ -145,7 +145,7 @@ def test_directions_that_are_principal_are_held_already():
 def test_only_decoders_have_some_to_ignore_by_default(method, model, count):
     whole = ARCHITECTURES[model]()
     method(rank=4, principal_rank=6).apply(whole, whole.base_model)
-    counts = {0 if a.input_basis is None else a.input_basis.shape[1] for a in adapters(whole)}
+    counts = {0 if a.right_basis is None else a.right_basis.shape[1] for a in adapters(whole)}
     assert counts == {count}
 
 

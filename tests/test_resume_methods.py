@@ -68,6 +68,8 @@ REFUSED = {
     "reference_rank": 3,
     "lora_rank": 5,
     "target_modules": ["query"],
+    "start_from": "elsewhere.ckpt",
+    "after": ["nowhere.ckpt"],
     "config": {"peft_type": "LORA", "r": 4, "lora_dropout": 0.5},
 }
 

@@ -15,6 +15,8 @@ from lit_spectral.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from lit_spectral.updates import Delta
+
 __all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors", "refuse_quantised"]
 
 
@@ -158,6 +160,14 @@ class Adapter(nn.Module, Change):
     def bias(self) -> Tensor | None:
         """The base layer's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
+
+    def start_at(self, delta: Delta) -> None:
+        """Set what is trained such that ΔW is a given change, to float32's rounding.
+
+        Raises:
+            ValueError: it can't be, or it violates what the adapter declares; with the remedy.
+        """
+        raise ValueError("this method can't begin at a given change; give LoRA or its kin, FCLoRA or FullFineTuning")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As of any module, except that what is trained is not rounded, as by a trainer's bf16-true.

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Adapter
 from lit_spectral.adapters.linear import is_transposed, weight_matrix
 
-__all__ = ["DenseAdapter"]
+if TYPE_CHECKING:
+    from lit_spectral.updates import Delta
+
+__all__ = ["DenseAdapter", "put_changed"]
+
+
+@torch.no_grad()
+def put_changed(layer: nn.Module, initial: Tensor, delta: Delta) -> None:
+    """Have a linear map's weight be W₀ + ΔW, in float32 and rounded once; `initial` is W₀ (out, in)."""
+    changed = initial.float().cpu()
+    changed = changed + delta.dense(changed)
+    weight = weight_matrix(layer)  # a view of the layer's own memory
+    weight.copy_(changed)
 
 
 class DenseAdapter(Adapter):
@@ -33,6 +47,10 @@ class DenseAdapter(Adapter):
     def delta_weight(self) -> Tensor:
         """ΔW, dense, float32, (out, in)."""
         return weight_matrix(self.base_layer).float() - self._initial
+
+    def start_at(self, delta: Delta) -> None:
+        """The weight is W₀ + ΔW then; W₀ stays what ΔW is counted from."""
+        put_changed(self.base_layer, self._initial, delta)
 
     @property
     def _initial(self) -> Tensor:

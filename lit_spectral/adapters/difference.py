@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Factors
 from lit_spectral.adapters.low_rank import FactoredAdapter
+from lit_spectral.adapters.start import product_triplets
 from lit_spectral.spectra import SingularTriplets
+
+if TYPE_CHECKING:
+    from lit_spectral.updates import Pair
 
 __all__ = ["DifferenceAdapter", "SVDDifferenceAdapter", "StartedAdapter"]
 
@@ -43,6 +48,28 @@ class StartedAdapter(FactoredAdapter):
         """ValueError: R, in which the start lies, answers to all inputs, and only the difference is trained."""
         raise ValueError("input_rank is not for methods that start at a part of W₀; set input_rank: 0")
 
+    def avoid(self, u: Tensor, v: Tensor) -> None:
+        """ValueError: the start lies everywhere, and only the difference from it is trained."""
+        raise ValueError("methods that start at a part of W₀ can't keep out of others; give LoRA, FCLoRA or ProjLoRA")
+
+    @torch.no_grad()
+    def _begin_at(self, given: SingularTriplets, factors: Pair | None) -> None:
+        """L and R with s·L R = ΔW + s·L⁰R⁰, L as near to L⁰ as can be, so that the differences stay small."""
+        start, rank = self.left_start.double().cpu(), self.left_start.shape[1]
+        left = torch.cat([given.u * given.sigma, start * self.scale], dim=1)
+        u, sigma, v = product_triplets(left, torch.cat([given.v, self.right_start.double().cpu().mT], dim=1))
+        corner = u.mT @ start
+        if len(sigma) != rank or not torch.linalg.cond(corner) < 1e4:
+            raise ValueError(
+                f"it begins at a part of W₀ of rank {rank}, which together with the change has rank {len(sigma)}: only "
+                "one that the same method made can be gone on with; give LoRA"
+            )
+        self._put(u @ corner, torch.linalg.solve(corner, (sigma / self.scale).unsqueeze(1) * v.mT))
+
+    @abstractmethod
+    def _put(self, left: Tensor, right: Tensor) -> None:
+        """Have L and R be these, float64 on the CPU."""
+
     def free_factors(self) -> None:
         """None: the nearest ΔW in the ball is no difference of the form L R − L⁰R⁰."""
         return
@@ -69,6 +96,10 @@ class DifferenceAdapter(StartedAdapter):
         """(L, R)."""
         return self.left, self.right
 
+    def _put(self, left: Tensor, right: Tensor) -> None:
+        self.left.copy_(left)
+        self.right.copy_(right)
+
     def retreat(self, fraction: float) -> None:
         """L and R towards L⁰ and R⁰."""
         torch.lerp(self.left_start, self.left, fraction, out=self.left.detach())
@@ -93,6 +124,12 @@ class SVDDifferenceAdapter(StartedAdapter):
     def current(self) -> tuple[Tensor, Tensor]:
         """(U diag(σ), Vᵀ)."""
         return self.u * self.sigma, self.v.mT
+
+    def _put(self, left: Tensor, right: Tensor) -> None:
+        sigma = left.norm(dim=0)
+        self.u.copy_(left / sigma)
+        self.sigma.copy_(sigma)
+        self.v.copy_(right.mT)
 
     def retreat(self, fraction: float) -> None:
         """U, σ and V towards their start, which lies in L⁰ = U⁰ diag(σ⁰)."""

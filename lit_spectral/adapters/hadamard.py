@@ -14,10 +14,13 @@ from torch.nn import functional as F
 from lit_spectral.adapters.base import Adapter, Factors
 from lit_spectral.adapters.linear import compute_dtype, is_quantised, is_transposed, weight_matrix
 from lit_spectral.adapters.low_rank import add_low_rank
+from lit_spectral.adapters.start import product_triplets, put_product
 from lit_spectral.sharding import whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from lit_spectral.updates import Delta, Pair
 
 __all__ = ["HadamardAdapter", "HadamardLowRankAdapter"]
 
@@ -129,6 +132,19 @@ class HadamardAdapter(Adapter):
             out: Tensor = _HadamardProduct.apply(rows, self.left, self.right, matrices)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], self.out_features)
 
+    def start_at(self, delta: Delta) -> None:
+        """As of any adapter, where ΔW multiplies W₀ as this one's does."""
+        others = delta.factors is not None or delta.matrix is not None
+        if self.reference is not None or delta.hadamard is None or others:
+            raise ValueError(
+                "HiRA goes on with changes W₀ ⊙ (L R) alone, of HiRA with reference: weight; give HiRALoRA for those "
+                "with factors beside, LoRA for those of low rank, or FullFineTuning"
+            )
+        self._put(delta.hadamard)
+
+    def _put(self, hadamard: Pair) -> None:
+        put_product(self.left, self.right, product_triplets(hadamard.left, hadamard.right.mT), hadamard)
+
     @property
     def _reference(self) -> Tensor:
         return self.reference if self.reference is not None else whole(self._original)
@@ -237,6 +253,18 @@ class HadamardLowRankAdapter(HadamardAdapter):
         self.added_left = nn.Parameter(self.left.new_zeros(self.out_features, added_rank))
         self.added_right = nn.Parameter(self.right.new_empty(added_rank, self.in_features))
         nn.init.kaiming_uniform_(self.added_right, a=math.sqrt(5))
+
+    def start_at(self, delta: Delta) -> None:
+        """As of any adapter, where ΔW is of this form; a part that it lacks starts as ever."""
+        if delta.matrix is not None:
+            raise ValueError(
+                "HiRALoRA goes on with changes W₀ ⊙ (L R) + L₂ R₂ alone; give LoRA for low ranks, or FullFineTuning"
+            )
+        if delta.hadamard is not None:
+            self._put(delta.hadamard)
+        if (pair := delta.factors) is not None:
+            given = product_triplets(pair.left, pair.right.mT)
+            put_product(self.added_left, self.added_right, given, pair, self.scale, "lora_rank")
 
     @property
     def _added(self) -> Factors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,12 @@ from torch.nn import functional as F
 
 from lit_spectral.adapters.base import Adapter, Confined, Factors
 from lit_spectral.adapters.linear import compute_dtype, is_plain_and_frozen, is_transposed
+from lit_spectral.adapters.start import check_ball, check_outside, put_product, triplets_of
+from lit_spectral.spectra import SingularTriplets
+from lit_spectral.spectra.linalg import joined_basis
+
+if TYPE_CHECKING:
+    from lit_spectral.updates import Delta, Pair
 
 __all__ = ["FactoredAdapter", "LowRankAdapter", "add_low_rank"]
 
@@ -102,13 +108,16 @@ class FactoredAdapter(Adapter):
 
     u_basis: Tensor
     v_basis: Tensor
-    input_basis: Tensor | None
+    left_basis: Tensor | None
+    right_basis: Tensor | None
 
     def __init__(self, base_layer: nn.Module, dropout: float) -> None:
         super().__init__(base_layer)
         self.dropout = dropout
         self._is_confined = False
-        self.register_buffer("input_basis", None, persistent=False)
+        # What else to keep out of: of other adapters, and of inputs. ΔW isn't made of them, and they aren't saved.
+        self.register_buffer("left_basis", None, persistent=False)
+        self.register_buffer("right_basis", None, persistent=False)
 
     @abstractmethod
     def factors(self) -> Factors:
@@ -140,27 +149,59 @@ class FactoredAdapter(Adapter):
     def ignore_inputs(self, directions: Tensor) -> None:
         """Keep ΔW at 0 on these directions of its inputs, (in, k), orthonormal, beside what it is confined to.
 
-        They are not saved: ΔW isn't made of them. Raises ValueError where ΔW is no product with a right
-        factor of its own.
+        Raises ValueError where ΔW is no product with a right factor of its own.
         """
-        basis = directions.to(self.weight.device)
-        if self._is_confined:
-            # Orthogonal to V, so that one retraction leaves the other's work alone; what lies in V is held already.
-            outside, v = basis.double(), self.v_basis.double()
-            for _ in range(2):
-                outside = outside - v @ (v.mT @ outside)
-            left, sizes, _ = torch.linalg.svd(outside, full_matrices=False)
-            basis = left[:, sizes > 1e-3].float()
-        self.input_basis = basis if basis.shape[1] else None
+        given = directions.to(self.weight.device)
+        self.right_basis = joined_basis(self.right_basis, given, self.v_basis if self._is_confined else None)
+
+    def avoid(self, u: Tensor, v: Tensor) -> None:
+        """Keep ΔW orthogonal to U (out, k) and V (in, k), unit columns, on its sides, beside what it is confined to.
+
+        Raises:
+            ValueError: ΔW is no product of factors of its own, or there is no room beside its rank.
+        """
+        principal = (self.u_basis, self.v_basis) if self._is_confined else (None, None)
+        own, given = (self.left_basis, self.right_basis), (u.to(self.weight.device), v.to(self.weight.device))
+        bases = [joined_basis(*each) for each in zip(own, given, principal, strict=True)]
+        for columns, *held in zip(self.columns(), bases, principal, strict=True):
+            taken = sum(basis.shape[1] for basis in held if basis is not None)
+            size, rank = columns.shape
+            if rank + taken > size:
+                raise ValueError(
+                    f"rank {rank} beside {taken} directions to keep out of is above the {size} that there are; give a "
+                    "smaller rank, or truncate what `after` names: lit-spectral export --rank"
+                )
+        self.left_basis, self.right_basis = bases
 
     @property
     def confined(self) -> list[Confined]:
-        """The columns against U and V, where `confine` was called, and against `ignore_inputs`' directions."""
-        if not self._is_confined and self.input_basis is None:
+        """The columns against U and V, where `confine` was called, and against what else they keep out of."""
+        sides = self.kept_out_of()
+        if not any(sides):
             return []
-        left, right = (columns.detach() for columns in self.columns())
-        bases = [Confined(left, self.u_basis), Confined(right, self.v_basis)] if self._is_confined else []
-        return bases if self.input_basis is None else [*bases, Confined(right, self.input_basis)]
+        pairs = zip(self.columns(), sides, strict=True)
+        return [Confined(columns.detach(), basis) for columns, bases in pairs for basis in bases]
+
+    def kept_out_of(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Orthonormal bases of what L's columns, and of what R's rows, are orthogonal to."""
+        principal = (self.u_basis, self.v_basis) if self._is_confined else (None, None)
+        sides = zip(principal, (self.left_basis, self.right_basis), strict=True)
+        left, right = ([basis for basis in side if basis is not None] for side in sides)
+        return left, right
+
+    def start_at(self, delta: Delta) -> None:
+        """As of any adapter, where ΔW has no higher rank, is in the ball, and keeps out of what this one does."""
+        given = triplets_of(delta, self.base_layer)
+        check_ball(self, given)
+        check_outside(self, given, float(given.sigma.norm()))
+        self._begin_at(given, delta.factors if delta.is_thin else None)
+
+    @abstractmethod
+    def _begin_at(self, given: SingularTriplets, factors: Pair | None) -> None:
+        """Set what is trained; `factors` are those that the change has already, if it is their product.
+
+        ValueError if it has a higher rank.
+        """
 
     def retreat(self, fraction: float) -> None:
         """Move ΔW towards 0, along the line from where it started, to `fraction` in [0, 1] of the way; here L alone."""
@@ -212,3 +253,6 @@ class LowRankAdapter(FactoredAdapter):
     def columns(self) -> tuple[Tensor, Tensor]:
         """(L, Rᵀ)."""
         return self.left, self.right.mT
+
+    def _begin_at(self, given: SingularTriplets, factors: Pair | None) -> None:
+        put_product(self.left, self.right, given, factors, self.scale)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters.base import Bounded, Budget, Factors
 from lit_spectral.adapters.low_rank import LowRankAdapter
+from lit_spectral.adapters.start import check_ball, check_outside, largest, product_triplets, put_product, triplets_of
 from lit_spectral.spectra import SingularTriplets
+
+if TYPE_CHECKING:
+    from lit_spectral.updates import Delta
 
 __all__ = ["TwoChannelAdapter"]
 
@@ -79,3 +85,26 @@ class TwoChannelAdapter(LowRankAdapter):
     def budget(self) -> Budget | None:
         """λ Σᵢ wᵢ δᵢ² (HiP-LoRA's stability budget)."""
         return Budget(self.delta, self.budget_weights, self.budget_weight) if self.budget_weight else None
+
+    def avoid(self, u: Tensor, v: Tensor) -> None:
+        """ValueError: gains act on directions that are fixed, whatever else lies in them."""
+        raise ValueError("gains on W₀'s principal directions can't keep out of others; give ProjLoRA, or LoRA")
+
+    @torch.no_grad()
+    def start_at(self, delta: Delta) -> None:
+        """As of any adapter: δ is the diagonal of U_kᵀ ΔW V_k, and L R the rest, which must lie outside.
+
+        Where channels aren't orthogonal all is L R's.
+        """
+        if not self._is_confined:
+            super().start_at(delta)
+            return
+        given = triplets_of(delta, self.base_layer)
+        u, v = self.u_basis.double().cpu(), self.v_basis.double().cpu()
+        left = given.u * given.sigma
+        gains = ((u.mT @ left) * (v.mT @ given.v)).sum(1)
+        check_ball(self, given)
+        rest = product_triplets(torch.cat([left, -u * gains], dim=1), torch.cat([given.v, v], dim=1), largest(given))
+        check_outside(self, rest, float(given.sigma.norm()))
+        put_product(self.left, self.right, rest, scale=self.scale)
+        self.delta.copy_(gains)

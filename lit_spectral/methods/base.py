@@ -142,18 +142,22 @@ class Method:
         seed: of random choices among singular vectors; the same on every rank.
         head_lr: learning rate of a new head's output layer over that of the rest. Where the head is
             quick to scale logits up, the backbone need not change as much (docs/results).
+        start_from: an adapter whose ΔW, head and other tensors training begins at: a `.ckpt` of any method, a folder
+            of peft's, or fine-tuned weights; None for the backbone. A resumed run and what loads its checkpoint don't
+            read it again.
     """
 
     # Settings that say what ΔW is made of beside what a checkpoint holds: whoever loads it must have the same.
     defines_change: ClassVar[tuple[str, ...]] = ()
     # Settings that act when training starts and never again: a resumed run can't be given others.
-    acts_at_start: ClassVar[tuple[str, ...]] = ("seed",)
+    acts_at_start: ClassVar[tuple[str, ...]] = ("seed", "start_from")
     # Whether there is anything to train; not where a method puts on what was trained before.
     trains: ClassVar[bool] = True
 
     target_modules: list[str] | str | None = None
     seed: int = 0
     head_lr: float = 1.0
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         # Who adapts a model otherwise, map by map or as a whole, has one of them.
@@ -297,10 +301,14 @@ class LowRankMethod(RankMethod):
         input_rank: how many of the directions that a map's inputs share on any text ΔW is to ignore, held after
             every step; 0 for none, None for 1 where no state depends on later tokens, as in decoders, and 0 elsewhere.
             Not in the papers: what ΔW answers to such a direction, it answers to every text (docs/results).
+        after: earlier adapters, as `start_from` takes them, whose row and column spaces ΔW keeps out of, exactly and
+            after every step, as O-LoRA (Wang et al., 2023) does by a penalty; one, or a list. A fit reads them, also
+            one that goes on; what loads its checkpoint does not.
     """
 
     ball: Bound | None = None
     input_rank: int | None = 0
+    after: list[str] | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,7 +49,7 @@ class FCLoRA(LowRankMethod):
     """
 
     defines_change = ("sigma",)
-    acts_at_start = ("seed", "start")
+    acts_at_start = (*LowRankMethod.acts_at_start, "start")
 
     sigma_bar: Bound = "q2"
     gamma: float = 0.01

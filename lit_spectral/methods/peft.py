@@ -50,6 +50,8 @@ class Peft(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.start_from is not None:
+            raise InputError("start_from: peft's methods can't begin at a given change; give LoRA, FCLoRA or the like")
         self._tuner: Any = None
         self._steps = 0  # that were not skipped
         self._planned = False  # whether total_step is the run's own

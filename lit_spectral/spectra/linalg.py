@@ -20,6 +20,7 @@ __all__ = [
     "contract_to_spectral_ball",
     "factor_spectrum",
     "gram_spectrum",
+    "joined_basis",
     "largest_singular_value",
     "lost_in_rounding",
     "orthogonality_error",
@@ -184,6 +185,22 @@ def orthogonality_pull(columns_nmr: Tensor, step: float, longest: float) -> tupl
     length = (inner * (gram @ inner)).sum((-2, -1), keepdim=True).clamp_min(0).sqrt()
     inner = inner * (longest / length.clamp_min(1e-30)).clamp_max(1.0)
     return torch.baddbmm(columns_nmr, columns_nmr, inner, alpha=-1), norm[:, 0, 0]
+
+
+def joined_basis(one: Tensor | None, other: Tensor, outside_of: Tensor | None = None) -> Tensor | None:
+    """An orthonormal basis (m, k), float32, of the span of two sets of columns (m, ·) of about unit length.
+
+    Less what lies in the span of a third, orthonormal, to which it is orthogonal: projecting out of one leaves the
+    other's work alone. None where nothing but rounding is left.
+    """
+    wide = (other if one is None else torch.cat([one, other], dim=1)).double()
+    if outside_of is not None:
+        held = outside_of.double()
+        for _ in range(2):
+            wide = wide - held @ (held.mT @ wide)
+    u, sizes, _ = torch.linalg.svd(wide, full_matrices=False)
+    basis = u[:, sizes > 3e-6].float().contiguous()
+    return basis if basis.shape[1] else None
 
 
 def project_out_(columns: Sequence[Tensor], bases: Sequence[Tensor]) -> None:

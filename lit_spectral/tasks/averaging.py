@@ -15,7 +15,7 @@ from lit_spectral.adapters import Adapter, adapters
 from lit_spectral.callbacks.projection import Projection, projector
 from lit_spectral.errors import InputError
 
-__all__ = ["average_what_is_trained", "averaging", "check_averaging", "put_averages"]
+__all__ = ["average_what_is_trained", "averaging", "begin_averages", "check_averaging", "put_averages"]
 
 
 def averaging(trainer: pl.Trainer) -> list[WeightAveraging]:
@@ -47,6 +47,14 @@ def check_averaging(trainer: pl.Trainer, allocates: bool) -> None:
             )
         # Those of an earlier fit: nothing would be averaged until there are more.
         callback.load_state_dict({"latest_update_step": 0})
+
+
+def begin_averages(trainer: pl.Trainer, task: nn.Module) -> None:
+    """Have averages begin where the task is now; they were copied before it was there."""
+    for callback in averaging(trainer):
+        average = callback._average_model  # nothing public gives it
+        assert average is not None
+        average.module.load_state_dict(task.state_dict())
 
 
 def put_averages(trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

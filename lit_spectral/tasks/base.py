@@ -39,6 +39,7 @@ from lit_spectral.run_folder import RunFolder
 from lit_spectral.strategies import check_adapted, check_strategy, pass_by_shards, shard_for, shards
 from lit_spectral.tasks import resume
 from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging
+from lit_spectral.tasks.continuing import begin, keep_out
 from lit_spectral.tasks.fit_check import check_attached
 from lit_spectral.tasks.meaning import MeaningCheck, check_rates
 from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
@@ -149,6 +150,7 @@ class Task(StoredModule):
         # Of each row of the batch that was predicted last: what `predict` writes.
         self.predicted: list[dict[str, Any]] = []
         self._attached: list[str] | None = None  # paths of the method's changes
+        self._keeps_out = False  # of what the method's `after` names
         self._options: list[dict[str, Any]] = []  # settings of the parameter groups
         self._output_layers: list[nn.Linear] = []  # in a list, so that it isn't a second module of the task
 
@@ -184,6 +186,9 @@ class Task(StoredModule):
         if self.model is None:
             with _float32_by_default():  # under bf16-true what is made here would be rounded
                 self._adapt()
+        if self._fits and not self._keeps_out:
+            keep_out(self)
+            self._keeps_out = True
         owned = trained_state(self.model).keys()
         kept = {p for name, p in self.model.named_parameters() if name in owned}
         shard_for(self._trainer, self.model, self.encoder, kept)  # one that was made before, without this trainer
@@ -311,7 +316,9 @@ class Task(StoredModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Average what is trained alone."""
+        """Begin at what the method starts from, unless something has been trained or loaded; average that alone."""
+        if not self.is_trained:
+            begin(self)
         average_what_is_trained(self.trainer, self)
 
     def on_train_start(self) -> None:

@@ -1,0 +1,160 @@
+"""What training begins with, and keeps out of: other adapters, which a method's `start_from` and `after` name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lit_spectral.adapters import Adapter, named_changes
+from lit_spectral.adapters.dense import put_changed
+from lit_spectral.adapters.linear import is_linear, linear_shape, weight_matrix
+from lit_spectral.adapters.start import product_triplets
+from lit_spectral.backbone_digest import same_backbone
+from lit_spectral.errors import InputError
+from lit_spectral.tasks.averaging import begin_averages
+from lit_spectral.updates import Delta, Update
+from lit_spectral.updates.sources import read
+
+if TYPE_CHECKING:
+    from lit_spectral.tasks.base import Task
+
+__all__ = ["begin", "keep_out"]
+
+log = logging.getLogger(__name__)
+
+
+def begin(task: Task) -> None:
+    """Set a task's adapters, its head and what else it trains to those of its method's `start_from`, if it names one.
+
+    Raises:
+        InputError: it changes what the method doesn't train, an adapter can't begin there, or another backbone's.
+    """
+    source, method = task.method.start_from, type(task.method).__name__
+    if source is None:
+        return
+    with _told("model.method.start_from", source):
+        update = _read(source, task)
+        changes = _placed(task.model, update)
+        left = _start_others(task.model, update.whole, method)
+        _start_maps(task.model, changes, method)
+    task.is_trained = True
+    begin_averages(task.trainer, task)
+    log.info("training begins at %s: %d maps and %d tensors", source, len(changes), len(update.whole) - len(left))
+    if left:
+        log.warning("%s in %s: this model's head has another form, and begins as ever", _some(left), source)
+
+
+def keep_out(task: Task) -> None:
+    """Have a task's adapters keep out of the row and column spaces of all changes that its method's `after` names.
+
+    Raises:
+        InputError: a change of full rank, a method that can't keep out, no room, or another backbone's.
+    """
+    given = getattr(task.method, "after", None) or []
+    spaces: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for source in [given] if isinstance(given, str) else given:
+        with _told("model.method.after", source):
+            for path, delta in _placed(task.model, _read(source, task)).items():
+                if delta.factors is None or not delta.is_thin:
+                    raise InputError(
+                        f"the change of {path} is of full rank, which leaves no room; truncate it first (lit-spectral "
+                        "export --rank)"
+                    )
+                u, _, v = product_triplets(delta.factors.left, delta.factors.right.mT)
+                spaces.setdefault(path, []).append((u, v))
+    for path, adapter in _adapters(task.model).items():
+        if path in spaces:
+            with _told("model.method.after", path):
+                adapter.avoid(*(torch.cat(side, dim=1) for side in zip(*spaces[path], strict=True)))
+
+
+@contextmanager
+def _told(*where: str) -> Iterator[None]:
+    """Within it, what is wrong is said of this setting, source or map."""
+    try:
+        yield
+    except ValueError as error:
+        named = [each for each in where if each not in str(error)]
+        raise InputError(": ".join([*named, str(error)])) from None
+
+
+def _read(source: str, task: Task) -> Update:
+    """An update of the task's backbone; the model that may be loaded for it leaves the run's random numbers alone."""
+    with isolate_rng(), torch.device("cpu"):
+        update = read(source, task.backbone)
+    if update.digest and not same_backbone(update.digest, task.backbone_digest):
+        raise InputError("it was trained on a backbone with other weights; give --model.backbone with that one")
+    return update
+
+
+def _adapters(model: nn.Module) -> dict[str, Any]:
+    return {path: change for path, change in named_changes(model).items() if isinstance(change, Adapter)}
+
+
+def _placed(model: Any, update: Update) -> dict[str, Delta]:
+    """Changes by their paths in this model, which may have the base model's prefix where theirs lack it.
+
+    Raises:
+        InputError: one of another shape, or where there is no linear map.
+    """
+    prefix, modules = f"{model.base_model_prefix}.", dict(model.named_modules())
+    changes = {}
+    for path, delta in update.changes.items():
+        names = (path, f"{prefix}{path}", path.removeprefix(prefix))
+        place = next((name for name in names if name in modules), None)
+        module = modules.get(place or "")
+        layer = module.base_layer if isinstance(module, Adapter) else module
+        if place is None or layer is None or not is_linear(layer) or linear_shape(layer) != delta.shape:
+            raise InputError(f"{path} is no linear map of this model, or one of another shape; give its own backbone")
+        changes[place] = delta
+    return changes
+
+
+def _start_maps(model: nn.Module, changes: Mapping[str, Delta], method: str) -> None:
+    attached, modules = _adapters(model), dict(model.named_modules())
+    trained = {path for path in changes if path in attached or _is_trained(modules[path])}
+    if idle := sorted(changes.keys() - trained):
+        raise InputError(
+            f"{method} leaves maps alone that this changes ({_some(idle)}); name them in "
+            "--model.method.target_modules, or give FullFineTuning"
+        )
+    for path, delta in changes.items():
+        if path in attached:
+            with _told(path):
+                attached[path].start_at(delta)
+        else:
+            put_changed(modules[path], weight_matrix(modules[path]), delta)
+
+
+def _is_trained(layer: Any) -> bool:
+    return bool(layer.weight.requires_grad)
+
+
+@torch.no_grad()
+def _start_others(model: Any, whole: Mapping[str, Tensor], method: str) -> list[str]:
+    """Set what is trained whole; returns what belongs to another head than the model's."""
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    trained = {name.replace(".base_layer.", ".") for name, parameter in parameters if parameter.requires_grad}
+    fitting = {name for name, value in whole.items() if name in state and state[name].shape == value.shape}
+    inside = {name for name in whole if name.startswith(f"{model.base_model_prefix}.")}
+    same = {name for name in fitting if torch.equal(state[name].float().cpu(), whole[name].float())}
+    if lost := sorted((fitting | inside) - (fitting & trained) - same):
+        raise InputError(
+            f"{method} doesn't train all that this brings ({_some(lost)}); give FullFineTuning, or make it the "
+            "backbone (lit-spectral export --to merged)"
+        )
+    for name in fitting & trained:
+        state[name].copy_(whole[name])
+    return sorted(whole.keys() - fitting)
+
+
+def _some(names: Collection[str], shown: int = 3) -> str:
+    first = list(names)[:shown]
+    return ", ".join(first) + (f" and {len(names) - shown} more" if len(names) > shown else "")
