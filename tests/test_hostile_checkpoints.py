@@ -43,6 +43,7 @@ def command_line(backbone_folder, mrpc_folder, tmp_path, monkeypatch, capsys):
         flags = {
             "evaluate": ["--checkpoint", str(path), "--tasks", "gsm8k"],
             "retain": ["--checkpoint", str(path), "--corpora", "python-docs"],
+            "export": [str(path), "--output", "out"],
         }
         with pytest.raises(SystemExit) as stop:
             cli.main([verb, *flags.get(verb, [*fits, f"--ckpt_path={path}"])])
@@ -107,7 +108,7 @@ def test_code_in_a_checkpoint_is_not_run(enter, good, tmp_path, marker, way):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, "export"])
 def test_the_command_line_names_the_code_in_a_checkpoint(command_line, good, tmp_path, marker, verb):
     path = damage(good, tmp_path / "hostile.ckpt", lambda content: content.update(extra=Hostile(marker)))
     line = command_line(verb, path)
