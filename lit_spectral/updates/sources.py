@@ -166,10 +166,6 @@ def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
         ) from error
 
 
-def _through_peft(folder: Path, base: str, kind: Any) -> Update:
-    """What peft's own layers make of it, dense; InputError where a type has no ΔW of linear maps."""
-
-
 def _check_ties(folder: Path, found: Update) -> None:
     """InputError where peft has taken apart what the backbone ties: an embedding trained whole, its output not."""
     if not found.whole or not found.backbone:
