@@ -16,12 +16,14 @@ import lit_spectral
 from lit_spectral.adapters import fold, unfold
 from lit_spectral.adapters.linear import is_quantised
 from lit_spectral.errors import InputError
+from lit_spectral.methods import Peft
 from lit_spectral.tasks import CausalLM, QuestionAnswering, SequenceClassification
 from lit_spectral.updates import Update, export_command
 from lit_spectral.updates.sources import of_model, read
 
 METHODS = LOW_RANK | OTHERS
 WITH_CHANGES = OURS | {name: PEFT[name] for name in ("DoRA", "FourierFT")}
+WITH_CHANGES["IA3"] = Peft(config={"peft_type": "IA3", "target_modules": ["value"], "feedforward_modules": []})
 
 
 @pytest.fixture

@@ -42,15 +42,15 @@ class PeftChange(Change):
     def _change(self, x: Tensor) -> Tensor:
         """Rows of x (n, in) times ΔWᵀ, (n, out), float32."""
         difference = self._difference(torch.cat([x, torch.zeros_like(x[:1])]))
-        return difference[:-1] - difference[-1:]
+        return (difference[:-1] - difference[-1:]).float()
 
     @torch.no_grad()
     def constant(self) -> Tensor:
         """What the layer adds to every output, (out,), float32."""
-        return self._difference(torch.zeros(1, self.in_features, device=self.device))[0]
+        return self._difference(torch.zeros(1, self.in_features, device=self.device))[0].float()
 
     def _difference(self, x: Tensor) -> Tensor:
-        """What the layer gives for rows of x beside its base layer, (n, out), float32."""
+        """What the layer gives for rows of x beside its base layer, (n, out), in the layer's dtype."""
         layer = self.layer
         weight: Any = self.base_layer.weight
         dtype: torch.dtype = weight.dtype
@@ -68,7 +68,7 @@ class PeftChange(Change):
                 difference: Tensor = layer(rows) - layer.get_base_layer()(rows)
         finally:
             layer.train(training)
-        return difference.float()
+        return difference
 
     @torch.no_grad()
     def delta_weight(self) -> Tensor:

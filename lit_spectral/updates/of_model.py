@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lit_spectral import __version__
 from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter, named_changes, trained_state
 from lit_spectral.adapters.base import Change
+from lit_spectral.adapters.foreign import PeftChange
 from lit_spectral.errors import InputError
 from lit_spectral.updates.applied import GivenAdapter
 from lit_spectral.updates.delta import Delta, Pair
@@ -30,7 +31,7 @@ def of_model(model: nn.Module, backbone: str = "", digest: str = "", origin: Map
         origin: what to say of it beside its class and the names of its classes.
 
     Raises:
-        InputError: what was trained are prompts of peft's.
+        InputError: what was trained are prompts of peft's, or biases where the model has none.
     """
     if type(model).__module__.startswith("peft."):  # around the model; other methods' layers are in it
         raise InputError("prompts have no ΔW that could be taken away from their model; give an adapter that has one")
@@ -42,7 +43,21 @@ def of_model(model: nn.Module, backbone: str = "", digest: str = "", origin: Map
         for name, tensor in trained_state(model).items()
         if not any(name.startswith(part) for part in parts) or _is_bias(name, paths)
     }
-    return Update(changes, _without_peft(whole), backbone, digest, about(model) | dict(origin or {}))
+    whole = _without_peft(whole) | _shifted_biases(paths)
+    return Update(changes, whole, backbone, digest, about(model) | dict(origin or {}))
+
+
+def _shifted_biases(changed: Mapping[str, Change]) -> dict[str, Tensor]:
+    """The biases of maps to whose outputs layers of peft add a constant, by name, with that in them."""
+    shifted = {}
+    for path, change in changed.items():
+        constant = change.constant().cpu() if isinstance(change, PeftChange) else torch.zeros(1)
+        if constant.any():
+            bias: Tensor | None = change.base_layer.bias  # type: ignore[assignment]
+            if bias is None:
+                raise InputError(f"peft adds a bias to {path}, which has none; merge it with peft, and give that")
+            shifted[f"{path}.bias"] = bias.detach().float().cpu() + constant
+    return shifted
 
 
 def _is_bias(name: str, changed: Mapping[str, Change]) -> bool:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_spectral import backbones
-from lit_spectral.adapters import named_changes
-from lit_spectral.adapters.foreign import PeftChange, is_peft_layer
+from lit_spectral.adapters.foreign import is_peft_layer
 from lit_spectral.errors import InputError
 from lit_spectral.updates.delta import Delta, Pair
 from lit_spectral.updates.model_folder import described, skeleton
@@ -214,23 +213,7 @@ def _through_peft(folder: Path, settings: Mapping[str, Any], base: str, tensors:
         raise InputError(f"{folder}: it changes {other} too, which is no linear map; merge it with peft, and give that")
     named = {name.replace(".base_layer.", "."): tensor for name, tensor in named.items()}
     whole = {name: tensor.float() for name, tensor in named.items() if name in plain}
-    return replace(found, whole=whole | _shifted_biases(folder, inner))
-
-
-def _shifted_biases(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The biases of maps whose layers of peft have trained one of their own, by name."""
-    shifted = {}
-    for path, change in named_changes(model).items():
-        assert isinstance(change, PeftChange)
-        constant = change.constant()
-        if constant.any():
-            bias: Tensor | None = change.base_layer.bias  # type: ignore[assignment]
-            if bias is None:
-                raise InputError(
-                    f"{folder}: it adds a bias to {path}, which has none; merge it with peft, and give that"
-                )
-            shifted[f"{path}.bias"] = bias.detach().float() + constant
-    return shifted
+    return replace(found, whole=whole | dict(found.whole))
 
 
 def _of_tuned(source: str, backbone: str | None, rank: int | None, energy: float | None) -> Update:
