@@ -79,8 +79,7 @@ def _of_peft(folder: Path, backbone: str | None) -> Update:
             )
         )
     tensors, noted = _tensors(folder / ADAPTER)
-    origin = noted.get("origin")
-    origin = origin if isinstance(origin, dict) else {}
+    origin = noted["origin"] if isinstance(noted.get("origin"), dict) else {}
     about: dict[str, Any] = {"source": str(folder), "method": {"name": f"peft {kind}"}}
     plain = kind == "LORA" and not settings.get("use_dora") and not settings.get("lora_bias")
     if not plain or any("lora_embedding" in name for name in tensors):
