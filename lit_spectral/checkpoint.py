@@ -49,12 +49,12 @@ def load_given(source: str | os.PathLike[str], backbone: str | None = None) -> T
     Raises:
         InputError: as `load`; a model of a task that there isn't.
     """
-    method = Given(source=os.fspath(source))
+    method = Given(source=os.fspath(source))  # type: ignore[abstract]
     if os.path.isdir(source):
         kind, arguments = _of_update(method, backbone)
     else:
         saved = saved_by_task(read(source, summary=True))
-        kind, arguments = rebuild.class_of(saved, Task), rebuild.arguments(saved, {})
+        kind, arguments = rebuild.class_of(saved, Task), rebuild.arguments(saved, {})  # type: ignore[type-abstract]
         method.read(backbone)
     given = {} if backbone is None else {"backbone": backbone}
     task = kind(**(arguments | given | {"method": method}))

@@ -168,7 +168,7 @@ class SpectralCLI(LightningCLI):
         self._sweeps = sweeps_of(self.config[self.subcommand]) if self.subcommand == "validate" else []
         adapter = self.config[self.subcommand].get("adapter")
         if adapter is not None:
-            self.model.method = Given(source=adapter)
+            self.model.method = Given(source=adapter)  # type: ignore[abstract]
             self.model.method.read(self.model.backbone)
         elif self._sweeps:
             raise InputError(f"{self._sweeps[0].repair}: it is for an adapter; give --adapter SOURCE")

@@ -24,10 +24,10 @@ class Settings(NamedTuple):
     scores: Array
     kept: Array
 
-    def means(self, seeds: Sequence[int] | Array | None = None) -> tuple[Array, Array]:
+    def means(self, seeds: Sequence[int] | None = None) -> tuple[Array, Array]:
         """Of each setting that all seeds have, over some of the seeds, which may be repeated."""
         whole = np.isfinite(self.scores).all(1) & np.isfinite(self.kept).all(1)
-        chosen = slice(None) if seeds is None else np.asarray(seeds, dtype=int)
+        chosen = slice(None) if seeds is None else list(seeds)
         return self.scores[whole][:, chosen].mean(1), self.kept[whole][:, chosen].mean(1)
 
 
@@ -101,12 +101,14 @@ def reached(reference: Settings, other: Settings, whole: float, within: float = 
     generator = np.random.default_rng(0)
     resamples = []
     for _ in range(draws if seeds > 1 else 0):
-        chosen = generator.integers(seeds, size=seeds)
+        chosen = [int(seed) for seed in generator.integers(seeds, size=seeds)]
         resamples.append(_compared(reference.means(chosen), other.means(chosen), whole, within))
     columns = np.array(resamples).reshape(-1, len(found))
     reaching = np.isfinite(columns[:, 1]) if len(columns) else np.array([math.isfinite(found[1])])
-    intervals = [_interval(value, column) for value, column in zip(found, columns.T, strict=True)]
-    return Reached(*intervals, float(reaching.mean()))
+    score, kept, lost, score_at_kept = (
+        _interval(value, column) for value, column in zip(found, columns.T, strict=True)
+    )
+    return Reached(score, kept, lost, score_at_kept, float(reaching.mean()))
 
 
 def _compared(
