@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import WORDS
-from lit_spectral.datamodules import GLUE, MaskedText, SQuAD, TextWindows
+from lit_spectral.datamodules import GLUE, MaskedText, PromptedText, SQuAD
 from squad_rows import questions, write
 
 from lit_spectral import cli
@@ -68,21 +68,35 @@ def data_of(mrpc_folder, text, tmp_path):
             (tmp_path / "squad").mkdir(exist_ok=True)
             for split in ("train", "validation"):
                 write(tmp_path / "squad", split, questions(6, 0))
-            return SQuAD(path=str(tmp_path / "squad"), batch_size=2)
-        options = {"max_length": 16, "batch_size": 4}
-        return (MaskedText if kind is MaskedLM else TextWindows)(text, **options)
+            return SQuAD(path=str(tmp_path / "squad"), batch_size=2, stride=8, max_query_length=8)
+        if kind is MaskedLM:
+            return MaskedText(text, max_length=16, batch_size=4)
+        for split in ("train", "validation"):
+            write(tmp_path, split, [{"q": "the cat", "a": "sat"}] * 4)
+        return PromptedText(str(tmp_path), "{q}", "{a}", batch_size=2)
 
     return make
 
 
 @pytest.fixture
-def checkpoint(backbone_folder, data_of, tmp_path):
+def folder_of(backbone_folder, decoder_folder):
+    """From an architecture, or a folder, to a folder of a model."""
+
+    def folder(name):
+        if Path(name).is_dir():
+            return name
+        return decoder_folder(name) if name in {"llama", "gpt2"} else backbone_folder(name)
+
+    return folder
+
+
+@pytest.fixture
+def checkpoint(folder_of, data_of, tmp_path):
     """The path of a checkpoint whose trained tensors have been moved by much."""
 
     def make(kind, architecture, method, name="a"):
         pl.seed_everything(0)
-        folder = architecture if Path(architecture).is_dir() else backbone_folder(architecture)
-        task = kind(folder, method)
+        task = kind(folder_of(architecture), method)
         trainer = pl.Trainer(max_steps=1, limit_val_batches=0, enable_checkpointing=False, **QUIET)
         trainer.fit(task, data_of(kind))
         with torch.no_grad():
@@ -101,7 +115,7 @@ def lora(checkpoint):
 
 
 @pytest.fixture
-def sources_of(tmp_path, backbone_folder):
+def sources_of(tmp_path, folder_of):
     """From a checkpoint to all that it can be given as: itself, and its exports."""
 
     def make(path, architecture, method):
@@ -109,7 +123,7 @@ def sources_of(tmp_path, backbone_folder):
         for form in FORMS.get(method, ("merged",)):
             found[form] = str(tmp_path / form)
             export(read(path), Path(found[form]), form)
-        return [(source, backbone_folder(architecture) if name == "merged" else None) for name, source in found.items()]
+        return [(source, folder_of(architecture) if name == "merged" else None) for name, source in found.items()]
 
     return make
 
@@ -145,10 +159,10 @@ def test_whatever_it_lies_in_it_computes_and_has_kept_the_same(checkpoint, sourc
         assert steps_of(source, found) == (0 if backbone else 1)
 
 
-def test_embeddings_that_are_the_head_too_change_once(checkpoint, sources_of, backbone_folder, tmp_path, text):
-    model = transformers.AutoModelForCausalLM.from_pretrained(backbone_folder("llama"), tie_word_embeddings=True)
-    model.save_pretrained(tmp_path / "tied")
-    transformers.AutoTokenizer.from_pretrained(backbone_folder("llama")).save_pretrained(tmp_path / "tied")
+def test_embeddings_that_are_the_head_too_change_once(checkpoint, decoder_folder, tmp_path, text):
+    config = transformers.AutoConfig.from_pretrained(decoder_folder(), tie_word_embeddings=True)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "tied")
+    transformers.AutoTokenizer.from_pretrained(decoder_folder()).save_pretrained(tmp_path / "tied")
     path = checkpoint(CausalLM, str(tmp_path / "tied"), FullFineTuning())
     expected = load(path)
     export(read(path), tmp_path / "merged", "merged")
@@ -165,8 +179,9 @@ def test_with_an_adapter_verbs_say_what_they_say_of_its_checkpoint(fit, verb, tm
     said = []
     for flag in (f"--ckpt_path={path}", f"--adapter={path}", f"--adapter={tmp_path / 'adapter'}"):
         found = fit("fclora_roberta_mrpc", flag, command=verb)
-        written = [*Path(found.trainer.log_dir).rglob("predictions/*.jsonl")]
-        said.append(found.trainer.callback_metrics if verb != "predict" else written[-1].read_text(encoding="utf-8"))
+        written = [*Path(found.trainer.log_dir).rglob("predictions.jsonl")]
+        metrics = {name: float(value) for name, value in found.trainer.callback_metrics.items()}
+        said.append(metrics if verb != "predict" else written[-1].read_text(encoding="utf-8"))
     if verb == "predict":
         rows = [[json.loads(line) for line in each.splitlines()] for each in said]
         assert [[row["label"] for row in each] for each in rows[1:]] == [[row["label"] for row in rows[0]]] * 2
