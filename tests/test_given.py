@@ -213,6 +213,18 @@ def test_retain_takes_it_and_writes_here(lora, text, tmp_path, monkeypatch):
     assert other["retention"] == pytest.approx(one["retention"], rel=1e-4)
 
 
+def test_the_harness_scores_it(checkpoint, sources_of):
+    from lit_spectral.evaluation.model import CheckpointLM  # which takes seconds
+
+    path = checkpoint(CausalLM, "llama", LoRA(rank=2))
+    expected = outputs(load(path))
+    for source, backbone in sources_of(path, "llama", "LoRA"):
+        model = CheckpointLM(source, backbone, device="cpu")
+        assert model.step == (0 if backbone else 1)
+        with torch.no_grad():
+            near(model.model(**TOKENS).logits.flatten(), expected)
+
+
 def test_an_adapter_of_peft_alone_has_as_many_classes_as_its_head(backbone_folder, tmp_path):
     auto, folder = transformers.AutoModelForSequenceClassification, backbone_folder("mpnet")
     model = auto.from_pretrained(folder, num_labels=5)

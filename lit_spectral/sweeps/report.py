@@ -119,6 +119,7 @@ def _plot(rows: Sequence[Row], file: Path, metric: str) -> None:
                 axes.annotate(rows[n].text, (x[n], y[n]), xytext=(4, 4), textcoords="offset points", fontsize="x-small")
         axes.plot(x[:1], y[:1], "k*", label=rows[0].label)
         axes.set(xlabel=_heading(across), ylabel=_heading(up))
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.25)
         axes.legend(fontsize="small")
     with written(file) as scratch:
