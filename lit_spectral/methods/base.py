@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -223,11 +223,6 @@ class Method:
 
     def restart(self) -> None:
         """Forget the steps of earlier runs: a new one begins on the same model."""
-
-    @property
-    def replaced(self) -> Collection[str]:
-        """Names of the model's own parameters that `apply` has given other values, which aren't trained."""
-        return ()
 
     @property
     def allocates(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -77,11 +77,6 @@ class Given(Method):
         applied.put(update)
         self._applied = applied
         return model
-
-    @property
-    def replaced(self) -> Collection[str]:
-        """What the update brings whole."""
-        return () if self._update is None else self._update.whole.keys()
 
     @property
     def class_names(self) -> list[str] | None:

@@ -32,8 +32,7 @@ def original_weights(task: Task) -> dict[str, Tensor]:
     wrappers = [module for module in model.modules() if _adds(module)]
     added = {id(p) for w in wrappers for name, p in w.named_parameters() if not name.startswith("base_layer.")}
     own = {id(p) for p in _pretrained(task).parameters()} - added
-    named = ((_plain(name), p) for name, p in model.named_parameters() if id(p) in own)
-    changed = {name for name, p in named if p.requires_grad or name in task.method.replaced}
+    changed = {_plain(name) for name, p in model.named_parameters() if p.requires_grad and id(p) in own}
     if not changed:
         return {}
     fresh, missing = task.load_model(backbones.fetch(task.backbone))
