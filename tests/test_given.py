@@ -299,6 +299,9 @@ def test_a_head_that_nobody_brings_is_not_random(backbone_folder, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     model = transformers.AutoModelForCausalLM.from_pretrained(backbone_folder("llama"))
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(settings | {"auto_mapping": None}), encoding="utf-8")  # which names the class
     task = SequenceClassification(backbone_folder("llama"), Given(source=str(tmp_path / "adapter")), num_labels=2)
     with pytest.raises(InputError, match=r"neither it nor the backbone's files have score\.weight"):
         task.configure_model()
