@@ -201,6 +201,37 @@ def test_runs_are_made_once_and_the_tables_tell_all(compare):
     assert float(lora["largest_norm"]) > 0
 
 
+FRONT = ["--corpora", "text.txt", "--front", "--scales", "0,0.5"]
+
+
+def test_for_fronts_each_run_is_measured_at_every_scale_once(compare):
+    assert [command[0] for command in compare(*FRONT)] == ["fit", "retain", "fit", "retain"]
+    assert compare(*FRONT) == []
+    assert [command[0] for command in compare(*FRONT[:-1], "0.3")] == ["retain", "retain"]
+
+
+def test_fronts_are_those_of_the_first_method_and_of_all(compare):
+    compare(*FRONT)
+    with open(FOLDER / "fronts.csv", encoding="utf-8") as file:
+        lora, fclora = csv.DictReader(file)
+    assert (lora["method"], fclora["method"]) == ("LoRA", "FCLoRA")
+    scaled = json.loads((FOLDER / "LoRA/seed_0/front.json").read_text(encoding="utf-8"))["rows"]
+    assert float(lora["score"]) == pytest.approx(max(row["measured"]["val/accuracy"] for row in scaled))
+    at_zero = next(row["measured"] for row in scaled if row["value"] == 0)
+    assert at_zero["retention/text/accuracy"] == at_zero["retention/text/base_accuracy"]
+    assert "What each method reaches" in (FOLDER / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_damaged_front_is_told_and_stops_no_other(compare, capsys):
+    compare(*FRONT)
+    (FOLDER / "LoRA/seed_0/front.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        compare(*FRONT)
+    told = capsys.readouterr().out
+    assert "front.json is damaged" in told
+    assert "page:" in told
+
+
 def test_the_page_needs_nothing_else_and_shows_what_was_lost(compare):
     compare("--corpora", "text.txt")
     html = (FOLDER / "index.html").read_text(encoding="utf-8")
@@ -265,6 +296,9 @@ def test_a_config_that_keeps_no_checkpoint_is_resumed_too(compare, tmp_path):
     [
         (["--seeds", "-1"], "--seeds are 0 or more"),
         (["--output_folder", "tiny.yaml"], "tiny.yaml/index.html can't be written"),
+        (["--front"], "give --corpora or --sts too"),
+        (["--front", "--scales", "0.5,0.5"], "scale: 0.5 is there twice"),
+        (["--within", "-1"], "within must be at least 0"),
     ],
 )
 def test_bad_flags_of_its_own_are_one_line(flags, message, compare, capsys):

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.markup import escape
 
+from lit_spectral.comparison.front_view import FRONT, Fronts, scales_of
 from lit_spectral.comparison.page import write_page
 from lit_spectral.comparison.results import Comparison, Run, write_csv
 from lit_spectral.comparison.variants import Variant, pairs_of, variants
@@ -34,6 +35,7 @@ from lit_spectral.paths import config_file
 from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
 from lit_spectral.run_folder import is_written_to, remove_run
+from lit_spectral.sweeps import sweeps_of
 
 __all__ = ["run"]
 
@@ -84,6 +86,7 @@ def run(args: list[str]) -> Path:
     folder = Path(given.output_folder or Path("runs") / "compare" / Path(given.config[-1]).stem)
     cli = _check(compared, given)
     metric, higher = _metric(cli, given.metric)
+    rounded = str(cli.trainer.precision).startswith("bf16")
     seeded, seeds = hasattr(cli.datamodule, "seed"), list(dict.fromkeys(given.seeds))
     extra = [] if _saves_last(cli) else _SAVE_LAST
     plan = [_planned(variant, seed, folder, seeded, extra, given) for seed in seeds for variant in compared]
@@ -118,12 +121,19 @@ def run(args: list[str]) -> Path:
                 failed.append(title)
                 continue
         try:
-            runs.append(_recorded(planned, metric))
+            recorded = _recorded(planned, metric)
+            if given.front and not _scaled(planned, given, rounded):
+                failed.append(f"{title}: its scales could not be measured")
+                continue
         except InputError as error:
             failed.append(f"{title}: {error}")
+            continue
+        runs.append(recorded)
     if not runs:
         raise InputError("compare: no run came to its end; what went wrong stands above")
-    page = _show(Comparison(compared, runs, metric, higher), folder, Path(given.config[-1]).stem, args, console)
+    comparison = Comparison(compared, runs, metric, higher)
+    fronts = Fronts(comparison, given.within) if given.front else None
+    page = _show(comparison, fronts, folder, Path(given.config[-1]).stem, args, console)
     for title in failed:
         console.print(f"[red]failed: {title}[/red]; the same command tries it again", soft_wrap=True)
     if failed or interrupted:
@@ -145,17 +155,22 @@ def _recorded(planned: Planned, metric: str) -> Run:
     return Run(planned.variant, planned.seed, record, planned.folder, planned.command)
 
 
-def _show(comparison: Comparison, folder: Path, title: str, args: Sequence[str], console: Console) -> Path:
-    """Print the table, write CSV and page."""
+def _show(
+    comparison: Comparison, fronts: Fronts | None, folder: Path, title: str, args: Sequence[str], console: Console
+) -> Path:
+    """Print the tables, write CSV and page."""
     console.rule("What was learned, and what was forgotten")
     console.print(comparison.table())
+    if fronts is not None:
+        console.print(fronts.table())
+        fronts.write_csv(folder / "fronts.csv")
     for run in comparison.runs:
         if run.record["validated_step"] != run.record["steps"]:
             when = f"at step {run.record['validated_step']} of {run.record['steps']}"
             console.print(escape(f"{run.folder}: validated last {when}; its metrics are of then"), soft_wrap=True)
     write_csv(comparison, folder)
     page = folder / "index.html"
-    write_text(page, write_page(comparison, title, f"lit-spectral compare {shlex.join(args)}"))
+    write_text(page, write_page(comparison, fronts, title, f"lit-spectral compare {shlex.join(args)}"))
     console.print(escape(f"table: {folder / 'table.csv'}, each run: {folder / 'runs.csv'}"), soft_wrap=True)
     console.print(f"page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
     return page
@@ -176,6 +191,12 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="(0 1 2)")
     add_texts(parser)
     parser.add_argument("--metric", metavar="NAME", help="the task's (val/…; what the config's best checkpoint is by)")
+    about = "measure every run at --scales of its ΔW too, and compare what methods reach at best"
+    parser.add_argument("--front", action="store_true", help=about)
+    about = "of ΔW, for --front, beside 1 (%(default)s)"
+    parser.add_argument("--scales", default="0.2,0.4,0.6,0.8", metavar="A,…", help=about)
+    about = "for --front: look so far below the first method's best metric (%(default)s)"
+    parser.add_argument("--within", type=float, default=0.0, metavar="X", help=about)
     parser.add_argument("--unmatched", action="store_true", help="compare whatever their numbers of parameters")
     parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/compare/CONFIG)")
     # --flag=value in two, or one with a space in its value is taken for another of --methods.
@@ -186,7 +207,10 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if min(given.seeds) < 0 or max(given.seeds) >= 2**32:
         odd = min(given.seeds) if min(given.seeds) < 0 else max(given.seeds)
         raise InputError(f"compare: --seeds are 0 or more and below 2^32, not {odd}")
-    check_at_least(0, limit=given.limit)
+    check_at_least(0, limit=given.limit, within=given.within)
+    sweeps_of({"scale": given.scales})
+    if given.front and not (given.corpora or given.sts):
+        raise InputError("compare: --front is of score and retention; give --corpora or --sts too")
     return given, rest
 
 
@@ -288,6 +312,21 @@ def _fit(planned: Planned, expected: list[str], metric: str) -> int:
             return status
     remove_run(planned.folder)  # what is not gone on with
     return _call(command)
+
+
+def _scaled(planned: Planned, given: argparse.Namespace, rounded: bool) -> bool:
+    """Measure a run at every scale of its ΔW, unless that is done; returns whether it is."""
+    file = planned.folder / FRONT
+    asked = {1.0, *sweeps_of({"scale": given.scales})[0].values}
+    if file.exists() and scales_of(file).keys() == asked:
+        return True
+    command = ["retain", f"--adapter={planned.last}", f"--scale={given.scales}", "--validate"]
+    command += [f"--output_path={file}", f"--limit={given.limit}", *(["--bf16"] if rounded else [])]
+    command += ["--corpora", *(f"{name}={text}" for name, text in named_corpora(given.corpora).items())]
+    command = command if given.corpora else command[:-1]
+    command += [f"--sts={given.sts}"] if given.sts else []
+    command += [f"--fit_head={given.fit_head}"] if given.fit_head else []
+    return _call(command) == 0
 
 
 def _call(command: list[str]) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Reached", "Settings", "front", "kept_at", "reached", "score_at"]
+__all__ = ["Interval", "Reached", "Settings", "front", "kept_at", "reached", "score_at"]
 
 Array = NDArray[np.float64]
 

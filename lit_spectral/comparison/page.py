@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lit_spectral.comparison.front_view import Fronts
 from lit_spectral.comparison.results import Comparison, Measure, Run, deviation
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.evaluation.provenance import provenance
@@ -34,8 +35,8 @@ pre { background: #f3f5f8; padding: .8rem; overflow-x: auto; font-size: .8rem }
 """
 
 
-def write_page(comparison: Comparison, title: str, command: str) -> str:
-    """The page's HTML: the table, task against retention, curves over training, and how to run it again."""
+def write_page(comparison: Comparison, fronts: Fronts | None, title: str, command: str) -> str:
+    """The page's HTML: the table, fronts or task against retention, curves over training, how to run it again."""
     colours = {variant: f"C{number % 10}" for number, variant in enumerate(comparison.variants)}
     seeds = sorted({run.seed for run in comparison.runs})
     today = date.today()
@@ -53,7 +54,7 @@ def write_page(comparison: Comparison, title: str, command: str) -> str:
 {_table(comparison, colours)}
 <p class="note">Mean ± standard deviation over seeds. Below: paired difference from {reference} and its 95 % interval
 (Student's t). Task and retention are those of the model at the end of training.</p>
-{_trade_off(comparison, colours)}
+{_trade_off(comparison, colours) if fronts is None else _of_fronts(fronts)}
 <h2>Over training</h2>
 <p class="note">Mean over seeds; bands from the lowest to the highest.</p>
 {_curves(comparison, colours)}
@@ -97,6 +98,24 @@ def _trade_off(comparison: Comparison, colours: dict[Variant, str]) -> str:
         drawn.append(_svg(figure))
     note = '<p class="note">Dashed: the means that no other beats in both.</p>'
     return f"<h2>What was learned, and what was forgotten</h2>{note}{''.join(drawn)}" if drawn else ""
+
+
+def _of_fronts(fronts: Fronts) -> str:
+    """What each method reaches over its settings and scales of ΔW: a picture and a table for each measure."""
+    colours = {method: f"C{number % 10}" for number, method in enumerate(fronts.methods)}
+    parts = ["<h2>What each method reaches</h2>", f'<p class="note">{escape(fronts.about())}</p>']
+    for measure in fronts.measures:
+        figure, (ax,) = _figure(1, 8.5, 4.4)
+        fronts.draw(ax, measure, colours)
+        worse = f"({'more' if measure.higher_is_better else 'less'} is better)"
+        ax.set(xlabel=_text(f"{measure.title} {worse}"), ylabel=_text(_better(fronts.comparison.task)))
+        head, *body = fronts.cells(measure)
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in body)
+        heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+        parts.append(_svg(figure))
+        table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        parts.append(f'<div class="wide">{table}</div>')
+    return "".join(parts)
 
 
 def _fronts(ax: Any, comparison: Comparison, across: Measure, colours: dict[Variant, str]) -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.files import write_text
 
-__all__ = ["Comparison", "Difference", "Measure", "Run", "deviation", "paired_difference", "write_csv"]
+__all__ = ["Comparison", "Difference", "Measure", "Run", "deviation", "paired_difference", "write_csv", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,13 @@ def write_csv(comparison: Comparison, folder: Path) -> None:
     """Writes `runs.csv`, everything that was recorded of each run, and `table.csv`, a row a variant."""
     flat = [_flat(run) for run in comparison.runs]
     columns = list(dict.fromkeys(column for row in flat for column in row))
-    _write_rows(folder / "runs.csv", columns, flat)
+    write_rows(folder / "runs.csv", columns, flat)
     summary = [_summary(comparison, variant) for variant in comparison.variants]
-    _write_rows(folder / "table.csv", list(dict.fromkeys(column for row in summary for column in row)), summary)
+    write_rows(folder / "table.csv", list(dict.fromkeys(column for row in summary for column in row)), summary)
 
 
-def _write_rows(file: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+def write_rows(file: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV, by their columns."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
