@@ -7,13 +7,15 @@ import shutil
 import lightning.pytorch as pl
 import pytest
 import torch
+import transformers
 from fits import outside
 from lit_spectral.datamodules import GLUE
 from test_methods import OURS
 from test_update_verbs import LOW_RANK, near
 
 from lit_spectral import cli
-from lit_spectral.adapters import adapters, named_changes
+from lit_spectral.adapters import DenseAdapter, adapters, named_changes
+from lit_spectral.adapters.linear import weight_matrix
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import (
@@ -31,6 +33,7 @@ from lit_spectral.methods import (
     ProjLoRA,
 )
 from lit_spectral.tasks import SequenceClassification
+from lit_spectral.updates import Delta, Pair
 from lit_spectral.updates.sources import read
 
 ROWS = {"input_ids": torch.arange(5, 37).view(4, 8), "attention_mask": torch.ones(4, 8, dtype=torch.long)}
@@ -159,6 +162,7 @@ def test_lora_goes_on_with_any_change_of_low_rank(source, fit, name):
         (LoRA(rank=3), FCLoRA(rank=4, sigma_bar="q4", orthogonality="gram-schmidt")),
         (LoRA(rank=3), FCLoRA(rank=4, start="zero", sigma="fixed")),
         (ProjLoRA(rank=3, principal_rank=6), HiPLoRA(rank=4, principal_rank=6)),
+        (LoRA(rank=3), HiPLoRA(rank=4, principal_rank=6, project=False)),
         (HiRA(rank=3), HiRALoRA(rank=4)),
         (LoRA(rank=3), HiRALoRA(rank=4)),
         (HiRA(rank=3), FullFineTuning()),
@@ -197,6 +201,17 @@ def test_full_fine_tuning_counts_its_change_from_the_backbone(source, fit):
         near(found[place], change)
 
 
+@pytest.mark.parametrize("layer", [torch.nn.Linear(6, 9), transformers.pytorch_utils.Conv1D(9, 6)])
+def test_a_change_is_put_on_a_weight_as_it_lies(layer):
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(9, 2, generator=generator), torch.randn(2, 6, generator=generator)
+    for delta in (Delta(Pair(left, right)), Delta(hadamard=Pair(left, right))):
+        dense, expected = DenseAdapter(layer), delta.dense(weight_matrix(layer))
+        dense.start_at(delta)
+        near(dense.delta_weight(), expected)
+        weight_matrix(layer).sub_(expected)
+
+
 def test_averages_begin_there_too(source, fit):
     task, path = source(LoRA(rank=3))
     later = pl.callbacks.EMAWeightAveraging(update_starting_at_step=100)
@@ -220,7 +235,11 @@ def test_a_run_that_goes_on_does_not_look_at_its_start_again(source, fit):
         (FullFineTuning(), LoRA(rank=4), r"LoRA doesn't train all that this brings \(bert"),
         (LoRA(rank=4), LoRA(rank=4, ball=1e-3), r"above the ball's 0.001; contract it first \(lit-spectral mend --b"),
         (LoRA(rank=4), FCLoRA(rank=4, sigma_bar=1e-3), r"above σ̄ = 0.001; contract it first"),
-        (LoRA(rank=4), LoRA(rank=4, input_rank=2), r"of its size lies where this method keeps out of; .* --input_rank"),
+        (
+            LoRA(rank=4),
+            LoRA(rank=4, input_rank=2),
+            r"% of its size lies where .* keeps out of; .* --input_rank",
+        ),
         (LoRA(rank=4), ProjLoRA(rank=4, principal_rank=6), "lies where this method keeps out of"),
         (LoRA(rank=4), HiPLoRA(rank=4, principal_rank=6), "lies where this method keeps out of"),
         (LoRA(rank=4), PiSSA(rank=4), "part of W₀ of rank 4, which together with the change has rank 8"),
