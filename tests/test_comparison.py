@@ -22,6 +22,7 @@ from lit_spectral.comparison.results import Comparison, Run, paired_difference, 
 from lit_spectral.comparison.variants import pairs_of, variants
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA
+from lit_spectral.verbs import VERBS
 
 
 def test_the_interval_is_that_of_a_paired_t_test():
@@ -161,7 +162,7 @@ def compare(backbone_folder, mrpc_folder, tmp_path, monkeypatch):
     def inside(command):
         ran.append(command)
         try:
-            cli.run(command)
+            cli.run(command) if command[0] == "fit" else VERBS[command[0]].run(command[1:])
         except RuntimeError:
             return 1
         return 0

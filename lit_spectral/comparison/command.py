@@ -130,15 +130,20 @@ def run(args: list[str]) -> Path:
             continue
         runs.append(recorded)
     if not runs:
+        _tell(failed, console)
         raise InputError("compare: no run came to its end; what went wrong stands above")
     comparison = Comparison(compared, runs, metric, higher)
     fronts = Fronts(comparison, given.within) if given.front else None
     page = _show(comparison, fronts, folder, Path(given.config[-1]).stem, args, console)
-    for title in failed:
-        console.print(f"[red]failed: {title}[/red]; the same command tries it again", soft_wrap=True)
+    _tell(failed, console)
     if failed or interrupted:
         sys.exit(130 if interrupted else 1)
     return page
+
+
+def _tell(failed: Sequence[str], console: Console) -> None:
+    for title in failed:
+        console.print(f"[red]failed: {title}[/red]; the same command tries it again", soft_wrap=True)
 
 
 def _recorded(planned: Planned, metric: str) -> Run:
