@@ -101,7 +101,7 @@ def reached(reference: Settings, other: Settings, whole: float, within: float = 
     generator = np.random.default_rng(0)
     resamples = []
     for _ in range(draws if seeds > 1 else 0):
-        chosen = generator.integers(seeds, size=seeds).tolist()
+        chosen = generator.integers(seeds, size=(seeds,)).tolist()
         resamples.append(_compared(reference.means(chosen), other.means(chosen), whole, within))
     columns = np.array(resamples).reshape(-1, len(found))
     reaching = np.isfinite(columns[:, 1]) if len(columns) else np.array([math.isfinite(found[1])])

@@ -20,6 +20,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.tasks.averaging import begin_averages
 from lit_spectral.updates import Delta, Update
 from lit_spectral.updates.sources import read
+from lit_spectral.updates.update import name_in
 
 if TYPE_CHECKING:
     from lit_spectral.tasks.base import Task
@@ -103,14 +104,14 @@ def _placed(model: Any, update: Update) -> dict[str, Delta]:
     Raises:
         InputError: one of another shape, or where there is no linear map.
     """
-    prefix, modules = f"{model.base_model_prefix}.", dict(model.named_modules())
-    changes = {}
+    modules, changes = dict(model.named_modules()), {}
     for path, delta in update.changes.items():
-        names = (path, f"{prefix}{path}", path.removeprefix(prefix))
-        place = next((name for name in names if name in modules), None)
-        module = modules.get(place or "")
-        layer = module.base_layer if isinstance(module, Adapter) else module
-        if place is None or layer is None or not is_linear(layer) or linear_shape(layer) != delta.shape:
+        try:
+            place = name_in(model, path, modules)
+            layer = getattr(modules[place], "base_layer", modules[place])
+        except KeyError:
+            layer = None
+        if layer is None or not is_linear(layer) or linear_shape(layer) != delta.shape:
             raise InputError(f"{path} is no linear map of this model, or one of another shape; give its own backbone")
         changes[place] = delta
     return changes
