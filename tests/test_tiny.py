@@ -153,6 +153,8 @@ def test_no_import_leads_from_backbones_back_to_it():
             parts = path.relative_to(folder).with_suffix("").parts
             sources[".".join([package, *(part for part in parts if part != "__init__")])] = path
 
+    del sources["lit_spectral"]  # the door that users come by, which imports nothing before they ask
+
     def imported(module):
         for node in ast.walk(ast.parse(sources[module].read_bytes())):
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []

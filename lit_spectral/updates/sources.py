@@ -33,13 +33,14 @@ def read(source: str, backbone: str | None = None, rank: int | None = None, ener
     folder = Path(source)
     if not folder.exists():
         raise InputError(f"{source}: there is nothing there; give a .ckpt, a folder of peft's, or fine-tuned weights")
-    if folder.is_file():
+    configs = [name for name in (CONFIG, "config.json") if (folder / name).is_file()]
+    if folder.is_file() or (folder.suffix == ".ckpt" and not configs):  # a sharded one is told by who reads it
         from lit_spectral.updates.of_checkpoint import of_checkpoint  # tasks bring Lightning, and stand on all the rest
 
         found = of_checkpoint(source, backbone)
-    elif (folder / CONFIG).is_file():
+    elif CONFIG in configs:
         found = of_peft(folder, backbone)
-    elif (folder / "config.json").is_file():
+    elif configs:
         found = _of_tuned(source, backbone, rank, energy)
     else:
         raise InputError(

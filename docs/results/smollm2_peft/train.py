@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-STEPS, BATCH, LONGEST, RATE = 200, 8, 256, 5e-4
+STEPS, BATCH, LONGEST, RATE = 120, 4, 256, 5e-4
 
 
 def batch_of(rows: list[dict[str, str]], tokenizer: object) -> dict[str, torch.Tensor]:
