@@ -1,5 +1,7 @@
 """What must hold of every architecture in every task that it has a head for, from files to metrics."""
 
+from contextlib import nullcontext
+
 import lightning.pytorch as pl
 import pytest
 import transformers
@@ -141,3 +143,18 @@ def test_many_classes_are_not_taken_for_tokens(backbone_folder):
     made.num_labels = 150
     model = transformers.AutoModelForSequenceClassification.from_config(made)
     assert check_padding(model, transformers.AutoTokenizer.from_pretrained(backbone_folder("bert"))) == "right"
+
+
+@pytest.mark.parametrize(("padded_alone", "refused"), [(False, False), (True, True)])
+def test_a_models_own_rounding_is_not_taken_for_padding(padded_alone, refused, backbone_folder):
+    """Larger than most models' in any batch of several rows, or beside padding alone."""
+    model = transformers.AutoModelForSequenceClassification.from_config(config("BERT"))
+
+    def rounded(module, given, kwargs, outputs):
+        if len(kwargs["input_ids"]) > 1 and not (padded_alone and kwargs["attention_mask"].all()):
+            outputs.logits = outputs.logits + 3e-4 * outputs.logits.std()
+
+    model.register_forward_hook(rounded, with_kwargs=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(backbone_folder("bert"))
+    with pytest.raises(InputError, match="depends on the padding") if refused else nullcontext():
+        check_padding(model, tokenizer)
