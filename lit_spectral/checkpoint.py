@@ -12,17 +12,10 @@ from lit_spectral.backbones import fetch
 from lit_spectral.checkpoint_file import read, saved_by_task
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Given
-from lit_spectral.tasks import CausalLM, MaskedLM, QuestionAnswering, SequenceClassification, Task, rebuild
+from lit_spectral.tasks import SequenceClassification, Task, rebuild
+from lit_spectral.tasks.of_model import MODELS, task_of_model
 
 __all__ = ["load", "load_given", "log_folder", "steps_of", "usable_device"]
-
-# From a task to what transformers calls the models that it is of.
-_MODELS = {
-    SequenceClassification: "SEQUENCE_CLASSIFICATION",
-    QuestionAnswering: "QUESTION_ANSWERING",
-    MaskedLM: "MASKED_LM",
-    CausalLM: "CAUSAL_LM",
-}
 
 
 def load(source: str | os.PathLike[str], backbone: str | None = None) -> Task:
@@ -64,8 +57,6 @@ def load_given(source: str | os.PathLike[str], backbone: str | None = None) -> T
 
 def _of_update(method: Given, backbone: str | None) -> tuple[type[Task], dict[str, Any]]:
     """The task of the model that an update is of, and its arguments."""
-    from transformers.models.auto import modeling_auto
-
     from lit_spectral.updates.model_folder import described
 
     update = method.read(backbone)
@@ -74,12 +65,11 @@ def _of_update(method: Given, backbone: str | None) -> tuple[type[Task], dict[st
         raise InputError(f"{method.source}: it does not say which backbone it is of; give --backbone FOLDER")
     config, model = described(update, fetch(place))
     name = model.__name__
-    kinds = (k for k, of in _MODELS.items() if name in getattr(modeling_auto, f"MODEL_FOR_{of}_MAPPING_NAMES").values())
-    kind = next(kinds, None)
+    kind = task_of_model(name)
     if kind is None:
         raise InputError(
             f"{method.source}: it is of a {name}, and there is no task of that; there are "
-            f"{', '.join(each.__name__ for each in _MODELS)}"
+            f"{', '.join(each.__name__ for each in MODELS)}"
         )
     arguments: dict[str, Any] = {"backbone": place}
     if kind is SequenceClassification:

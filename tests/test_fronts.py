@@ -16,6 +16,13 @@ def test_what_another_setting_beats_in_both_is_not_on_the_front() -> None:
     assert falling.tolist() == [0.9, 0.8, 0.4]
 
 
+@pytest.mark.parametrize(("sign", "expected"), [(1, [(0.7, 0.1), (0.9, 0.2)]), (-1, [(0.6, 0.1)])])
+def test_the_front_is_what_nothing_beats_in_both(sign, expected) -> None:
+    lost, scores = np.array([0.1, 0.2, 0.3, 0.1]), np.array([0.7, 0.9, 0.8, 0.6])
+    along, falling = front(sign * scores, -lost)
+    assert [*zip((sign * along).tolist(), (-falling).tolist(), strict=True)] == expected
+
+
 def test_of_two_settings_alike_one_is_on_the_front() -> None:
     along, _ = front(np.array([0.5, 0.5]), np.array([0.3, 0.3]))
     assert along.tolist() == [0.5]

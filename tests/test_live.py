@@ -4,224 +4,19 @@ import copy
 import subprocess
 import sys
 
-import lightning.pytorch as pl
-import peft
 import pytest
 import torch
 import transformers
-from exporting import HEADS, LOW_RANK, OTHERS, adapted, assert_equal, base, logits, update_of  # noqa: F401 (a fixture)
-from test_methods import OURS, PEFT
+from exporting import LOW_RANK, adapted, assert_equal, base, logits  # noqa: F401 (a fixture)
+from live import METHODS, checkpoint, given, moved, outputs, theirs  # noqa: F401 (fixtures)
 
 import lit_spectral
 from lit_spectral.adapters import fold, unfold
 from lit_spectral.adapters.linear import is_quantised
 from lit_spectral.errors import InputError
-from lit_spectral.methods import Peft
-from lit_spectral.tasks import CausalLM, QuestionAnswering, SequenceClassification
+from lit_spectral.tasks import SequenceClassification
 from lit_spectral.updates import Update, export_command
-from lit_spectral.updates.sources import of_model, read
-
-METHODS = LOW_RANK | OTHERS
-WITH_CHANGES = OURS | {name: PEFT[name] for name in ("DoRA", "FourierFT")}
-WITH_CHANGES["IA3"] = Peft(config={"peft_type": "IA3", "target_modules": ["value"], "feedforward_modules": []})
-
-
-@pytest.fixture
-def given(base):
-    """An update of a model's name, by a method, and the logits of the model that it was taken of."""
-
-    def make(name="BERT", method="LoRA", seed=1, **other):
-        model, whole = adapted(name, METHODS[method], seed)
-        update = update_of(model, whole, base(name))
-        labels = dict(model.config.id2label)
-        origin = {**update.origin, "config_labels": labels, **other}
-        return Update(update.changes, update.whole, update.backbone, "", origin), logits(model)
-
-    return make
-
-
-def same(one, other):
-    assert one.changes.keys() == other.changes.keys()
-    for path, delta in one.changes.items():
-        assert all(map(torch.equal, delta.tensors(), other.changes[path].tensors())), path
-    assert one.whole.keys() == other.whole.keys()
-    assert all(torch.equal(tensor, other.whole[name]) for name, tensor in one.whole.items())
-    assert one.origin["architecture"] == other.origin["architecture"]
-
-
-@pytest.mark.parametrize(("name", "method"), [(name, method) for name in HEADS for method in METHODS])
-def test_of_an_update_it_is_the_model_that_it_was_trained_in(given, name, method):
-    update, expected = given(name, method)
-    model = lit_spectral.load(update)
-    assert type(model).__name__ == update.origin["architecture"]
-    assert not model.training
-    assert_equal(logits(model), expected)
-    same(of_model(model), update)
-
-
-TASKS = {
-    "bert": (SequenceClassification, {"num_labels": 3, "metrics": ["accuracy"], "label_names": ["no", "yes", "so"]}),
-    "roberta": (QuestionAnswering, {}),
-    "llama": (CausalLM, {}),
-    "gpt2": (SequenceClassification, {"num_labels": 1, "metrics": ["pearson"]}),
-}
-
-
-ROWS = {"input_ids": torch.arange(5, 37).view(4, 8), "attention_mask": torch.ones(4, 8, dtype=torch.long)}
-
-
-@pytest.fixture
-def moved(backbone_folder):
-    """A task whose adapters and head have been moved from where they start."""
-
-    def make(method, architecture="bert"):
-        torch.manual_seed(0)
-        kind, settings = TASKS[architecture]
-        task = kind(backbone_folder(architecture), method, **settings)
-        task.configure_model()
-        move(task.model, 0.05)
-        return task.eval()
-
-    return make
-
-
-@torch.no_grad()
-def move(model, size):
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(size * torch.randn_like(parameter))
-
-
-@pytest.fixture
-def checkpoint(moved, tmp_path):
-    """A checkpoint, and the task that wrote it."""
-
-    def make(method):
-        task = moved(method)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = pl.Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
-        batch = ROWS | {"labels": torch.ones(4, dtype=torch.long)}
-        trainer.fit(task, torch.utils.data.DataLoader([batch], batch_size=None))
-        trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-        return tmp_path / "last.ckpt", task.eval()
-
-    return make
-
-
-@torch.no_grad()
-def outputs(model):
-    return torch.cat([tensor.flatten() for tensor in model(**ROWS).values() if isinstance(tensor, torch.Tensor)])
-
-
-@pytest.mark.parametrize("method", WITH_CHANGES.values(), ids=WITH_CHANGES)
-def test_of_a_checkpoint_it_computes_what_the_task_does(checkpoint, method):
-    source, task = checkpoint(method)
-    model = lit_spectral.load(source)
-    assert_equal(outputs(model), outputs(task.model))
-    assert model.config.id2label == {0: "no", 1: "yes", 2: "so"}
-    same(of_model(model), read(str(source)))
-
-
-@pytest.mark.parametrize("architecture", TASKS)
-def test_of_each_task_it_has_the_head(moved, architecture):
-    task = moved(LOW_RANK["FCLoRA"], architecture)
-    model = lit_spectral.load(of_model(task.model, task.backbone, task.backbone_digest))
-    assert type(model) is type(task.model)
-    assert model.config.num_labels == task.model.config.num_labels
-    assert_equal(outputs(model), outputs(task.model))
-
-
-THEIRS = {
-    "LoRA": {"r": 4},
-    "LoRA with biases": {"r": 4, "bias": "all"},
-    "DoRA": {"r": 4, "use_dora": True},
-    "DoRA with biases": {"r": 4, "use_dora": True, "bias": "all"},
-    "LoRA with biases of its own": {"r": 4, "lora_bias": True},
-    "LoHa": {"peft_type": "LOHA", "r": 3},
-    "IA3, which scales biases": {"peft_type": "IA3", "feedforward_modules": []},
-}
-KINDS = {
-    "bert, 3 classes": ("whole", "SEQ_CLS", "SequenceClassification", ["query", "value"], {"num_labels": 3}),
-    "bert, tokens": ("whole", "TOKEN_CLS", "TokenClassification", ["query"], {"num_labels": 5}),
-    "bert, features": ("whole", "FEATURE_EXTRACTION", "", ["query"], {}),
-    "bert, no task": ("whole", None, "MaskedLM", ["query"], {}),
-    "gpt2": ("gpt2", "CAUSAL_LM", "CausalLM", ["c_attn"], {}),
-    "llama": ("llama", "CAUSAL_LM", "CausalLM", ["q_proj", "down_proj"], {}),
-}
-
-
-@pytest.fixture
-def theirs(backbone_folder, tmp_path):
-    """A folder that peft alone wrote, and its model."""
-    # As those of BERT's authors, with a pooler, which peft doesn't take to be a part of the head.
-    config = transformers.AutoConfig.from_pretrained(backbone_folder("bert"))
-    transformers.BertForPreTraining(config).save_pretrained(tmp_path / "whole")
-
-    def make(kind, **settings):
-        torch.manual_seed(1)
-        architecture, task, auto, targets, how = KINDS[kind]
-        auto = getattr(transformers, f"AutoModelFor{auto}" if auto else "AutoModel")
-        model = auto.from_pretrained(
-            tmp_path / "whole" if architecture == "whole" else backbone_folder(architecture), **how
-        )
-        asked = {"task_type": task, "target_modules": targets, "peft_type": "LORA", **settings}
-        config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[asked.pop("peft_type")](**asked)
-        wrapped = peft.get_peft_model(model, config)
-        move(wrapped, 0.1)
-        wrapped.save_pretrained(tmp_path / "theirs")
-        return tmp_path / "theirs", wrapped.eval()
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [*((kind, {"r": 4}) for kind in KINDS), *(("bert, 3 classes", each) for each in THEIRS.values())],
-    ids=str,
-)
-def test_of_pefts_folder_it_computes_what_peft_does(theirs, kind, settings):
-    folder, wrapped = theirs(kind, **settings)
-    model = lit_spectral.load(folder)
-    assert type(model) is type(wrapped.get_base_model())
-    expected, found = wrapped(**ROWS), model(**ROWS)
-    name = "logits" if "logits" in found else "last_hidden_state"
-    assert_equal(found[name], expected[name])
-    same(of_model(model), read(str(folder)))
-
-
-APART = {
-    "an embedding's ΔW": ({"target_modules": ["q_proj", "embed_tokens"]}, "changes model.embed_tokens too"),
-    "an output that the backbone ties": (
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        "lm_head.weight was trained, and model.embed_tokens.weight not, which are one tensor",
-    ),
-}
-
-
-@pytest.mark.parametrize(("settings", "message"), APART.values(), ids=APART)
-@pytest.mark.filterwarnings("ignore")
-def test_of_pefts_folder_what_an_update_cant_hold_is_refused(base, tmp_path, settings, message):
-    backbone = transformers.AutoModelForCausalLM.from_pretrained(base("Llama, tied"))
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, **settings)
-    peft.get_peft_model(backbone, config).save_pretrained(tmp_path, save_embedding_layers=False)
-    with pytest.raises(InputError, match=message):
-        lit_spectral.load(tmp_path)
-
-
-def test_of_fine_tuned_weights_it_computes_what_they_do(backbone_folder, tmp_path):
-    folder = backbone_folder("bert")
-    tuned = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
-    tuned.config.id2label = {0: "a", 1: "b", 2: "c"}
-    with torch.no_grad():
-        tuned.bert.encoder.layer[0].output.dense.weight += 0.1
-    tuned.save_pretrained(tmp_path)
-    model = lit_spectral.load(tmp_path, folder)
-    assert_equal(logits(model), logits(tuned))
-    assert model.config.id2label == tuned.config.id2label
-    model.adapters.add(tmp_path, "again")
-
-
-# What a user does with it.
+from lit_spectral.updates.sources import read
 
 
 @pytest.fixture
@@ -366,7 +161,7 @@ def test_it_goes_into_a_pipeline(checkpoint, backbone_folder):
     model = lit_spectral.load(checkpoint(LOW_RANK["LoRA"])[0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(backbone_folder("bert"))
     pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer)
-    (found,) = pipe("the cat sat", top_k=None, function_to_apply="softmax") and [pipe("the cat sat", top_k=None)]
+    found = pipe("the cat sat", top_k=None, function_to_apply="softmax")
     with torch.no_grad():
         scores = model(**tokenizer("the cat sat", return_tensors="pt")).logits[0].softmax(-1)
     assert {each["label"]: pytest.approx(each["score"]) for each in found} == dict(

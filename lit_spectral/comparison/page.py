@@ -12,9 +12,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lit_spectral.comparison.front_view import Fronts
+from lit_spectral.comparison.fronts import front
 from lit_spectral.comparison.results import Comparison, Measure, Run, deviation
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.evaluation.provenance import provenance
@@ -131,20 +133,13 @@ def _fronts(ax: Any, comparison: Comparison, across: Measure, colours: dict[Vari
         ax.scatter(*zip(*points, strict=True), s=14, alpha=0.4, color=colours[variant], linewidths=0)
         ax.errorbar(x, y, dy, dx, fmt="o", ms=8, color=colours[variant], capsize=0)
         ax.annotate(_text(variant.name), (x, y), xytext=(7, 6), textcoords="offset points", fontsize=9)
-    front = _front(means, bool(comparison.task.higher_is_better))
-    ax.plot(*zip(*front, strict=True), ls="--", lw=1, color="0.6", zorder=0)
+    lost, scores = np.array(means).reshape(-1, 2).T
+    sign = 1 if comparison.task.higher_is_better else -1
+    along, falling = front(sign * scores, -lost)
+    ax.plot(-falling, sign * along, ls="--", lw=1, color="0.6", zorder=0)
     ax.margins(0.12)  # room for the names
     what = f"loss of {across.title}" if across.before is not None else across.title
     ax.set(xlabel=_text(f"{what} (less is better)"), ylabel=_text(_better(comparison.task)))
-
-
-def _front(points: Sequence[tuple[float, float]], more_is_better: bool) -> list[tuple[float, float]]:
-    """Of (less is better, task's) those that none beats in both, by the first."""
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1] if more_is_better else point[1])):
-        if not front or (y > front[-1][1] if more_is_better else y < front[-1][1]):
-            front.append((x, y))
-    return front
 
 
 def _curves(comparison: Comparison, colours: dict[Variant, str]) -> str:

@@ -13,6 +13,7 @@ from lit_spectral.sweeps.values import Sweep
 from lit_spectral.tasks import Task
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.mending import mend
+from lit_spectral.updates.sizes import spectral_norms
 from lit_spectral.updates.update import Update
 
 __all__ = ["Row", "sweep"]
@@ -73,11 +74,10 @@ def _check(update: Update, points: Sequence[tuple[str, Any]], backbone: Backbone
 
 
 def _spectral_norm(update: Update, backbone: Backbone) -> float:
-    norms = []
+    pairs = {path: delta.factors for path, delta in update.changes.items() if delta.is_thin and delta.factors}
+    norms = [*spectral_norms(pairs).values()]
     for path, delta in update.changes.items():
-        if delta.is_thin:
-            norms.append(float(delta.singular_values()[0]))
-            continue
-        dense = delta.dense(backbone.behind(path, delta))
-        norms.append(float(partial_svd(dense, "top", 1).triplets.sigma[0]) if dense.any() else 0.0)
+        if path not in pairs:
+            dense = delta.dense(backbone.behind(path, delta))
+            norms.append(float(partial_svd(dense, "top", 1).triplets.sigma[0]) if dense.any() else 0.0)
     return max(norms)

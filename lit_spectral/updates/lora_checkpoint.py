@@ -23,7 +23,8 @@ from lit_spectral.backbones import DTYPES, fetch
 from lit_spectral.checkpoint_file import tensor_digests
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA
-from lit_spectral.tasks import CausalLM, MaskedLM, QuestionAnswering, SequenceClassification, Task
+from lit_spectral.tasks import SequenceClassification, Task
+from lit_spectral.tasks.of_model import task_of_model
 from lit_spectral.tasks.saved_weights import always_trained
 from lit_spectral.updates.delta import Delta, Pair
 from lit_spectral.updates.peft_folder import thin_pairs
@@ -32,15 +33,6 @@ from lit_spectral.updates.weights import Weights
 
 __all__ = ["write_checkpoint"]
 
-# From the end of an architecture's name to its task.
-TASKS: dict[str, type[Task]] = {
-    "ForCausalLM": CausalLM,
-    "LMHeadModel": CausalLM,
-    "ForSequenceClassification": SequenceClassification,
-    "ForQuestionAnswering": QuestionAnswering,
-    "ForQuestionAnsweringSimple": QuestionAnswering,
-    "ForMaskedLM": MaskedLM,
-}
 LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 
 
@@ -116,7 +108,7 @@ def _task(update: Update, weights: Weights, method: LoRA) -> Task:
     """The task that the architecture is one of, without its model, with the backbone's digest."""
     model: Any = weights.skeleton
     name = type(model).__name__
-    kind = next((kind for end, kind in TASKS.items() if name.endswith(end)), None)
+    kind = task_of_model(name)
     if kind is None:
         raise InputError(f"export: there is no task for {name}; give --to peft or merged")
     dtype = update.origin.get("dtype")
