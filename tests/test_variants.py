@@ -29,6 +29,14 @@ def test_a_flag_for_one_method_wins_over_that_for_all():
     assert fclora[1].flags() == ["--model.optimizer.lr=2", "--model.method=FCLoRA", "--model.method.ball=0.5"]
 
 
+def test_a_method_under_a_name_of_its_own_has_settings_of_its_own():
+    methods = ["LoRA", "LoRA+ball=LoRA"]
+    lora, *balled = variants(methods, pairs_of(["--LoRA+ball.ball", "0.3,0.5", "--LoRA.alpha", "2"]))
+    assert [lora.name, *(v.name for v in balled)] == ["LoRA alpha=2", "LoRA+ball ball=0.3", "LoRA+ball ball=0.5"]
+    assert balled[0].flags() == ["--model.method=LoRA", "--model.method.ball=0.3"]
+    assert balled[0].reference([lora, *balled]) == lora
+
+
 def test_a_flag_that_appends_is_given_as_often_as_it_was():
     flags = pairs_of(["--trainer.callbacks+=A", "--trainer.callbacks.x=1", "--trainer.callbacks+=B"])
     (lora,) = variants(["LoRA"], flags)
@@ -64,7 +72,12 @@ def test_commas_inside_brackets_and_quotes_split_nothing(value, parts):
     ("methods", "flags", "message"),
     [
         (["LoRA", "NoRA"], [], "no method NoRA"),
-        (["LoRA", "LoRA"], [], "names one twice"),
+        (["LoRA", "LoRA"], [], "has LoRA twice"),
+        (["LoRA", "FCLoRA=LoRA"], [], "has FCLoRA twice, or gives it to another"),
+        (["LoRA", "b=LoRA", "b=FCLoRA"], [], "has b twice"),
+        (["LoRA", "model=LoRA"], [], "model is no name"),
+        (["LoRA", "a.b=LoRA"], [], "a.b is no name"),
+        (["LoRA", "b=NoRA"], [], "no method NoRA"),
         (["LoRA"], ["--model.method.sigma_bar=q1"], "none of LoRA has a setting sigma_bar"),
         (["LoRA"], ["--model.backbone"], "expected --flag value, not --model.backbone"),
         (["LoRA"], ["x"], "expected --flag value, not x"),

@@ -192,7 +192,8 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--config", required=True, action="append", metavar="FILE", help="of fit; may be repeated")
     parser.add_argument("--methods", nargs="+", action="extend", metavar="NAME",
-                        help="the first is what the others are compared with (LoRA FCLoRA)")  # fmt: skip
+                        help="the first is what the others are compared with; NAME=METHOD under a name of its own "
+                        "(LoRA FCLoRA)")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="(0 1 2)")
     add_texts(parser)
     parser.add_argument("--metric", metavar="NAME", help="the task's (val/…; what the config's best checkpoint is by)")

@@ -64,7 +64,7 @@ class Fronts:
     def __init__(self, comparison: Comparison, within: float) -> None:
         self.comparison, self._within = comparison, within
         self._scaled = {run.folder: scales_of(run.folder / FRONT) for run in comparison.runs}
-        self.methods = list(dict.fromkeys(variant.method for variant in comparison.variants))
+        self.methods = list(dict.fromkeys(variant.arm for variant in comparison.variants))
         self.measures = [measure for measure in comparison.retention if measure.before is not None]
         first = self.methods[0]
         self.rows = [
@@ -156,7 +156,7 @@ class Fronts:
         return reached(theirs, ours, whole, self._within)
 
     def _runs(self, method: str) -> Iterator[Run]:
-        return (run for run in self.comparison.runs if run.variant.method == method)
+        return (run for run in self.comparison.runs if run.variant.arm == method)
 
     def _seeds(self, method: str) -> list[int]:
         return sorted({run.seed for run in self._runs(method)})

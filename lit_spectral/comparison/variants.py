@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -22,10 +23,16 @@ _NOT_HERE = {
 }
 
 
+# What flags of `fit` begin with.
+_FLAGS = {"data", "lr_scheduler", "model", "optimizer", "trainer"}
+
+
 @dataclass(frozen=True)
 class Variant:
     """A method with settings, under a name that tells it from the others."""
 
+    # The method's own name, or the one that --methods gives it as NAME=METHOD; what fronts are drawn of.
+    arm: str
     method: str
     # (flag without dashes, value): those that other methods have too, and those that are its own.
     shared: tuple[tuple[str, str], ...]
@@ -34,9 +41,9 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The method's, and what sets this variant off from others of it, such as `FCLoRA ball=0.5 lr=1e-3`."""
+        """The arm's, and what sets this variant off from others of it, such as `FCLoRA ball=0.5 lr=1e-3`."""
         told = [*self.cell.items(), *self.own]
-        return " ".join([self.method, *(f"{flag.rsplit('.', 1)[-1]}={value}" for flag, value in told)])
+        return " ".join([self.arm, *(f"{flag.rsplit('.', 1)[-1]}={value}" for flag, value in told)])
 
     @property
     def cell(self) -> dict[str, str]:
@@ -52,7 +59,7 @@ class Variant:
 
     def reference(self, among: Sequence[Variant]) -> Variant:
         """What it is compared with: the first method at the same place of shared sweeps, or the first of all."""
-        first = [variant for variant in among if variant.method == among[0].method]
+        first = [variant for variant in among if variant.arm == among[0].arm]
         if len(first) == len(among):
             return first[0]
         here = (v for v in first if all(self.cell.get(flag, value) == value for flag, value in v.cell.items()))
@@ -63,20 +70,17 @@ def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Var
     """All methods with all combinations of swept values.
 
     Args:
-        names: of methods, each once; the first is what the others are compared with.
+        names: of methods, or NAME=METHOD for one that is compared under several names with settings of
+            each; each name once. The first is what the others are compared with.
         flags: as in `pairs_of`. `model.…` flags may give several values, split by commas outside of
             brackets and quotes. `model.method.X` goes to the methods that have a setting X, `NAME.X`
-            to that method alone, where X is a setting or itself a whole flag, and wins.
+            to that name alone, where X is a setting or itself a whole flag, and wins.
 
     Raises:
         InputError: no such method, no method with such a setting, a flag that the comparison gives itself.
     """
-    for name in names:
-        if name not in _known():
-            raise InputError(f"compare: there is no method {name}; there are {', '.join(_known())}")
-    if len(set(names)) < len(names):
-        raise InputError("compare: --methods names one twice; sweep its settings instead, as in --FCLoRA.ball none,0.5")
-    settings = {name: {field.name for field in fields(getattr(methods, name))} for name in names}
+    arms = _arms(names)
+    settings = {arm: {field.name for field in fields(getattr(methods, method))} for arm, method in arms.items()}
     for flag, _ in flags:
         plain = flag.partition(".")[2] if flag.partition(".")[0] in settings else flag
         # LightningCLI takes the beginning of a name for the whole, such as --seed.
@@ -85,22 +89,41 @@ def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Var
         setting = flag.removeprefix(_METHOD).split(".")[0]
         if flag.startswith(_METHOD) and not any(setting in known for known in settings.values()):
             raise InputError(f"compare: none of {', '.join(names)} has a setting {setting}")
-    return list(dict.fromkeys(variant for name in names for variant in _of(name, flags, settings)))
+    return list(dict.fromkeys(variant for arm in arms for variant in _of(arm, arms[arm], flags, settings)))
 
 
-def _of(name: str, flags: Sequence[tuple[str, str]], settings: dict[str, set[str]]) -> Iterator[Variant]:
-    """The variants of one method."""
+def _arms(names: Sequence[str]) -> dict[str, str]:
+    """From each name in a comparison to its method."""
+    arms: dict[str, str] = {}
+    for given in names:
+        arm, _, method = given.rpartition("=")
+        arm = arm or method
+        if method not in _known():
+            raise InputError(f"compare: there is no method {method}; there are {', '.join(_known())}")
+        if not re.fullmatch(r"[\w+-]+", arm) or arm in _FLAGS:
+            raise InputError(f"compare: --methods: {arm} is no name for one; give letters, digits, +, - and _")
+        if arm in arms or (arm != method and arm in _known()):
+            raise InputError(
+                f"compare: --methods has {arm} twice, or gives it to another; sweep a method's settings, as in "
+                "--FCLoRA.ball none,0.5, or name it apart: LoRA LoRA+ball=LoRA --LoRA+ball.ball 0.5"
+            )
+        arms[arm] = method
+    return arms
+
+
+def _of(arm: str, method: str, flags: Sequence[tuple[str, str]], settings: dict[str, set[str]]) -> Iterator[Variant]:
+    """The variants of one method under one name."""
     fixed: list[tuple[str, str]] = []  # may be repeated, as trainer.callbacks+ is
     given: dict[str, list[str]] = {}
     own = set()
     for flag, value in sorted(flags, key=lambda pair: pair[0].split(".")[0] in settings):  # its own come last, and win
         head, _, rest = flag.partition(".")
         if head in settings:
-            if head != name:
+            if head != arm:
                 continue
-            flag = f"{_METHOD}{rest}" if rest.split(".")[0] in settings[name] else rest
+            flag = f"{_METHOD}{rest}" if rest.split(".")[0] in settings[arm] else rest
             own.add(flag)
-        elif flag.startswith(_METHOD) and flag.removeprefix(_METHOD).split(".")[0] not in settings[name]:
+        elif flag.startswith(_METHOD) and flag.removeprefix(_METHOD).split(".")[0] not in settings[arm]:
             continue
         if flag.startswith("model.") or flag in own:
             given[flag] = alternatives(value)
@@ -110,7 +133,7 @@ def _of(name: str, flags: Sequence[tuple[str, str]], settings: dict[str, set[str
     for values in itertools.product(*given.values()):
         chosen = list(zip(given, values, strict=True))
         shared = [*fixed, *(pair for pair in chosen if pair[0] not in own)]
-        yield Variant(name, tuple(shared), tuple(pair for pair in chosen if pair[0] in own), swept)
+        yield Variant(arm, method, tuple(shared), tuple(pair for pair in chosen if pair[0] in own), swept)
 
 
 def _known() -> list[str]:
