@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from lit_spectral.comparison.front_view import FRONT, Fronts, scales_of
 from lit_spectral.comparison.page import write_page
+from lit_spectral.comparison.records import Records
 from lit_spectral.comparison.results import Comparison, Run, write_csv
 from lit_spectral.comparison.variants import Variant, pairs_of, variants
 from lit_spectral.datamodules.corpora import check_corpus
@@ -91,13 +92,22 @@ def run(args: list[str]) -> Path:
     extra = [] if _saves_last(cli) else _SAVE_LAST
     plan = [_planned(variant, seed, folder, seeded, extra, given) for seed in seeds for variant in compared]
     check_place(folder / "index.html", "compare: --output_folder")
-    damaged = {planned.folder: damage for planned in plan if (damage := _claim(planned, files))}
+    if given.records:
+        check_place(Path(given.records), "compare: --records")
+    configs = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    records = Records(Path(given.records)) if given.records else None
+    damaged = {planned.folder: damage for planned in plan if (damage := _claim(planned, configs))}
     runs: list[Run] = []
     failed, interrupted = [], False
     for number, planned in enumerate(plan, 1):
         title = escape(f"{number} of {len(plan)}: {planned.variant.name}, seed {planned.seed}")
         if planned.folder in damaged:
             failed.append(f"{title}: {damaged[planned.folder]}")
+            continue
+        before = records and records.find(planned.command, configs, planned.folder)
+        if before and not (given.front and _scales(given) - (before.scales or {}).keys()):
+            console.print(f"[dim]{title}: done before, in {escape(given.records)}[/dim]", soft_wrap=True)
+            runs.append(before)
             continue
         if planned.record.exists():
             console.print(f"[dim]{title}: done before[/dim]", soft_wrap=True)
@@ -121,14 +131,16 @@ def run(args: list[str]) -> Path:
                 failed.append(title)
                 continue
         try:
-            recorded = _recorded(planned, metric)
             if given.front and not _scaled(planned, given, rounded):
                 failed.append(f"{title}: its scales could not be measured")
                 continue
+            recorded = _recorded(planned, metric, given.front)
         except InputError as error:
             failed.append(f"{title}: {error}")
             continue
         runs.append(recorded)
+        if records:
+            records.add(recorded, configs, metric, higher)
     if not runs:
         _tell(failed, console)
         raise InputError("compare: no run came to its end; what went wrong stands above")
@@ -146,7 +158,7 @@ def _tell(failed: Sequence[str], console: Console) -> None:
         console.print(f"[red]failed: {title}[/red]; the same command tries it again", soft_wrap=True)
 
 
-def _recorded(planned: Planned, metric: str) -> Run:
+def _recorded(planned: Planned, metric: str, scaled: bool) -> Run:
     """A run that came to its end; InputError for a record that is none, or lacks the metric."""
     try:
         record = json.loads(planned.record.read_text(encoding="utf-8"))
@@ -157,7 +169,8 @@ def _recorded(planned: Planned, metric: str) -> Run:
     if metric not in record["metrics"]:
         logged = ", ".join(record["metrics"])
         raise InputError(f"{planned.folder} logged no {metric}; give --metric, one of {logged}")
-    return Run(planned.variant, planned.seed, record, planned.folder, planned.command)
+    scales = scales_of(planned.folder / FRONT) if scaled else None
+    return Run(planned.variant, planned.seed, record, planned.folder, planned.command, scales)
 
 
 def _show(
@@ -205,6 +218,8 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--within", type=float, default=0.0, metavar="X", help=about)
     parser.add_argument("--unmatched", action="store_true", help="compare whatever their numbers of parameters")
     parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/compare/CONFIG)")
+    about = "JSONL that outlives the folder: runs that it has are not repeated, those that end are added to it"
+    parser.add_argument("--records", metavar="FILE", help=about)
     # --flag=value in two, or one with a space in its value is taken for another of --methods.
     split = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
     given, rest = parser.parse_known_args(split)
@@ -276,10 +291,9 @@ def _planned(
     return Planned(variant, seed, place, command)
 
 
-def _claim(planned: Planned, configs: Sequence[Path]) -> str | None:
+def _claim(planned: Planned, configs: list[str]) -> str | None:
     """Write down what is run in a folder, or refuse one where something else was; returns why it can't be told."""
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in configs]
-    what, file = {"command": planned.command, "configs": digests}, planned.folder / COMMAND
+    what, file = {"command": planned.command, "configs": configs}, planned.folder / COMMAND
     if file.exists() and (planned.record.exists() or planned.last.exists()):
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
@@ -320,11 +334,15 @@ def _fit(planned: Planned, expected: list[str], metric: str) -> int:
     return _call(command)
 
 
+def _scales(given: argparse.Namespace) -> set[float]:
+    """Of ΔW, for --front."""
+    return {1.0, *sweeps_of({"scale": given.scales})[0].values}
+
+
 def _scaled(planned: Planned, given: argparse.Namespace, rounded: bool) -> bool:
     """Measure a run at every scale of its ΔW, unless that is done; returns whether it is."""
     file = planned.folder / FRONT
-    asked = {1.0, *sweeps_of({"scale": given.scales})[0].values}
-    if file.exists() and scales_of(file).keys() == asked:
+    if file.exists() and scales_of(file).keys() == _scales(given):
         return True
     command = ["retain", f"--adapter={planned.last}", f"--scale={given.scales}", "--validate"]
     command += [f"--output_path={file}", f"--limit={given.limit}", *(["--bf16"] if rounded else [])]

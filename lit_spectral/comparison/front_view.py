@@ -54,19 +54,17 @@ class Fronts:
     """Of each method its runs' scores and retention, at every scale, beside those of the first method.
 
     Args:
-        comparison: whose runs have a `front.json` each.
+        comparison: whose runs were measured at scales of their ΔW; others are left out.
         within: how far below the reference's best score to look, in the metric's units, at least 0.
-
-    Raises:
-        InputError: a file of a run is damaged.
     """
 
     def __init__(self, comparison: Comparison, within: float) -> None:
         self.comparison, self._within = comparison, within
-        self._scaled = {run.folder: scales_of(run.folder / FRONT) for run in comparison.runs}
-        self.methods = list(dict.fromkeys(variant.arm for variant in comparison.variants))
+        self._runs = [run for run in comparison.runs if run.scales]
+        having = {run.variant for run in self._runs}
+        self.methods = list(dict.fromkeys(variant.arm for variant in comparison.variants if variant in having))
         self.measures = [measure for measure in comparison.retention if measure.before is not None]
-        first = self.methods[0]
+        first = self.methods[0] if self.methods else ""
         self.rows = [
             _Row(measure, method, self._reached(measure, first, method))
             for measure in self.measures
@@ -75,15 +73,14 @@ class Fronts:
 
     def settings(self, method: str, measure: Measure, seeds: Sequence[int]) -> Settings:
         """Scores and retention of each variant of a method at each scale, over the seeds; more is better."""
-        runs: dict[tuple[str, int], Run] = {(run.variant.name, run.seed): run for run in self._runs(method)}
+        runs = {(run.variant.name, run.seed): run.scales or {} for run in self._of(method)}
         names = dict.fromkeys(name for name, _ in runs)
-        scales = sorted({scale for run in runs.values() for scale in self._scaled[run.folder]})
+        scales = sorted({scale for scaled in runs.values() for scale in scaled})
         points = [(name, scale) for name in names for scale in scales]
         scores, kept = np.full((2, len(points), len(seeds)), math.nan)
         for row, (name, scale) in enumerate(points):
             for column, seed in enumerate(seeds):
-                run = runs.get((name, seed))
-                record = None if run is None else self._scaled[run.folder].get(scale)
+                record = runs.get((name, seed), {}).get(scale)
                 if record is not None:
                     scores[row, column] = _signed(self.comparison.task, record)
                     kept[row, column] = _signed(measure, record)
@@ -148,18 +145,18 @@ class Fronts:
 
     def _reached(self, measure: Measure, first: str, method: str) -> Reached:
         seeds = [seed for seed in self._seeds(first) if seed in self._seeds(method)]
-        having = [record for scales in self._scaled.values() for record in scales.values()]
+        having = [record for run in self._runs for record in (run.scales or {}).values()]
         assert measure.before is not None
         before = statistics.fmean(measure.before(record) for record in having if measure.of(record) is not None)
         whole = before if measure.higher_is_better else -before
         theirs, ours = (self.settings(each, measure, seeds) for each in (first, method))
         return reached(theirs, ours, whole, self._within)
 
-    def _runs(self, method: str) -> Iterator[Run]:
-        return (run for run in self.comparison.runs if run.variant.arm == method)
+    def _of(self, method: str) -> Iterator[Run]:
+        return (run for run in self._runs if run.variant.arm == method)
 
     def _seeds(self, method: str) -> list[int]:
-        return sorted({run.seed for run in self._runs(method)})
+        return sorted({run.seed for run in self._of(method)})
 
 
 def _signed(measure: Measure, record: dict[str, Any]) -> float:

@@ -57,8 +57,6 @@ def write_page(comparison: Comparison, fronts: Fronts | None, title: str, comman
 <p class="note">Mean ± standard deviation over seeds. Below: paired difference from {reference} and its 95 % interval
 (Student's t). Task and retention are those of the model at the end of training.</p>
 {_trade_off(comparison, colours) if fronts is None else _of_fronts(fronts)}
-<h2>Over training</h2>
-<p class="note">Mean over seeds; bands from the lowest to the highest.</p>
 {_curves(comparison, colours)}
 <h2>How to run it again</h2>
 <pre>{escape(command)}</pre>
@@ -143,6 +141,7 @@ def _fronts(ax: Any, comparison: Comparison, across: Measure, colours: dict[Vari
 
 
 def _curves(comparison: Comparison, colours: dict[Variant, str]) -> str:
+    """Over training, of the runs whose folders are there."""
     scalars = {run.folder: _scalars(run.folder) for run in comparison.runs}
     tags = ["train/loss", "val/loss", comparison.task.name, "spectral_norm/max", "spectral_norm_estimate/max"]
     tags += [m.name for m in comparison.retention]
@@ -160,7 +159,8 @@ def _curves(comparison: Comparison, colours: dict[Variant, str]) -> str:
         for ax in axes[len(pair) :]:
             ax.set_visible(False)
         drawn.append(_svg(figure))
-    return "".join(drawn)
+    note = '<p class="note">Mean over seeds; bands from the lowest to the highest.</p>'
+    return f"<h2>Over training</h2>{note}{''.join(drawn)}" if drawn else ""
 
 
 def _band(ax: Any, lines: list[dict[int, float]], colour: str, label: str, smooth: bool) -> None:
@@ -187,6 +187,8 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 def _scalars(folder: Path) -> dict[str, dict[int, float]]:
     """From a tag of TensorBoard's files to its values by step; where a step was repeated, the later one's."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}  # a run that only records have
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()

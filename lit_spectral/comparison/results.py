@@ -24,13 +24,14 @@ __all__ = ["Comparison", "Difference", "Measure", "Run", "deviation", "paired_di
 
 @dataclass(frozen=True)
 class Run:
-    """A run that came to its end: its record is that of `RunRecord`."""
+    """A run that came to its end: its record is that of `RunRecord`; `scales` has the like at scales of its ΔW."""
 
     variant: Variant
     seed: int
     record: dict[str, Any]
     folder: Path
     command: list[str]
+    scales: dict[float, dict[str, Any]] | None = None
 
 
 class Measure(NamedTuple):
