@@ -19,17 +19,30 @@ from lit_spectral.errors import InputError
 from lit_spectral.files import written
 from lit_spectral.tensor_files import content_digest
 
-__all__ = ["DIGESTED", "WEIGHTS", "guard", "is_address", "read", "saved_by_task", "tensor_digests", "unguard"]
+__all__ = [
+    "BENEATH",
+    "DIGESTED",
+    "WEIGHTS",
+    "guard",
+    "is_address",
+    "read",
+    "saved_by_task",
+    "tensor_digests",
+    "unguard",
+]
 
 log = logging.getLogger(__name__)
 
 # The task's own weights: what a checkpoint is loaded for, and those beside averages in its place.
 WEIGHTS = ("state_dict", "current_model_state")
+# What a method's `on_top_of` has put beneath what it trains.
+BENEATH = "beneath"
 # Parts whose tensors a task keeps digests of: what is loaded, and what a run goes on with.
-DIGESTED = (*WEIGHTS, "optimizer_states")
+DIGESTED = (*WEIGHTS, "optimizer_states", BENEATH)
 # What Lightning reads of a checkpoint, and what a task has put into it.
 LIGHTNING = {"state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str, "loops": dict}
 OPTIONAL = {"callbacks": dict, "optimizer_states": list, "lr_schedulers": list, "current_model_state": dict}
+OPTIONAL |= {BENEATH: dict}
 OURS = {"task": str, "init": dict, "method": dict, "backbone_digest": str, "seed": int, "skipped_steps": int}
 OURS |= {"method_state": dict, "settings": dict, "digests": dict}
 REMEDY = "give a .ckpt that fit wrote"

@@ -145,12 +145,16 @@ class Method:
         start_from: an adapter whose ΔW, head and other tensors training begins at: a `.ckpt` of any method, a folder
             of peft's, or fine-tuned weights; None for the backbone. A resumed run and what loads its checkpoint don't
             read it again.
+        on_top_of: earlier adapters, as `start_from` takes them, one or a list: their sum is put into the backbone's
+            weights, frozen, and W₀ of this method is what comes of that, as if the backbone were `lit-spectral export
+            --to merged` of them. The head begins at that of the last that has one of this model's form. A fit reads
+            them, also one that goes on; what loads its checkpoint does not, since their ΔW is in it.
     """
 
     # Settings that say what ΔW is made of beside what a checkpoint holds: whoever loads it must have the same.
     defines_change: ClassVar[tuple[str, ...]] = ()
     # Settings that act when training starts and never again: a resumed run can't be given others.
-    acts_at_start: ClassVar[tuple[str, ...]] = ("seed", "start_from")
+    acts_at_start: ClassVar[tuple[str, ...]] = ("seed", "start_from", "on_top_of")
     # Whether there is anything to train; not where a method puts on what was trained before.
     trains: ClassVar[bool] = True
 
@@ -158,6 +162,7 @@ class Method:
     seed: int = 0
     head_lr: float = 1.0
     start_from: str | None = None
+    on_top_of: list[str] | str | None = None
 
     def __post_init__(self) -> None:
         # Who adapts a model otherwise, map by map or as a whole, has one of them.

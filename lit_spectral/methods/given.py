@@ -34,6 +34,11 @@ class Given(Method):
             raise InputError("model.method.source: none is given; give a .ckpt, a folder of peft's, or tuned weights")
         if self.target_modules is not None:
             raise InputError("model.method: Given changes what its source changes and has no target_modules; leave it")
+        if self.start_from is not None or self.on_top_of is not None:
+            raise InputError(
+                "model.method: Given trains nothing, on top of others or from another start; merge them first "
+                "(lit-spectral merge), and give the result as its source"
+            )
         self._update: Update | None = None
         self._applied: Applied | None = None
         self._digest = ""

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from lit_spectral import backbones
 from lit_spectral.adapters import Adapter, refuse_folded
+from lit_spectral.errors import InputError
+from lit_spectral.sharding import is_sharded
 from lit_spectral.tasks import Task
+from lit_spectral.updates.beneath import parameters_beneath
 
 __all__ = ["base_model", "inner_model", "original_weights"]
 
@@ -26,13 +29,24 @@ def inner_model(task: Task) -> Any:
 def original_weights(task: Task) -> dict[str, Tensor]:
     """Values before training of those weights of the backbone that have others now, by name, from its files.
 
-    Full fine-tuning and BitFit train such, and what they have left may be given; for other methods this is empty.
+    Full fine-tuning and BitFit train such, and what they have left may be given; what a method is `on_top_of` lies in
+    such. For other methods this is empty.
+
+    Raises:
+        InputError: they are in shards.
     """
     model = inner_model(task)
+    earlier = parameters_beneath(model)
+    if earlier and any(is_sharded(parameter) for parameter in model.parameters()):
+        raise InputError(
+            "trainer.strategy: fsdp2 has weights in shards, where those of the backbone alone can't be put back to be "
+            "measured; give ddp, or the checkpoint to lit-spectral retain"
+        )
     wrappers = [module for module in model.modules() if _adds(module)]
     added = {id(p) for w in wrappers for name, p in w.named_parameters() if not name.startswith("base_layer.")}
     own = {id(p) for p in _pretrained(task).parameters()} - added
-    changed = {_plain(name) for name, p in model.named_parameters() if p.requires_grad and id(p) in own}
+    exchanged = {id(p) for p in model.parameters() if p.requires_grad} | earlier
+    changed = {_plain(name) for name, p in model.named_parameters() if id(p) in exchanged & own}
     if not changed:
         return {}
     fresh, missing = task.load_model(backbones.fetch(task.backbone))

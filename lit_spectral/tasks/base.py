@@ -39,7 +39,7 @@ from lit_spectral.run_folder import RunFolder
 from lit_spectral.strategies import check_adapted, check_strategy, pass_by_shards, shard_for, shards
 from lit_spectral.tasks import resume
 from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging
-from lit_spectral.tasks.continuing import begin, keep_out
+from lit_spectral.tasks.continuing import begin, keep_out, stand_on
 from lit_spectral.tasks.fit_check import check_attached
 from lit_spectral.tasks.meaning import MeaningCheck, check_rates
 from lit_spectral.tasks.optimization import build_schedule, check_schedule, parameter_groups, run_steps
@@ -210,10 +210,12 @@ class Task(StoredModule):
         encoder = model.base_model
         assert isinstance(encoder, nn.Module)
         new = always_trained(model, missing, self.trains_head)
+        self.backbone_digest = backbone_digest(encoder, new)
+        missing = stand_on(self, model, missing)
+        new = always_trained(model, missing, self.trains_head)
         outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in new]
         self._output_layers = outside[-1:]
         shard_for(self._trainer, model, encoder, {p for p in model.parameters() if id(p) in new})
-        self.backbone_digest = backbone_digest(encoder, new)
         self.method.prepare(self.backbone, self.backbone_digest, missing)
         adapted = self.method.apply(model, encoder)
         for name, parameter in adapted.named_parameters() if self.method.trains else ():

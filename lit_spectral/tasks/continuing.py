@@ -1,10 +1,12 @@
-"""What training begins with, and keeps out of: other adapters, which a method's `start_from` and `after` name."""
+"""What training begins with, keeps out of, and lies on: adapters that `start_from`, `after` and `on_top_of` name."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +21,15 @@ from lit_spectral.backbone_digest import same_backbone
 from lit_spectral.errors import InputError
 from lit_spectral.tasks.averaging import begin_averages
 from lit_spectral.updates import Delta, Update
+from lit_spectral.updates.beneath import put_beneath
+from lit_spectral.updates.merging import merge
 from lit_spectral.updates.sources import read
 from lit_spectral.updates.update import name_in
 
 if TYPE_CHECKING:
     from lit_spectral.tasks.base import Task
 
-__all__ = ["begin", "keep_out"]
+__all__ = ["begin", "keep_out", "stand_on"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ def begin(task: Task) -> None:
     with _told("model.method.start_from", source):
         update = _read(source, task)
         changes = _placed(task.model, update)
+        _check_apart(source, update, changes, task.beneath)
         left = _start_others(task.model, update.whole, method)
         _start_maps(task.model, changes, method)
     task.is_trained = True
@@ -57,9 +62,8 @@ def keep_out(task: Task) -> None:
     Raises:
         InputError: a change of full rank, a method that can't keep out, no room, or another backbone's.
     """
-    given = getattr(task.method, "after", None) or []
     spaces: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for source in [given] if isinstance(given, str) else given:
+    for source in _listed(getattr(task.method, "after", None)):
         with _told("model.method.after", source):
             for path, delta in _placed(task.model, _read(source, task)).items():
                 if delta.factors is None or not delta.is_thin:
@@ -73,6 +77,95 @@ def keep_out(task: Task) -> None:
         if path in spaces:
             with _told("model.method.after", path):
                 adapter.avoid(*(torch.cat(side, dim=1) for side in zip(*spaces[path], strict=True)))
+
+
+def stand_on(task: Task, model: Any, missing: list[str]) -> list[str]:
+    """Put what lies beneath a task's adapters into its model's weights, frozen: what a checkpoint says, or `on_top_of`.
+
+    Args:
+        task: whose backbone's digest is known.
+        model: of transformers, as its files are, not adapted yet.
+        missing: names of weights that the files lack.
+
+    Returns:
+        Those that lack still.
+
+    Raises:
+        InputError: no changes of this backbone's maps, another backbone's, or weights that can't hold them.
+    """
+    sources = _listed(task.method.on_top_of)
+    if task.beneath is None and sources:
+        task.beneath = _summed(task, model, sources)
+    if task.beneath is None:
+        return missing
+    with _told("model.method.on_top_of"):
+        _placed(model, task.beneath)
+        put_beneath(model, task.beneath)
+    count = len(task.beneath.changes)
+    log.info("on top of %s: %d maps and %d tensors", _some(sources), count, len(task.beneath.whole))
+    return [name for name in missing if name not in task.beneath.whole]
+
+
+def _summed(task: Task, model: Any, sources: list[str]) -> Update:
+    """The sum of all sources by the model's own names; of heads that which the last has for this model."""
+    updates: dict[str, Update] = {}
+    for source in sources:
+        with _told("model.method.on_top_of", source):
+            update = _read(source, task)
+            within = _within(source, update.origin)
+            for other, earlier in updates.items():
+                if within & _within(other, earlier.origin):
+                    raise InputError(f"it and {other} have one adapter in common; give one that has all in it alone")
+            updates[source] = replace(update, changes=_placed(model, update), whole=_fitting(model, update, source))
+    with _told("model.method.on_top_of"):
+        # Of several heads it keeps the first.
+        summed = merge(dict(reversed(updates.items()))).update
+    return replace(summed, origin={"on_top_of": {source: dict(update.origin) for source, update in updates.items()}})
+
+
+def _within(source: str, origin: Mapping[str, Any]) -> set[str]:
+    """A source, and all that it lay on or was merged of, by their paths, as far as its origin says."""
+    inner: dict[str, Any] = {**_mapping(origin.get("on_top_of")), **_mapping(origin.get("sources"))}
+    return {os.path.abspath(source)}.union(*(_within(each, _mapping(about)) for each, about in inner.items()))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _fitting(model: Any, update: Update, source: str) -> dict[str, Tensor]:
+    """Whole tensors by their names in this model, but for those of a head that it hasn't got."""
+    state, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    found, left = {}, []
+    for name, value in update.whole.items():
+        try:
+            place = name_in(model, name, state)
+        except KeyError:
+            place = name
+        if place in state and state[place].shape == value.shape:
+            found[place] = value
+        elif name.startswith(prefix) and "pooler" not in name.split("."):
+            raise InputError(f"{name} is no tensor of this model, or one of another shape; give its own backbone")
+        else:
+            left.append(name)
+    if left:
+        log.warning("%s in %s: this model's head has another form, and begins as ever", _some(sorted(left)), source)
+    return found
+
+
+def _check_apart(source: str, update: Update, changes: Mapping[str, Delta], beneath: Update | None) -> None:
+    """InputError where a change that training is to begin at lies beneath already, or counts on W₀ that it changed."""
+    if beneath is None:
+        return
+    for other, origin in beneath.origin["on_top_of"].items():
+        if _within(source, update.origin) & _within(other, origin):
+            raise InputError(f"{other}, which on_top_of names, is in it; leave on_top_of out, to go on with all of it")
+    for path, delta in changes.items():
+        if delta.hadamard is not None and path in beneath.changes:
+            raise InputError(
+                f"the change of {path} multiplies the backbone's weight, which is another on top of on_top_of; leave "
+                "that out"
+            )
 
 
 @contextmanager
@@ -154,6 +247,10 @@ def _start_others(model: Any, whole: Mapping[str, Tensor], method: str) -> list[
     for name in fitting & trained:
         state[name].copy_(whole[name])
     return sorted(whole.keys() - fitting)
+
+
+def _listed(given: list[str] | str | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or ())
 
 
 def _some(names: Collection[str], shown: int = 3) -> str:

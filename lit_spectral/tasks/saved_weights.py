@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_spectral.adapters import packed
-from lit_spectral.checkpoint_file import WEIGHTS
+from lit_spectral.checkpoint_file import DIGESTED, WEIGHTS
 
 __all__ = ["always_trained", "complete", "keep_trained", "plain", "put_in_place"]
 
 # What torch.compile and strategies put into the path of a module that they wrap.
 WRAPPERS = {"_orig_mod", "_forward_module", "_fsdp_wrapped_module"}
 # Where no callback puts any.
-OTHERS = {*WEIGHTS, "optimizer_states", "lr_schedulers", "loops", "lit_spectral"}
+OTHERS = {*DIGESTED, "lr_schedulers", "loops", "lit_spectral"}
 
 
 def always_trained(model: Any, missing: Container[str], head: bool) -> set[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_spectral.adapters import refuse_folded, trained_state
 from lit_spectral.backbones import Loading
-from lit_spectral.checkpoint_file import read, saved_by_task, tensor_digests
+from lit_spectral.checkpoint_file import BENEATH, read, saved_by_task, tensor_digests
 from lit_spectral.errors import InputError
 from lit_spectral.progress import seed_step
 from lit_spectral.spectra.linalg import all_finite
@@ -22,9 +22,12 @@ from lit_spectral.tasks.meaning import note_loading
 from lit_spectral.tasks.saved_weights import complete, keep_trained, plain, put_in_place
 from lit_spectral.tasks.settings import given_seed, same_seed
 from lit_spectral.tasks.steps import SteppedModule
+from lit_spectral.updates.beneath import check_beneath, of_saved, to_saved
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from lit_spectral.updates import Update
 
 __all__ = ["StoredModule"]
 
@@ -36,6 +39,7 @@ class StoredModule(SteppedModule):
         backbone_digest: that tells backbones apart; empty before there is a model.
         new_weights: names of weights that the backbone's files lack.
         is_trained: whether anything has been trained or loaded.
+        beneath: the sum of what the method's `on_top_of` names, once it is known: read, or loaded; None for none.
     """
 
     backbone: str
@@ -46,6 +50,7 @@ class StoredModule(SteppedModule):
         self.backbone_digest = ""
         self.new_weights: list[str] = []
         self.is_trained = False
+        self.beneath: Update | None = None
         self.register_load_state_dict_post_hook(note_loading)  # type: ignore[no-untyped-call]
         # The frozen backbone isn't in the checkpoint; on_load_checkpoint checks the keys that are.
         self.strict_loading = False
@@ -83,6 +88,8 @@ class StoredModule(SteppedModule):
             )
         put_averages(self.trainer, self, checkpoint)
         keep_trained(checkpoint, self.state_dict(), self._trained())
+        if self.beneath is not None:
+            checkpoint[BENEATH] = to_saved(self.beneath)
         self._progress.settle(self.trainer, checkpoint["loops"])
         progress = {"seed": self._seed, "skipped_steps": self.skipped_steps}
         run = {"settings": self._settings, "method_state": self.method.state_dict()}
@@ -112,6 +119,7 @@ class StoredModule(SteppedModule):
         """Refuse a checkpoint that does not fit, or that a fit can't go on from, naming what differs."""
         saved, resumes = saved_by_task(checkpoint), self._fits
         refuse_folded(self.model, "a checkpoint")
+        check_beneath(checkpoint.get(BENEATH), self.beneath)
         if resumes:
             resume.prepare(self.trainer, checkpoint)
         live, trained = self.state_dict(), self._trained()
@@ -151,6 +159,8 @@ class StoredModule(SteppedModule):
         """
         content = read(checkpoint_path, weights_only)
         task = rebuild.rebuilt(saved_by_task(content), cls, checkpoint_path, given)
+        if BENEATH in content:
+            task.beneath = of_saved(content[BENEATH], os.fspath(checkpoint_path))
         task.configure_model()
         task.on_load_checkpoint(content)
         task.load_state_dict(content["state_dict"], strict=False)

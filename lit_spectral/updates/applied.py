@@ -15,13 +15,10 @@ from lit_spectral.adapters.linear import is_linear, linear_shape
 from lit_spectral.adapters.low_rank import add_low_rank
 from lit_spectral.backbone_digest import same_backbone
 from lit_spectral.errors import InputError
-from lit_spectral.updates.delta import Delta, Pair
+from lit_spectral.updates.delta import PARTS, Delta
 from lit_spectral.updates.update import Update, name_in
 
 __all__ = ["Applied", "GivenAdapter"]
-
-# Of a Delta, in its order: buffers of the adapter.
-PARTS = ("left", "right", "hadamard_left", "hadamard_right", "matrix")
 
 
 class GivenAdapter(Adapter):
@@ -44,17 +41,14 @@ class GivenAdapter(Adapter):
     def __init__(self, base_layer: nn.Module, delta: Delta, scale: float = 1.0) -> None:
         super().__init__(base_layer)
         self.scale = scale
-        moved = delta.to(torch.float32, self.device)
-        parts = (*(moved.factors or (None, None)), *(moved.hadamard or (None, None)), moved.matrix)
-        for name, tensor in zip(PARTS, parts, strict=True):
-            self.register_buffer(name, None if tensor is None else tensor.detach())
+        parts = delta.to(torch.float32, self.device).parts()
+        for name in PARTS:
+            self.register_buffer(name, parts[name].detach() if name in parts else None)
 
     @property
     def delta(self) -> Delta:
         """What was given, unscaled."""
-        pairs = [(self.left, self.right), (self.hadamard_left, self.hadamard_right)]
-        factors, hadamard = (Pair(a, b) if a is not None and b is not None else None for a, b in pairs)
-        return Delta(factors, hadamard, self.matrix)
+        return Delta.of_parts({name: tensor for name in PARTS if (tensor := getattr(self, name)) is not None})
 
     def factors(self) -> Factors | None:
         """ΔW as factors, or None where it is not of low rank."""

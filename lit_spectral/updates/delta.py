@@ -8,7 +8,7 @@ Shape suffixes: `o` output features, `i` input features, `r` rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,7 +18,10 @@ from torch.nn import functional as F
 
 from lit_spectral.spectra.linalg import contract_to_spectral_ball, factor_spectrum
 
-__all__ = ["Delta", "Pair", "Truncated", "kept_rank"]
+__all__ = ["PARTS", "Delta", "Pair", "Truncated", "kept_rank"]
+
+# What a change's tensors are called where they are kept by name.
+PARTS = ("left", "right", "hadamard_left", "hadamard_right", "matrix")
 
 
 class Pair(NamedTuple):
@@ -97,7 +100,22 @@ class Delta:
 
     def tensors(self) -> Iterable[Tensor]:
         """All that it is made of."""
-        yield from [*(self.factors or ()), *(self.hadamard or ()), *([] if self.matrix is None else [self.matrix])]
+        yield from self.parts().values()
+
+    def parts(self) -> dict[str, Tensor]:
+        """All that it is made of, by its names in `PARTS`."""
+        all_of_them = (*(self.factors or (None, None)), *(self.hadamard or (None, None)), self.matrix)
+        return {name: tensor for name, tensor in zip(PARTS, all_of_them, strict=True) if tensor is not None}
+
+    @staticmethod
+    def of_parts(parts: Mapping[str, Tensor]) -> Delta:
+        """What `parts` gave; a pair of which one is lacking is none."""
+        given = [parts.get(name) for name in PARTS]
+        factors, hadamard = (
+            Pair(left, right) if left is not None and right is not None else None
+            for left, right in (given[:2], given[2:4])
+        )
+        return Delta(factors, hadamard, given[4])
 
     def dense(self, weight: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """ΔW (out, in), computed in `dtype`, where its tensors lie."""

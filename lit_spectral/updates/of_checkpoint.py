@@ -15,7 +15,7 @@ from lit_spectral.adapters.linear import is_transposed, linear_shape
 from lit_spectral.backbone_digest import same_backbone
 from lit_spectral.backbones import fetch
 from lit_spectral.checkpoint import load
-from lit_spectral.checkpoint_file import read, saved_by_task
+from lit_spectral.checkpoint_file import BENEATH, read, saved_by_task
 from lit_spectral.methods import FullFineTuning
 from lit_spectral.methods.base import Method, Site, Spectra
 from lit_spectral.reading import Reading
@@ -23,6 +23,7 @@ from lit_spectral.spectra import Part, SingularTriplets
 from lit_spectral.spectra.linalg import all_finite
 from lit_spectral.tasks import Task
 from lit_spectral.tasks.rebuild import rebuilt
+from lit_spectral.updates.beneath import of_saved, on_top
 from lit_spectral.updates.delta import Delta
 from lit_spectral.updates.of_model import about, delta_of, of_model
 from lit_spectral.updates.update import Update
@@ -35,7 +36,7 @@ def of_checkpoint(source: str, backbone: str | None) -> Update:
     """What training left, read without the backbone's weights; they are loaded where ΔW is made of them too.
 
     So it is with peft's methods, references that HiRA takes of W₀, and methods of the user's own. Full fine-tuning
-    reads them a map at a time.
+    reads them a map at a time. What lay beneath an adapter is counted in.
 
     Args:
         source: a `.ckpt` that `fit` or `export` wrote.
@@ -57,16 +58,21 @@ def of_checkpoint(source: str, backbone: str | None) -> Update:
     if isinstance(saved.get("origin"), dict):  # of one that `export` wrote: where it came from
         noted |= saved["origin"]
     state = {name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()}
-    found = _without_backbone(task, state, saved["backbone_digest"])
+    earlier = of_saved(content[BENEATH], source) if BENEATH in content else None
+    found = _without_backbone(task, state, saved["backbone_digest"], earlier is None)
     if found is None:
         task = load(source, backbone)
         return of_model(task.model, task.backbone, task.backbone_digest, noted)
-    return replace(found, origin={**found.origin, **noted})
+    found = replace(found, origin={**found.origin, **noted})
+    return found if earlier is None else on_top(found, earlier)
 
 
 @torch.no_grad()
-def _without_backbone(task: Task, state: Mapping[str, Tensor], digest: str) -> Update | None:
-    """The Update of a task's trained tensors by name in its model; None where that can't be had without W₀."""
+def _without_backbone(task: Task, state: Mapping[str, Tensor], digest: str, alone: bool) -> Update | None:
+    """The Update of a task's trained tensors by name in its model; None where that can't be had without W₀.
+
+    Nor is it of weights that are trained themselves, where they did not begin at the backbone's `alone`.
+    """
     task.loading = replace(task.loading, weights=False)
     model: Any = task.load_model(fetch(task.backbone))[0]
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -83,7 +89,7 @@ def _without_backbone(task: Task, state: Mapping[str, Tensor], digest: str) -> U
             whole[plain] = tensor.float()
     changes = _adapted(task.method, model, adapters)
     if trained and changes is not None:
-        changes = _differences(task, model, trained, digest)
+        changes = _differences(task, model, trained, digest) if alone else None
     return None if changes is None else Update(changes, whole, task.backbone, digest, about(model))
 
 

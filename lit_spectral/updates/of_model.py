@@ -14,6 +14,7 @@ from lit_spectral.adapters.base import Change
 from lit_spectral.adapters.foreign import PeftChange
 from lit_spectral.errors import InputError
 from lit_spectral.updates.applied import GivenAdapter
+from lit_spectral.updates.beneath import beneath, on_top
 from lit_spectral.updates.delta import Delta, Pair
 from lit_spectral.updates.update import Update
 
@@ -23,6 +24,8 @@ __all__ = ["about", "delta_of", "of_model"]
 @torch.no_grad()
 def of_model(model: nn.Module, backbone: str = "", digest: str = "", origin: Mapping[str, Any] | None = None) -> Update:
     """What has been trained in a live model, as float32 on the CPU: a copy, but for factors that are its own.
+
+    With what `put_beneath` has put beneath it: all that makes the model another than its backbone.
 
     Args:
         model: of transformers, with its head; adapted by this package or by peft's layers, unfolded.
@@ -44,7 +47,9 @@ def of_model(model: nn.Module, backbone: str = "", digest: str = "", origin: Map
         if not any(name.startswith(part) for part in parts) or _is_bias(name, paths)
     }
     whole = _without_peft(whole) | _shifted_biases(paths)
-    return Update(changes, whole, backbone, digest, about(model) | dict(origin or {}))
+    trained = Update(changes, whole, backbone, digest, about(model) | dict(origin or {}))
+    earlier = beneath(model)
+    return trained if earlier is None else on_top(trained, earlier)
 
 
 def _shifted_biases(changed: Mapping[str, Change]) -> dict[str, Tensor]:
