@@ -70,6 +70,7 @@ REFUSED = {
     "target_modules": ["query"],
     "start_from": "elsewhere.ckpt",
     "after": ["nowhere.ckpt"],
+    "on_top_of": ["nowhere.ckpt"],
     "config": {"peft_type": "LORA", "r": 4, "lora_dropout": 0.5},
 }
 

@@ -211,8 +211,7 @@ class Task(StoredModule):
         assert isinstance(encoder, nn.Module)
         new = always_trained(model, missing, self.trains_head)
         self.backbone_digest = backbone_digest(encoder, new)
-        missing = stand_on(self, model, missing)
-        new = always_trained(model, missing, self.trains_head)
+        stand_on(self, model)
         outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in new]
         self._output_layers = outside[-1:]
         shard_for(self._trainer, model, encoder, {p for p in model.parameters() if id(p) in new})

@@ -79,16 +79,12 @@ def keep_out(task: Task) -> None:
                 adapter.avoid(*(torch.cat(side, dim=1) for side in zip(*spaces[path], strict=True)))
 
 
-def stand_on(task: Task, model: Any, missing: list[str]) -> list[str]:
+def stand_on(task: Task, model: Any) -> None:
     """Put what lies beneath a task's adapters into its model's weights, frozen: what a checkpoint says, or `on_top_of`.
 
     Args:
         task: whose backbone's digest is known.
         model: of transformers, as its files are, not adapted yet.
-        missing: names of weights that the files lack.
-
-    Returns:
-        Those that lack still.
 
     Raises:
         InputError: no changes of this backbone's maps, another backbone's, or weights that can't hold them.
@@ -97,13 +93,12 @@ def stand_on(task: Task, model: Any, missing: list[str]) -> list[str]:
     if task.beneath is None and sources:
         task.beneath = _summed(task, model, sources)
     if task.beneath is None:
-        return missing
+        return
     with _told("model.method.on_top_of"):
         _placed(model, task.beneath)
         put_beneath(model, task.beneath)
     count = len(task.beneath.changes)
     log.info("on top of %s: %d maps and %d tensors", _some(sources), count, len(task.beneath.whole))
-    return [name for name in missing if name not in task.beneath.whole]
 
 
 def _summed(task: Task, model: Any, sources: list[str]) -> Update:
@@ -115,7 +110,7 @@ def _summed(task: Task, model: Any, sources: list[str]) -> Update:
             within = _within(source, update.origin)
             for other, earlier in updates.items():
                 if within & _within(other, earlier.origin):
-                    raise InputError(f"it and {other} have one adapter in common; give one that has all in it alone")
+                    raise InputError(f"what is in {other} is in {source} too, and would count twice; give it once")
             updates[source] = replace(update, changes=_placed(model, update), whole=_fitting(model, update, source))
     with _told("model.method.on_top_of"):
         # Of several heads it keeps the first.

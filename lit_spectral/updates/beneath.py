@@ -142,7 +142,8 @@ def _change(parts: dict[str, Tensor]) -> Delta:
     delta = Delta.of_parts(parts)
     pairs = [pair for pair in (delta.factors, delta.hadamard) if pair is not None]
     shapes = {(len(left), right.shape[1]) for left, right in pairs if left.shape[1] == len(right)}
-    shapes |= set() if delta.matrix is None else {tuple(delta.matrix.shape)}
+    if delta.matrix is not None:
+        shapes.add((delta.matrix.shape[0], delta.matrix.shape[1]))
     if any(part.ndim != 2 for part in parts.values()) or len(shapes) != 1 or delta.parts().keys() != parts.keys():
         raise ValueError(f"no change has parts {', '.join(parts)} of these shapes")
     return delta
