@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_spectral import methods
 from lit_spectral.adapters import named_changes, trained_state
-from lit_spectral.methods.base import Spectra
+from lit_spectral.methods.spectra import Matrices, Spectra
+from lit_spectral.spectra.input_directions import Fed
 from lit_spectral.tasks import CausalLM
 
 __all__ = ["METHODS", "run"]
@@ -185,6 +186,6 @@ def run(folder: Path, method: str, steps: int, length: int, strategy: str, setti
 def again(task: CausalLM, requests: list[tuple[str, tuple[Any, ...]]]) -> None:
     """What the method asked of the weights' spectra, once more, by an object that remembers nothing."""
     targets = {name: adapter.base_layer for name, adapter in named_changes(task.encoder).items()}
-    spectra: Any = Spectra(task.encoder, targets)  # type: ignore[arg-type]
+    spectra: Any = Spectra(Matrices(targets), lambda: Fed(task.encoder, targets))  # type: ignore[arg-type]
     for name, arguments in requests:
         getattr(spectra, name)(*arguments)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_spectral.errors import InputError
 
-__all__ = ["Call", "Reading", "place", "read", "watched"]
+__all__ = ["Call", "Reading", "evaluating", "place", "read", "watched", "window"]
 
 LENGTH = 16
 
@@ -99,14 +99,22 @@ def read(encoder: nn.Module, tokens: Tensor | tuple[int, int]) -> Any:
     """
     if isinstance(tokens, tuple):
         tokens = _random_tokens(encoder, *tokens)
-    with ExitStack() as stack:
-        for module in encoder.modules():
-            stack.callback(setattr, module, "training", module.training)
-        encoder.eval()
+    tokens = tokens.to(_embedded(encoder).device)
+    with evaluating(encoder):
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
             inputs["decoder_input_ids"] = tokens
         return encoder(**inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it, all modules are in eval mode; afterwards each is in the mode that it was in."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        model.eval()
+        yield
 
 
 @contextmanager
@@ -136,9 +144,13 @@ def _embedded(encoder: nn.Module) -> Tensor:
     return weight
 
 
+def window(model: nn.Module, most: int) -> int:
+    """Tokens of a row that any model of its kind can read, at most so many."""
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 2 * most
+    return min(most, int(longest) // 2)  # half: some architectures' positions don't start at 0
+
+
 def _random_tokens(encoder: nn.Module, rows: int, length: int) -> Tensor:
-    weight = _embedded(encoder)
-    longest = getattr(getattr(encoder, "config", None), "max_position_embeddings", None) or 2 * length
     generator = torch.Generator("cpu").manual_seed(0)
-    shape = (rows, min(length, longest // 2))  # half: some architectures' positions don't start at 0
-    return torch.randint(weight.shape[0], shape, generator=generator, device="cpu").to(weight.device)
+    shape = (rows, window(encoder, length))
+    return torch.randint(_embedded(encoder).shape[0], shape, generator=generator, device="cpu")

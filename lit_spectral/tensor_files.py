@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_spectral.files import written
+from lit_spectral.files import locked, written
 
-__all__ = ["DamagedError", "content_digest", "read", "write"]
+__all__ = ["DamagedError", "content_digest", "kept", "read", "write"]
+
+log = logging.getLogger(__name__)
 
 
 class DamagedError(ValueError):
@@ -66,6 +70,32 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
             save_file(dict(tensors), scratch, metadata={"checksum": _checksum(tensors)})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+def kept(path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict[str, Tensor]:
+    """The tensors of a file of the cache, or else those that `make` gives, which are kept there if they can be.
+
+    One process makes them, and others wait. `what` they are is for the line that says that they can't be kept.
+    """
+    with suppress(DamagedError, OSError):
+        if (found := read(path)) is not None:
+            return found
+    with locked(path) as trouble:
+        try:  # what another process wrote while this one waited
+            if (found := read(path)) is not None:
+                return found
+        except DamagedError as error:
+            log.warning("%s is damaged (%s); it is made again", path, error)
+        except OSError as error:  # it may be whole, and is left as it is
+            trouble = error
+        found = make()
+        try:
+            if trouble is not None:
+                raise trouble
+            write(path, found)
+        except OSError as error:
+            log.warning("%s can't be kept in %s (%s); the next run makes it anew", what, path.parent, error)
+    return found
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

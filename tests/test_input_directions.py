@@ -10,12 +10,12 @@ from lit_spectral.adapters import adapters, find_targets, trained_state
 from lit_spectral.errors import InputError
 from lit_spectral.methods import SORSA, FCLoRA, HiPLoRA, LoRA, PiSSA, ProjLoRA
 from lit_spectral.reading import Reading
-from lit_spectral.spectra.input_directions import leading_input_directions
+from lit_spectral.spectra.input_directions import Fed, leading_input_directions
 from lit_spectral.tasks import SequenceClassification
 
 
 def directions(encoder, count=2, targets=None):
-    return leading_input_directions(encoder, find_targets(encoder, targets), count)
+    return leading_input_directions(Fed(encoder, find_targets(encoder, targets)), count)
 
 
 def llama():
@@ -44,7 +44,7 @@ def test_they_are_the_singular_vectors_of_what_a_map_is_given():
     encoder, seen = llama(), []
     targets = find_targets(encoder, None)
     encoder.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    found = leading_input_directions(encoder, targets, 3)["layers.1.mlp.down_proj"].double()
+    found = leading_input_directions(Fed(encoder, targets), 3)["layers.1.mlp.down_proj"].double()
     rows = seen[0].detach().double().reshape(-1, 48)
     expected = torch.linalg.svd(rows, full_matrices=False).Vh[:3].mT
     assert torch.linalg.svdvals(found.mT @ expected).min() > 1 - 1e-6
@@ -57,7 +57,7 @@ def test_a_map_that_is_used_several_times_is_taken_as_a_whole(architecture, endi
     targets = find_targets(encoder, None)
     name = next(name for name in targets if name.endswith(ending))
     encoder.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().reshape(-1, 32)))
-    found = leading_input_directions(encoder, targets, 1)[name].double()
+    found = leading_input_directions(Fed(encoder, targets), 1)[name].double()
     assert len(seen) > 1
     expected = torch.linalg.svd(torch.cat(seen).double(), full_matrices=False).Vh[:1].mT
     assert abs(float(found.mT @ expected)) > 0.99
@@ -77,7 +77,7 @@ def test_looking_leaves_nothing_behind():
 
 def test_what_can_not_be_looked_at_says_so():
     with pytest.raises(InputError, match=r"no token embeddings .*set input_rank: 0"):
-        leading_input_directions(torch.nn.Linear(4, 4), {}, 1)
+        leading_input_directions(Fed(torch.nn.Linear(4, 4), {}), 1)
     encoder = llama()
     encoder.idle = torch.nn.Linear(32, 32)
     with pytest.raises(InputError, match=r"^idle: the model reads text without this map; leave it out of target_mod"):
@@ -174,6 +174,7 @@ def test_where_it_does_not_go_it_says_so(method, message):
         method(rank=4, input_rank=1).apply(whole, whole.base_model)
 
 
-def test_a_negative_rank_is_refused():
-    with pytest.raises(InputError, match="input_rank must be at least 0"):
-        LoRA(input_rank=-1)
+@pytest.mark.parametrize("count", [-1, 1.0, 0.0, -0.5, 1.5, float("nan"), float("inf")])
+def test_what_is_neither_a_number_of_directions_nor_a_share_is_refused(count):
+    with pytest.raises(InputError, match="input_rank must be at least 0, a whole number of directions, or above 0 and"):
+        LoRA(input_rank=count)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lit_spectral.errors import InputError
+from lit_spectral.methods.spectra import Spectra
 from lit_spectral.updates import Delta, Pair, Update, mending
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.mend_command import _parse
@@ -162,7 +163,7 @@ def test_these_change_nothing(name, value):
 def test_inputs_that_are_shared_are_answered_by_nothing(monkeypatch):
     update, backbone = drawn()
     bases = {path: torch.linalg.qr(torch.randn(shape[1], 2))[0] for path, shape in SHAPES.items()}
-    monkeypatch.setattr(backbone, "input_directions", lambda paths, count: bases)
+    monkeypatch.setattr(Spectra, "input_directions", lambda spectra, name, count: bases[name])
     mended = dense(mend(update, "input_rank", 2, backbone), backbone)
     for path, matrix in dense(update, backbone).items():
         v = bases[path].double()
@@ -174,8 +175,10 @@ def test_inputs_that_are_shared_are_answered_by_nothing(monkeypatch):
     ("llama", "model.layers.1.mlp.down_proj"),
 ])  # fmt: skip
 def test_input_directions_are_those_of_a_map_by_its_path_in_the_full_model(backbone_folder, architecture, path):
-    basis = Backbone(backbone_folder(architecture)).input_directions([path], 2)[path]
-    assert basis.shape == (48 if "down" in path else 32, 2)
+    into = 48 if "down" in path else 32
+    backbone = Backbone(backbone_folder(architecture))
+    basis = backbone.spectra({path: Delta(matrix=torch.zeros(32, into))}).input_directions(path, 2)
+    assert basis.shape == (into, 2)
     torch.testing.assert_close(basis.mT @ basis, torch.eye(2), atol=1e-5, rtol=0)
 
 
@@ -205,13 +208,18 @@ MISTAKES = [
     ("--scale=x", "scale is a number, not x"),
     ("--scale=nan", "scale is a number, not nan"),
     ("--ball=0", "ball is above 0, not 0"),
-    ("--ball=q5", "ball: a bound is a number, q1, q2, q3, q4 or {quantile: 0.6}, not 'q5'"),
+    ("--ball=q5", "ball: a bound is a number, q1, q2, q3, q4, {quantile: 0.6}, {of_norm: 0.05} or {of_outputs: 0.1}, "),
+    ("--ball={of_norm: 0}", "of_norm is finite and above 0, and below 1e+18, not 0; give 0.1, q2"),
+    ("--ball={norm: 0.1}", "ball: a bound by each map is written {quantile: 0.6}, {of_norm: 0.05}"),
     ("--ball={quantile: 2}", "a quantile lies between 0 and 1, not 2; give 0.1, q2"),
     ("--ball={quantile: x}", "ball: {quantile: x} can't be read"),
     ("--clip=0.5", "clip is a number at least 1, not 0.5"),
     ("--intruders=0", "intruders is a number above 0 and at most 1, not 0"),
     ("--principal_rank=0", "principal_rank is a whole number, at least 1, not 0"),
-    ("--input_rank=-1", "input_rank is a whole number, at least 1, not -1"),
+    ("--input_rank=-1", "input_rank must be at least 0, a whole number of directions, or above 0 and below 1"),
+    ("--input_rank=0", "input_rank is at least 1, or a share of energy, above 0 and below 1, not 0"),
+    ("--input_rank=1.0", "input_rank must be at least 0, a whole number of directions, or above 0 and below 1"),
+    ("--input_rank=x", "input_rank is a number, not x"),
     ("--rank=1.5", "rank is a whole number, at least 1, not 1.5"),
     ("--energy=2", "energy is a number above 0 and at most 1, not 2"),
     ("--bal=1", "there is no --bal; did you mean --ball?"),
@@ -238,7 +246,7 @@ def test_a_backbone_that_is_needed_is_the_adapters(name, value, weights, said):
 
 def test_a_ball_by_a_quantile_that_is_0_is_refused():
     update, _ = drawn()
-    with pytest.raises(InputError, match=r"ball: the quantile 0\.25 of a is 0"):
+    with pytest.raises(InputError, match=r"ball: a: a bound on .* must be finite and above 0, .* not 0 \(q1\)"):
         mend(update, "ball", "q1", Backbone("x", {path: torch.zeros(shape) for path, shape in SHAPES.items()}))
 
 

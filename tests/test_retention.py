@@ -19,6 +19,7 @@ from lit_spectral.methods import BitFit, FCLoRA, FullFineTuning, HiPLoRA, HiRA, 
 from lit_spectral.retention import Retention, head, token_scores
 from lit_spectral.retention.base_model import base_model
 from lit_spectral.tasks import CausalLM, MaskedLM, SequenceClassification
+from lit_spectral.tensor_files import kept
 
 METHODS = {
     "LoRA": LoRA(rank=2),
@@ -317,8 +318,8 @@ def test_a_head_that_is_not_there_whole_is_fitted_and_kept(tmp_path, content):
     file, fitted = tmp_path / "x.safetensors", {"bias": torch.arange(3.0)}
     if content is not None:
         file.write_bytes(content)
-    assert torch.equal(head._kept(file, lambda: fitted)["bias"], torch.arange(3.0))
-    assert torch.equal(head._kept(file, None)["bias"], torch.arange(3.0))
+    assert torch.equal(kept(file, lambda: fitted, "x")["bias"], torch.arange(3.0))
+    assert torch.equal(kept(file, None, "x")["bias"], torch.arange(3.0))
 
 
 def test_a_head_that_can_not_be_read_is_fitted_and_left_as_it_is(shared_folder, caplog):
@@ -327,7 +328,7 @@ def test_a_head_that_can_not_be_read_is_fitted_and_left_as_it_is(shared_folder, 
     file.chmod(0)
     shared_folder.chmod(0o777)
     with another_user():
-        assert head._kept(file, lambda: {"bias": torch.ones(1)}) == {"bias": torch.ones(1)}
+        assert kept(file, lambda: {"bias": torch.ones(1)}, "retention: the head") == {"bias": torch.ones(1)}
     file.chmod(0o644)
     assert file.read_bytes() == b"another user's"
     (line,) = caplog.messages
@@ -335,7 +336,9 @@ def test_a_head_that_can_not_be_read_is_fitted_and_left_as_it_is(shared_folder, 
 
 
 def test_a_head_is_fitted_where_nothing_may_be_written(read_only_folder, caplog):
-    assert head._kept(read_only_folder / "x", lambda: {"bias": torch.ones(1)}) == {"bias": torch.ones(1)}
+    assert kept(read_only_folder / "x", lambda: {"bias": torch.ones(1)}, "retention: the head") == {
+        "bias": torch.ones(1)
+    }
     (line,) = caplog.messages
     assert line.startswith(f"retention: the head can't be kept in {read_only_folder} (")
 

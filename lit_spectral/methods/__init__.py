@@ -1,6 +1,7 @@
 """The rows of the table of methods: each says how ΔW is built, where it starts and what holds it."""
 
-from lit_spectral.methods.base import Bound, LowRankMethod, Method
+from lit_spectral.methods.base import LowRankMethod, Method
+from lit_spectral.methods.bounds import Bound
 from lit_spectral.methods.fclora import FCLoRA, HiLoRA
 from lit_spectral.methods.full import BitFit, FullFineTuning
 from lit_spectral.methods.given import Given

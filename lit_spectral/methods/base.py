@@ -3,106 +3,29 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
-from lit_spectral.adapters.linear import linear_shape, weight_matrix
+from lit_spectral.adapters.linear import linear_shape
 from lit_spectral.adapters.targets import left_out
 from lit_spectral.errors import InputError, check_at_least, check_at_most, check_positive
+from lit_spectral.input_text import RANDOM, input_tokens
+from lit_spectral.methods.bounds import LARGEST, Bound, resolve_bound
+from lit_spectral.methods.spectra import Matrices, Spectra
 from lit_spectral.reading import Reading
-from lit_spectral.sharding import shared_out
 from lit_spectral.spectra import Part, SingularTriplets
-from lit_spectral.spectra.cache import SVDCache
-from lit_spectral.spectra.input_directions import leading_input_directions
+from lit_spectral.spectra.input_directions import Fed, is_share
 
-__all__ = [
-    "Bound",
-    "LowRankMethod",
-    "Method",
-    "RankMethod",
-    "ScaledMethod",
-    "Site",
-    "Spectra",
-    "check_fits",
-    "quantile_of",
-    "resolve_bound",
-]
+__all__ = ["LowRankMethod", "Method", "RankMethod", "ScaledMethod", "Site", "check_fits"]
 
 log = logging.getLogger(__name__)
-
-# Above it, products leave the range of float32.
-LARGEST = 1e18
-
-# A bound on singular values: a number, a quartile of W₀'s ("q1" … "q4"), or {"quantile": 0.6} of them.
-Bound = float | str | dict[str, float]
-
-
-class _Matrices(Mapping[str, Tensor]):
-    """Weights (out, in) by their map's path: those of quantised maps are made when they are looked at, and not kept."""
-
-    def __init__(self, layers: dict[str, nn.Module]) -> None:
-        self._layers = layers
-
-    def __getitem__(self, name: str) -> Tensor:
-        return weight_matrix(self._layers[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-
-class Spectra:
-    """Spectra of all the targets' weights and inputs: computed together, when the first of them is asked for."""
-
-    def __init__(self, encoder: nn.Module, targets: dict[str, nn.Module]) -> None:
-        self._encoder, self._targets = encoder, targets
-        self.weights = _Matrices(targets)
-        self._cache = SVDCache()
-        self._quantiles: dict[float, dict[str, float]] = {}
-        self._triplets: dict[tuple[Part, int, int], dict[str, SingularTriplets]] = {}
-        self._inputs: dict[int, dict[str, Tensor]] = {}
-
-    def quantile(self, name: str, quantile: float) -> float:
-        """Of one weight's singular values, as `SVDCache.drawn`."""
-        if quantile not in self._quantiles:
-            self._drawn(0, 0, quantile)
-        return self._quantiles[quantile][name]
-
-    def draw(self, rank: int, seed: int, quantile: float) -> None:
-        """Find `random` triplets and a quantile of all weights together, which takes half as long as one by one."""
-        if ("random", rank, seed) not in self._triplets:
-            self._triplets["random", rank, seed] = self._drawn(rank, seed, quantile)
-
-    def _drawn(self, rank: int, seed: int, quantile: float) -> dict[str, SingularTriplets]:
-        def compute(weights: Mapping[str, Tensor]) -> dict[str, tuple[SingularTriplets | None, float]]:
-            triplets, values = self._cache.drawn(weights, rank, seed, [quantile])
-            return {name: (triplets.get(name), values[name][0]) for name in weights}
-
-        found = shared_out(compute, self.weights)
-        self._quantiles[quantile] = {name: value for name, (_, value) in found.items()}
-        return {name: triplets for name, (triplets, _) in found.items() if triplets is not None}
-
-    def triplets(self, name: str, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
-        """Part of one weight's SVD, as `SVDCache.singular_triplets`."""
-        key = (part, rank, seed)
-        if key not in self._triplets:
-            compute = partial(self._cache.singular_triplets, part=part, rank=rank, seed=seed)
-            self._triplets[key] = shared_out(compute, self.weights)
-        return self._triplets[key][name]
-
-    def input_directions(self, name: str, count: int) -> Tensor:
-        """Of one map's inputs, as `leading_input_directions`."""
-        if count not in self._inputs:
-            self._inputs[count] = leading_input_directions(self._encoder, self._targets, count)
-        return self._inputs[count][name]
 
 
 class Site(NamedTuple):
@@ -119,16 +42,16 @@ class Site(NamedTuple):
         """W₀ (out, in)."""
         return self.spectra.weights[self.name]
 
-    def quantile(self, quantile: float) -> float:
-        """Of W₀'s singular values, counted upwards: 0 is the smallest value, 1 the largest."""
-        return self.spectra.quantile(self.name, quantile)
+    def bound(self, bound: Bound) -> float:
+        """A bound on singular values as a number, as `resolve_bound`."""
+        return resolve_bound(bound, self.spectra, self.name)
 
     def triplets(self, part: Part, rank: int, seed: int = 0) -> SingularTriplets:
         """Part of the SVD of W₀."""
         return self.spectra.triplets(self.name, part, rank, seed)
 
-    def input_directions(self, count: int) -> Tensor:
-        """Orthonormal basis (in, count) of what the unchanged map is mostly fed."""
+    def input_directions(self, count: float) -> Tensor:
+        """Orthonormal basis (in, k) of what the unchanged map is mostly fed, as `leading_input_directions`."""
         return self.spectra.input_directions(self.name, count)
 
 
@@ -185,21 +108,30 @@ class Method:
             InputError: no target, or one that can't take this method; the model is as it was then.
         """
         model.requires_grad_(False)
-        attach(encoder, {site.name: _named(self.build_adapter, site) for site in self._sites(encoder)})
+        attach(encoder, {site.name: _named(self.build_adapter, site) for site in self._sites(model, encoder)})
         return model
 
-    def _sites(self, encoder: nn.Module) -> list[Site]:
+    def input_tokens(self, model: nn.Module, encoder: nn.Module) -> Tensor | None:
+        """Token ids (rows, length) on which maps' inputs are looked at; None for random ones."""
+        return None
+
+    def _sites(self, model: nn.Module, encoder: nn.Module) -> list[Site]:
         """The maps to adapt; of the default ones, those that the method fits into."""
         reading = Reading(encoder)
         targets = find_targets(encoder, self.target_modules, reading)
-        found = {site.name: self._misfit(site) for site in _sites(encoder, targets, reading)}
+
+        def sites(layers: dict[str, nn.Module]) -> list[Site]:
+            spectra = Spectra(Matrices(layers), lambda: Fed(encoder, layers, self.input_tokens(model, encoder)))
+            return [Site(name, layer, encoder, spectra, reading) for name, layer in layers.items()]
+
+        found = {site.name: self._misfit(site) for site in sites(targets)}
         misfits = {name: misfit for name, misfit in found.items() if misfit is not None}
         if misfits and (self.target_modules is not None or len(misfits) == len(targets)):
             raise next(iter(misfits.values()))
         fitting = {name: layer for name, layer in targets.items() if name not in misfits}
         if self.target_modules is None and (rest := left_out(encoder, fitting, misfits, reading)):
             log.info("left out by default: %s", rest)
-        return _sites(encoder, fitting, reading)
+        return sites(fitting)
 
     def _misfit(self, site: Site) -> InputError | None:
         try:
@@ -249,11 +181,6 @@ class Method:
         """Continue from what `state_dict` gave."""
 
 
-def _sites(encoder: nn.Module, targets: dict[str, nn.Module], reading: Reading) -> list[Site]:
-    spectra = Spectra(encoder, targets)
-    return [Site(name, layer, encoder, spectra, reading) for name, layer in targets.items()]
-
-
 def _named(step: Any, site: Site) -> Any:
     try:
         return step(site)
@@ -297,41 +224,103 @@ class LowRankMethod(RankMethod):
 
     Args:
         ball: exact bound on ‖ΔW‖₂, held after every step; None or "none" for none. A number, q1 … q4
-            (quartiles of each weight's own singular values, counted upwards) or {quantile: 0.6} of them.
-        input_rank: how many of the directions that a map's inputs share on any text ΔW is to ignore, held after
-            every step; 0 for none, None for 1 where no state depends on later tokens, as in decoders, and 0 elsewhere.
-            Not in the papers: what ΔW answers to such a direction, it answers to every text (docs/results).
+            (quartiles of each weight's own singular values, counted upwards), {quantile: 0.6} of them,
+            {of_norm: 0.05} (that part of ‖W₀‖₂), or {of_outputs: 0.1}: such that over the inputs of `input_text`
+            rms‖ΔW x‖ is at most that part of rms‖W₀ x‖ (`lit_spectral.methods.bounds.resolve_bound`).
+        input_rank: which of the directions that a map's inputs share ΔW is to ignore, held after every step: how
+            many, or, above 0 and below 1, as many as hold that share of the inputs' energy, or as there is room for
+            beside the rank; 0 for none, None for 1 where no state depends on later tokens, as in decoders, and 0
+            elsewhere. Not in the papers: what ΔW answers to such a direction, it answers to every text (docs/results).
+        input_text: what the model reads when inputs are looked at, 1024 tokens at most: `random` ones; `self`, what a
+            decoder's backbone says by itself, drawn by `seed`; or a corpus: a file, a folder, python-docs,
+            wikitext-2, …. What loads a checkpoint does not read it again.
         after: earlier adapters, as `start_from` takes them, whose row and column spaces ΔW keeps out of, exactly and
             after every step, as O-LoRA (Wang et al., 2023) does by a penalty; one, or a list. A fit reads them, also
             one that goes on; what loads its checkpoint does not.
     """
 
     ball: Bound | None = None
-    input_rank: int | None = 0
+    input_rank: int | float | None = 0
+    input_text: str = RANDOM
     after: list[str] | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(0, input_rank=self.input_rank)
+        if self.input_rank is not None:
+            is_share(self.input_rank)
+        if not self.input_text:
+            raise InputError("input_text: none is given; give random, self, or a corpus")
+        self._backbone, self._digest = "", ""
+        self._tokens: Tensor | None = None  # of input_text, once it is read
+        self._saved: dict[str, Any] = {}  # of a checkpoint
+        self._ignored: list[int] = []  # directions of each map
+
+    def prepare(self, backbone: str, digest: str, missing: Sequence[str]) -> None:
+        """Note whose text `input_text` may name."""
+        self._backbone, self._digest = backbone, digest
+
+    def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
+        """As any method, and say how many directions of inputs hold the share that is to be ignored."""
+        self._ignored = []
+        adapted = super().apply(model, encoder)
+        if isinstance(self.input_rank, float):
+            log.info(
+                "input_rank: ΔW ignores %d to %d directions of a map's inputs (%s), median %g, which hold %g of their "
+                "energy, or are as many as there is room for beside the rank",
+                *(min(self._ignored), max(self._ignored), self.input_text, statistics.median(self._ignored)),
+                self.input_rank,
+            )
+        return adapted
+
+    def input_tokens(self, model: nn.Module, encoder: nn.Module) -> Tensor | None:
+        """Those of `input_text`, or of the checkpoint that is loaded, if it is of the same text."""
+        if self._saved.get("input_text") == self.input_text:
+            self._tokens = _checked(self._saved.get("input_tokens"), encoder)
+        else:
+            self._tokens = input_tokens(self.input_text, encoder, model, self._backbone, self._digest, self.seed)
+        return self._tokens
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tokens that were read, where they aren't random ones, which are the same everywhere."""
+        return {} if self._tokens is None else {"input_text": self.input_text, "input_tokens": self._tokens}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Read, before `apply`, the same tokens again; afterwards what was read stays."""
+        self._saved = state
 
     def check(self, site: Site) -> None:
         """ValueError if rank and input_rank together are above what a matrix of this shape can have."""
         super().check(site)
-        if count := self.ignored(site):
+        if count := self.counted(site):
             check_fits("rank + input_rank =", self.rank + count, site)
+
+    def counted(self, site: Site) -> int:
+        """How many directions of its inputs a map's ΔW ignores by number; 0 where it goes by their energy."""
+        if self.input_rank is None:
+            return int(site.reading.causal)
+        return self.input_rank if isinstance(self.input_rank, int) else 0
 
     def ignored(self, site: Site) -> int:
         """How many directions of its inputs a map's ΔW ignores."""
-        return int(site.reading.causal) if self.input_rank is None else self.input_rank
+        if not isinstance(self.input_rank, float):
+            return self.counted(site)
+        return min(site.input_directions(self.input_rank).shape[1], self.room(site))
+
+    def room(self, site: Site) -> int:
+        """How many directions of its inputs a map's ΔW can ignore beside what else the method needs."""
+        return min(linear_shape(site.layer)) - self.rank
 
     def build_adapter(self, site: Site) -> Adapter:
         """The adapter for one linear map, with its ball and the inputs that it ignores."""
         adapter = self.build(site)
-        if count := self.ignored(site):
-            adapter.ignore_inputs(site.input_directions(count))
+        count = self.ignored(site)
+        self._ignored.append(count)
+        if count:
+            by = self.input_rank if isinstance(self.input_rank, float) else count
+            adapter.ignore_inputs(site.input_directions(by)[:, :count])
         if str(self.ball).lower() != "none":  # a parser's null may arrive as the word
             assert self.ball is not None
-            adapter.hold_in_ball(resolve_bound(self.ball, site))
+            adapter.hold_in_ball(site.bound(self.ball))
         return adapter
 
     @abstractmethod
@@ -362,34 +351,10 @@ class ScaledMethod(LowRankMethod):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
-def quantile_of(bound: Bound) -> float | None:
-    """Which quantile of a matrix's singular values a bound is, counted upwards; None where it is a number.
-
-    q1 is the 25th percentile and q4 the largest value (FCLoRA §3.2 writes σ^(1) … σ^(4)). Raises InputError for a
-    bound that is spelled otherwise, and ValueError for a quantile below 0 or above 1.
-    """
-    if isinstance(bound, str):
-        if bound not in {"q1", "q2", "q3", "q4"}:
-            raise InputError(f"a bound is a number, q1, q2, q3, q4 or {{quantile: 0.6}}, not {bound!r}")
-        bound = {"quantile": int(bound[1]) / 4}
-    if not isinstance(bound, dict):
-        return None
-    if set(bound) != {"quantile"}:
-        raise InputError(f"a bound by quantile is written {{quantile: 0.6}}, not {bound}")
-    if not 0 <= bound["quantile"] <= 1:
-        raise ValueError(f"a quantile lies between 0 and 1, not {bound['quantile']}")
-    return bound["quantile"]
-
-
-def resolve_bound(bound: Bound, site: Site) -> float:
-    """A bound as a number, for one matrix: quantiles are those of its own singular values.
-
-    Raises as `quantile_of`, and InputError unless the result is finite and above 0.
-    """
-    quantile = quantile_of(bound)
-    if quantile is not None:
-        bound = site.quantile(quantile)
-    assert not isinstance(bound, (str, dict))
-    if not 0 < bound < LARGEST:
-        raise InputError(f"a bound on singular values must be finite and above 0, and below {LARGEST:g}, not {bound}")
-    return float(bound)
+def _checked(tokens: Any, encoder: Any) -> Tensor:
+    """Token ids of a checkpoint; InputError for what can't be this model's."""
+    known = encoder.get_input_embeddings().weight.shape[0]
+    whole = isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.dtype == torch.int64 and tokens.numel() > 0
+    if not whole or not 0 <= int(tokens.min()) <= int(tokens.max()) < known:
+        raise InputError("input_text: what the checkpoint says was read is no text of this backbone; it is damaged")
+    return tokens  # type: ignore[no-any-return]

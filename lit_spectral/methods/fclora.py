@@ -12,7 +12,8 @@ from lit_spectral.adapters import SVDAdapter
 from lit_spectral.adapters.linear import linear_shape
 from lit_spectral.adapters.svd import SigmaMode
 from lit_spectral.errors import InputError, check_at_least, check_positive
-from lit_spectral.methods.base import Bound, LowRankMethod, Site, quantile_of, resolve_bound
+from lit_spectral.methods.base import LowRankMethod, Site
+from lit_spectral.methods.bounds import Bound, read_bound
 from lit_spectral.spectra import SingularTriplets
 
 __all__ = ["FCLoRA", "HiLoRA"]
@@ -29,7 +30,7 @@ class FCLoRA(LowRankMethod):
 
     Args:
         sigma_bar: σ̄: a number, q1 … q4 (quartiles of each weight's own singular values, counted
-            upwards) or {quantile: 0.6} of them.
+            upwards), {quantile: 0.6} of them, or what else `ball` may be.
         gamma: γ, the factor of the orthogonality penalty; 0 for none.
         start: `singular`: U and V are random singular pairs of the weight, σ = 0. `zero`: U = 0,
             V Gaussian with variance 1/in, σ = σ̄.
@@ -58,7 +59,7 @@ class FCLoRA(LowRankMethod):
     factor_lr: float = 2.0
     orthogonality: Literal["decoupled", "gradient", "gram-schmidt"] = "decoupled"
     principal_rank: int = 0
-    input_rank: int | None = None
+    input_rank: int | float | None = None
     sigma: SigmaMode = "bounded"
     head_lr: float = 10.0
 
@@ -73,10 +74,10 @@ class FCLoRA(LowRankMethod):
 
     def build(self, site: Site) -> SVDAdapter:
         """The adapter for one linear map."""
-        quantile = quantile_of(self.sigma_bar)
-        if self.start == "singular" and quantile is not None:
-            site.spectra.draw(self.rank + self._kept_out_of(site), self.seed, quantile)
-        sigma_bar = resolve_bound(self.sigma_bar, site)
+        measure, number = read_bound(self.sigma_bar)
+        if self.start == "singular" and measure == "quantile":
+            site.spectra.draw(self.rank + self._kept_out_of(site), self.seed, number)
+        sigma_bar = site.bound(self.sigma_bar)
         u, sigma, v = self._start(site, sigma_bar)
         adapter = SVDAdapter(site.layer, u, v, sigma, sigma_bar, self.sigma, self.gamma, self.dropout)
         if (count := self._kept_out_of(site)) > 0:
@@ -88,10 +89,16 @@ class FCLoRA(LowRankMethod):
         adapter.lr_ratios = {"sigma": self.sigma_lr, "u": self.factor_lr, "v": self.factor_lr}
         return adapter
 
+    def room(self, site: Site) -> int:
+        """Of a matrix's smaller side, what the rank and principal directions leave."""
+        return max(0, super().room(site) - self._principal(site))
+
+    def _principal(self, site: Site) -> int:
+        return min(self.principal_rank, min(linear_shape(site.layer)) // 4)
+
     def _kept_out_of(self, site: Site) -> int:
-        """How many principal directions there are to keep out of, beside the rank."""
-        smaller = min(linear_shape(site.layer))
-        return min(self.principal_rank, smaller // 4, smaller - self.rank - self.ignored(site))
+        """How many principal directions there are to keep out of, beside the rank and ignored inputs."""
+        return min(self._principal(site), super().room(site) - self.ignored(site))
 
     def _start(self, site: Site, sigma_bar: float) -> tuple[Tensor, Tensor, Tensor]:
         """U, σ and V, such that ΔW = 0."""

@@ -24,7 +24,7 @@ class ProjLoRA(ScaledMethod):
 
     rank: int = 16
     principal_rank: int = 32
-    input_rank: int | None = None
+    input_rank: int | float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,8 +33,12 @@ class ProjLoRA(ScaledMethod):
     def check(self, site: Site) -> None:
         """ValueError if rank, principal_rank and input_rank together leave no room in a matrix of this shape."""
         check_fits("rank + principal_rank =", self.rank + self.principal_rank, site)
-        if count := self.ignored(site):
+        if count := self.counted(site):
             check_fits("rank + principal_rank + input_rank =", self.rank + self.principal_rank + count, site)
+
+    def room(self, site: Site) -> int:
+        """Of a matrix's smaller side, what rank and principal_rank leave."""
+        return super().room(site) - self.principal_rank
 
     def build(self, site: Site) -> LowRankAdapter:
         """The adapter for one linear map."""

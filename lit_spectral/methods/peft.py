@@ -145,8 +145,8 @@ class Peft(Method):
         return {"averages": averages, "rank_pattern": allocator.peft_config.rank_pattern, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
-        if state:
+        """Continue from what `state_dict` gave; before `apply` there is nothing to go on with."""
+        if state and self._tuner is not None:
             device = next(self._tuner.parameters()).device
             for name, average in state["averages"].items():
                 setattr(self._tuner.rankallocator, name, {key: value.to(device) for key, value in average.items()})

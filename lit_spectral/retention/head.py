@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
-from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +15,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lit_spectral import backbones, tensor_files
 from lit_spectral.backbone_digest import parameters_digest
-from lit_spectral.files import locked
 from lit_spectral.paths import cache_folder
 
 __all__ = ["fitted_head", "masked_logits"]
@@ -114,34 +110,11 @@ def fitted_head(source: str, text: str, device: torch.device) -> Any:
             options: dict[str, Any] = {"batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "tokenizer": source}
             return _fit(model, missing, MaskedText(text, limit=LINES, **options), device)
 
-        fitted = _kept(file, fit)
+        fitted = tensor_files.kept(file, fit, "retention: the head")
     with torch.no_grad():
         for name, value in fitted.items():
             parameters[name].copy_(value)
     return model.eval().requires_grad_(False)
-
-
-def _kept(file: Path, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What a file of the cache holds, or else `fit` returns, which is then kept there if it can be."""
-    with suppress(tensor_files.DamagedError, OSError):
-        if (found := tensor_files.read(file)) is not None:
-            return found
-    with locked(file) as trouble:
-        try:  # what another process wrote while this one waited
-            if (found := tensor_files.read(file)) is not None:
-                return found
-        except tensor_files.DamagedError as error:
-            log.warning("%s is damaged (%s); it is fitted again", file, error)
-        except OSError as error:  # it may be whole, and is left as it is
-            trouble = error
-        found = fit()
-        try:
-            if trouble is not None:
-                raise trouble
-            tensor_files.write(file, found)
-        except OSError as error:
-            log.warning("retention: the head can't be kept in %s (%s); the next run fits it anew", file.parent, error)
-    return found
 
 
 def _fit(model: Any, missing: list[str], data: Any, device: torch.device) -> dict[str, Tensor]:

@@ -158,9 +158,11 @@ class StoredModule(SteppedModule):
                 one that does not fit the backbone.
         """
         content = read(checkpoint_path, weights_only)
-        task = rebuild.rebuilt(saved_by_task(content), cls, checkpoint_path, given)
+        saved = saved_by_task(content)
+        task = rebuild.rebuilt(saved, cls, checkpoint_path, given)
         if BENEATH in content:
             task.beneath = of_saved(content[BENEATH], os.fspath(checkpoint_path))
+        task.method.load_state_dict(saved["method_state"])  # by which the method may be put on
         task.configure_model()
         task.on_load_checkpoint(content)
         task.load_state_dict(content["state_dict"], strict=False)

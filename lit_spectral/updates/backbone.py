@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lit_spectral.errors import InputError
-from lit_spectral.spectra.input_directions import leading_input_directions
+from lit_spectral.input_text import RANDOM, input_tokens
+from lit_spectral.methods.spectra import Spectra
+from lit_spectral.spectra.input_directions import Fed
 from lit_spectral.updates.delta import Delta
 
 if TYPE_CHECKING:
@@ -25,13 +27,15 @@ class Backbone:
     Args:
         name: a hub id or folder; empty where nobody knows.
         weights: W₀ (out, in) by module path in the full model; None for those in the files of `name`.
+        input_text: what the model reads when maps' inputs are looked at, as of `lit_spectral.input_text.input_tokens`.
 
     What it is asked for raises InputError where no backbone is known, or it is another one's.
     """
 
-    def __init__(self, name: str = "", weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, name: str = "", weights: Mapping[str, Tensor] | None = None, input_text: str = RANDOM) -> None:
         self.name = name
         self._given = weights
+        self._input_text = input_text
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
@@ -55,25 +59,21 @@ class Backbone:
         """W₀ where ΔW multiplies it; None for the others, which can be had without it."""
         return None if delta.hadamard is None else self.of({path: delta})[path]
 
-    def input_directions(self, paths: Collection[str], count: int) -> Mapping[str, Tensor]:
-        """Bases (in, count) of what maps are mostly fed, as `leading_input_directions`: the whole backbone is loaded.
+    def spectra(self, changes: Mapping[str, Delta]) -> Spectra:
+        """Those of the changed maps' W₀, and of their inputs, for which the whole backbone is loaded."""
+        return Spectra(self.of(changes), partial(self._fed, changes))
 
-        Raises:
-            InputError: a path that isn't a map of the encoder, or one that is given nothing.
-        """
+    def _fed(self, changes: Mapping[str, Delta]) -> Fed:
         from transformers import AutoModel
 
         from lit_spectral.backbones import Loading, fetch, load_model
 
-        encoder, _ = load_model(AutoModel, fetch(self._known()), Loading(dtype="auto"))
+        name = self._known()
+        encoder, _ = load_model(AutoModel, fetch(name), Loading(dtype="auto"))
         modules, prefix = dict(encoder.named_modules()), f"{getattr(encoder, 'base_model_prefix', '')}."
-        targets = {path: modules.get(path.removeprefix(prefix)) for path in paths}
+        targets = {path: modules.get(path.removeprefix(prefix)) for path in changes}
         inside = {path: module for path, module in targets.items() if module is not None}
-        found = leading_input_directions(encoder, inside, count)
-        for path in paths:
-            if path not in found:
-                raise InputError(f"input_rank: {path} is given nothing when {self.name} reads; leave input_rank out")
-        return found
+        return Fed(encoder, inside, input_tokens(self._input_text, encoder, None, name))
 
     def _known(self) -> str:
         if not self.name:

@@ -6,10 +6,11 @@ from argparse import ArgumentParser
 
 from lit_spectral.errors import check_at_least, check_at_most, check_positive
 from lit_spectral.flags import SOURCE
+from lit_spectral.input_text import RANDOM
 from lit_spectral.updates.exports import FORMS
 from lit_spectral.updates.peft_folder import CONSUMERS
 
-__all__ = ["add_source", "add_target", "add_truncation", "check_truncation"]
+__all__ = ["add_input_text", "add_source", "add_target", "add_truncation", "check_truncation"]
 
 
 def add_source(parser: ArgumentParser, several: bool = False) -> None:
@@ -28,6 +29,13 @@ def add_target(parser: ArgumentParser) -> None:
     about = "who is to load the factors, if less than peft: one rank, one that vLLM takes, no heads that it doesn't"
     parser.add_argument("--for", dest="consumer", choices=CONSUMERS, help=about)
     parser.add_argument("--output", required=True, metavar="PLACE", help="a new folder; of a checkpoint a new file")
+
+
+def add_input_text(parser: ArgumentParser) -> None:
+    """`--input_text`."""
+    about = "what --input_rank, and --ball {of_outputs: …}, look at inputs on: random tokens, self (what a decoder's "
+    about += "backbone says by itself), or a text as of retain's --corpora (%(default)s)"
+    parser.add_argument("--input_text", default=RANDOM, metavar="TEXT", help=about)
 
 
 def add_truncation(parser: ArgumentParser) -> None:

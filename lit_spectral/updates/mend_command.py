@@ -15,7 +15,7 @@ from lit_spectral.errors import InputError, Parser
 from lit_spectral.terminal import show_notes
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.exports import check_empty
-from lit_spectral.updates.flags import add_source, add_target
+from lit_spectral.updates.flags import add_input_text, add_source, add_target
 from lit_spectral.updates.mending import REPAIRS, mend
 from lit_spectral.updates.sizes import Size, largest, size_of
 from lit_spectral.updates.update import Update
@@ -36,7 +36,7 @@ def run(args: list[str]) -> Path:
     from lit_spectral.updates import exports, sources  # which load what can read them all
 
     update = sources.read(given.source, given.backbone)
-    backbone = Backbone(given.backbone or update.backbone)
+    backbone = Backbone(given.backbone or update.backbone, input_text=given.input_text)
     table = _table()
     _add(table, "as it is", _size(update, backbone))
     for name, value in given.repairs:
@@ -79,6 +79,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         hidden = argparse.SUPPRESS
         flag = f"--{name}"
         repairs.add_argument(flag, action=_Mend, default=hidden, metavar=repair.metavar, help=repair.about, **text)
+    add_input_text(parser)
     parser.set_defaults(repairs=[])
     given = parser.parse_args(args)
     if not given.repairs:

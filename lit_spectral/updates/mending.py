@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ import yaml
 from torch import Tensor
 
 from lit_spectral.errors import InputError, reason_of
-from lit_spectral.methods.base import Bound, quantile_of
+from lit_spectral.methods.bounds import Bound, read_bound, resolve_bound
 from lit_spectral.spectra.cache import SVDCache
+from lit_spectral.spectra.input_directions import is_share
 from lit_spectral.spectra.partial_svd import partial_svd
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.delta import Delta
@@ -67,18 +69,17 @@ def scale(update: Update, factor: float, backbone: Backbone) -> Update:
 
 
 def ball(update: Update, bound: Bound, backbone: Backbone) -> Update:
-    """The nearest changes with ‖ΔW‖₂ ≤ bound: a number, or a quantile of each W₀'s own singular values."""
-    quantile = quantile_of(bound)
-    if quantile is None:
-        assert not isinstance(bound, str | dict)
-        radii = dict.fromkeys(update.changes, float(bound))
-    else:
-        _, found = SVDCache().drawn(backbone.of(update.changes), 0, 0, [quantile])
-        radii = {path: value for path, (value,) in found.items()}
-        for path, radius in radii.items():
-            if not radius > 0:
-                raise InputError(f"ball: the quantile {quantile:g} of {path} is 0; give a higher one, or a number")
-    return update.map(lambda path, delta: delta.contracted(radii[path], backbone.behind(path, delta)))
+    """The nearest changes with ‖ΔW‖₂ ≤ bound: a number, or by each map's W₀ or inputs, as `resolve_bound`."""
+    if isinstance(bound, int | float):  # for which no backbone is needed
+        return update.map(lambda path, delta: delta.contracted(float(bound), backbone.behind(path, delta)))
+    spectra = backbone.spectra(update.changes)
+
+    def contracted(path: str, delta: Delta) -> Delta:
+        with _told("ball", path):
+            radius = resolve_bound(bound, spectra, path)
+        return delta.contracted(radius, backbone.behind(path, delta))
+
+    return update.map(contracted)
 
 
 def clip(update: Update, factor: float, backbone: Backbone) -> Update:
@@ -102,13 +103,19 @@ def principal_rank(update: Update, count: int, backbone: Backbone) -> Update:
     return update.map(lambda path, delta: delta.outside(top[path].u, top[path].v, backbone.behind(path, delta)))
 
 
-def input_rank(update: Update, count: int, backbone: Backbone) -> Update:
-    """ΔW ← ΔW (1 − V Vᵀ), V the `count` leading directions of what the map is fed, on any text."""
+def input_rank(update: Update, count: float, backbone: Backbone) -> Update:
+    """ΔW ← ΔW (1 − V Vᵀ), V the leading directions of what the map is fed: how many, or of which share."""
     for path, delta in update.changes.items():
         if count > delta.shape[1]:
             raise InputError(f"input_rank: {path} has {delta.shape[1]} inputs; give less than {count}")
-    fed = backbone.input_directions(update.changes, count)
-    return update.map(lambda path, delta: delta.outside(None, fed[path], backbone.behind(path, delta)))
+    spectra = backbone.spectra(update.changes)
+
+    def deafened(path: str, delta: Delta) -> Delta:
+        with _told("input_rank", path):
+            fed = spectra.input_directions(path, count)
+        return delta.outside(None, fed, backbone.behind(path, delta))
+
+    return update.map(deafened)
 
 
 def intruders(update: Update, threshold: float, backbone: Backbone) -> Update:
@@ -167,6 +174,17 @@ def energy(update: Update, share: float, backbone: Backbone) -> Update:
     return update.map(lambda path, delta: delta.truncated(None, share, backbone.behind(path, delta)).delta)
 
 
+@contextmanager
+def _told(repair: str, path: str) -> Iterator[None]:
+    """Within it, what is wrong with a map is said by the repair's name and the map's path."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{repair}: {path}: {error}") from None
+
+
 def _number(
     name: str, least: float = -math.inf, most: float = math.inf, above: float = -math.inf
 ) -> Callable[[str], float]:
@@ -194,6 +212,19 @@ def _count(name: str) -> Callable[[str], int]:
     return read
 
 
+def _directions(text: str) -> float:
+    """A whole number of directions, or the share of energy that they hold."""
+    try:
+        count = int(text) if text.isdecimal() else float(text)
+        is_share(count)
+    except ValueError as error:
+        said = error if isinstance(error, InputError) else f"input_rank is a number, not {text}"
+        raise InputError(str(said)) from None
+    if count == 0:
+        raise InputError("input_rank is at least 1, or a share of energy, above 0 and below 1, not 0")
+    return count
+
+
 def _bound(text: str) -> Bound:
     try:
         number = float(text)
@@ -205,23 +236,33 @@ def _bound(text: str) -> Bound:
         raise InputError(f"ball is above 0, not {text}; --scale 0 leaves nothing of the change")
     try:
         bound: Bound = yaml.safe_load(text) if text.startswith("{") else text
-        quantile_of(bound)
+        read_bound(bound)
     except InputError as error:
         raise InputError(f"ball: {error}") from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"ball: {text} can't be read: {reason_of(error)}; give 0.1, q2 or {{quantile: 0.6}}") from None
+        raise InputError(f"ball: {text} can't be read: {reason_of(error)}; give 0.1, q2, "
+                         "{quantile: 0.6}, {of_norm: 0.05} or {of_outputs: 0.1}") from None  # fmt: skip
     return bound
 
 
 REPAIRS = {
     "scale": Repair(scale, _number("scale"), "A", "ΔW times a number; 0 is the backbone"),
-    "ball": Repair(ball, _bound, "R", "no singular value of ΔW above R, or above a quantile of W₀'s own (q1 … q4)"),
+    "ball": Repair(
+        ball,
+        _bound,
+        "R",
+        "no singular value of ΔW above R: a number, or of each W₀ q1 … q4, {of_norm: 0.05} or {of_outputs: 0.1}",
+    ),
     "clip": Repair(clip, _number("clip", least=1), "C", "no singular value of ΔW above C times their median"),
     "principal_rank": Repair(
         principal_rank, _count("principal_rank"), "K", "out of W₀'s K leading singular vectors, on both sides"
     ),
     "input_rank": Repair(
-        input_rank, _count("input_rank"), "K", "deaf to the K directions that its inputs share on any text"
+        input_rank,
+        _directions,
+        "K",
+        "deaf to the K directions that its inputs share on any text; 0.9: to those that "
+        "hold that share of their energy",
     ),
     "intruders": Repair(
         intruders,

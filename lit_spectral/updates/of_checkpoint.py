@@ -17,9 +17,11 @@ from lit_spectral.backbones import fetch
 from lit_spectral.checkpoint import load
 from lit_spectral.checkpoint_file import BENEATH, read, saved_by_task
 from lit_spectral.methods import FullFineTuning
-from lit_spectral.methods.base import Method, Site, Spectra
+from lit_spectral.methods.base import Method, Site
+from lit_spectral.methods.spectra import Spectra
 from lit_spectral.reading import Reading
 from lit_spectral.spectra import Part, SingularTriplets
+from lit_spectral.spectra.input_directions import Fed
 from lit_spectral.spectra.linalg import all_finite
 from lit_spectral.tasks import Task
 from lit_spectral.tasks.rebuild import rebuilt
@@ -105,7 +107,7 @@ def _adapted(method: Method, model: Any, found: Mapping[str, Mapping[str, Tensor
     targets = {names[layer]: layer for layer in layers.values() if layer in names}
     if len(targets) < len(found):
         return None
-    spectra, unread = _Unknown(encoder, targets), Reading(nn.Module())
+    spectra, unread = _Unknown(targets), Reading(nn.Module())
     changes = {}
     for path, tensors in found.items():
         name = names[layers[path]]
@@ -141,11 +143,27 @@ def _is_map(layer: nn.Module | None) -> bool:
 
 
 class _Unknown(Spectra):
-    """NaN for every part of a spectrum, in its shape, and 1 for bounds, which ΔW is not made of."""
+    """NaN for every part of a spectrum, in its shape, 1 for bounds, and no inputs: ΔW is not made of these."""
+
+    def __init__(self, targets: Mapping[str, nn.Module]) -> None:
+        super().__init__({}, lambda: Fed(nn.Module(), {}))
+        self._targets = targets
 
     def quantile(self, name: str, quantile: float) -> float:
         """A bound that is one."""
         return 1.0
+
+    def norm(self, name: str) -> float:
+        """The same."""
+        return 1.0
+
+    def input_gain(self, name: str) -> float:
+        """The same."""
+        return 1.0
+
+    def input_directions(self, name: str, count: float) -> Tensor:
+        """None, (in, 0)."""
+        return torch.empty(linear_shape(self._targets[name])[1], 0)
 
     def draw(self, rank: int, seed: int, quantile: float) -> None:
         """Nothing is computed."""
