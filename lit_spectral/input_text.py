@@ -61,7 +61,8 @@ def _first_windows(path: str, encoder: nn.Module, backbone: str) -> Tensor:
         data = TextWindows(path, limit=SEQUENCES, batch_size=SEQUENCES, max_length=longest, tokenizer=source)
         data.setup("validate")
     except InputError as error:
-        raise InputError(f"input_text: {str(error).removeprefix('data.path: ')}") from None
+        said = str(error).removeprefix("data.path: ").removesuffix(", or a smaller --data.max_length")
+        raise InputError(f"input_text: {said}") from None
     return torch.tensor(data.splits["val"]["input_ids"])
 
 

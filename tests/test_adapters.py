@@ -288,16 +288,6 @@ def test_full_fine_tuning_trains_everything():
     assert all(p.requires_grad for p in model.base_model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("sigma_bar", "message"),
-    [(0.0, "above 0"), (-1.0, "above 0"), (float("inf"), "finite"), ("q5", "q1"), ({"quantil": 1.0}, "quantile")],
-)
-def test_a_bad_bound_is_refused(sigma_bar, message):
-    model = bert()
-    with pytest.raises(InputError, match=message):
-        FCLoRA(rank=4, sigma_bar=sigma_bar).apply(model, model.base_model)
-
-
 @pytest.mark.parametrize(("sigma_bar", "quantile"), [("q1", 0.25), ("q4", 1.0), ({"quantile": 0.6}, 0.6)])
 def test_sigma_bar_is_a_quantile_of_each_weights_own_singular_values(sigma_bar, quantile):
     model = bert()

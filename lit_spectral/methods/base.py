@@ -184,6 +184,8 @@ class Method:
 def _named(step: Any, site: Site) -> Any:
     try:
         return step(site)
+    except InputError:  # of a setting, whichever map it is
+        raise
     except ValueError as error:
         raise InputError(f"{site.name}: {error}") from None
 

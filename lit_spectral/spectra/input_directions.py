@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_spectral.errors import InputError
 from lit_spectral.reading import read, watched
 from lit_spectral.spectra.linalg import SingularTriplets
-from lit_spectral.spectra.partial_svd import partial_svd
+from lit_spectral.spectra.partial_svd import partial_svd, singular_values
 
 __all__ = ["LENGTH", "SEQUENCES", "Fed", "input_gains", "is_share", "leading_input_directions"]
 
@@ -119,9 +119,9 @@ def _leading(rows: Tensor, count: float, energy: float) -> SingularTriplets:
     """Those of rows (tokens, in) that `count` says, of their energy or that of which they are a part."""
     if not is_share(count):
         return partial_svd(rows, "top", int(count)).triplets
-    u, sigma, v = partial_svd(rows, "top", min(rows.shape)).triplets
-    fewest = 1 + int((sigma.square().cumsum(0) < count * energy).sum())
-    return SingularTriplets(u[:, :fewest], sigma[:fewest], v[:, :fewest])
+    held = singular_values(rows).double().square().cumsum(0)
+    fewest = min(len(held), 1 + int((held < count * energy).sum()))
+    return partial_svd(rows, "top", fewest).triplets
 
 
 def _together(calls: list[tuple[SingularTriplets, float]], count: float) -> SingularTriplets:
