@@ -15,7 +15,7 @@ from lit_spectral.datamodules import PromptedText
 
 from lit_spectral.adapters import adapters, trained_state
 from lit_spectral.errors import InputError
-from lit_spectral.methods import FCLoRA, Peft
+from lit_spectral.methods import FCLoRA, LoRA, Peft
 from lit_spectral.sharding import is_sharded
 from lit_spectral.tasks import CausalLM
 
@@ -36,6 +36,7 @@ def methods():
         "AdaLoRA": Peft(config=adalora),
         "FCLoRA by gradient": FCLoRA(rank=4, orthogonality="gradient", gamma=0.3),
         "FCLoRA in a ball": FCLoRA(rank=4, ball=0.01, sigma_bar=0.02),
+        "LoRA on the backbone's own text": LoRA(rank=4, input_rank=0.5, input_text="self", ball={"of_outputs": 0.01}),
     }
 
 

@@ -64,6 +64,7 @@ REFUSED = {
     "sigma": "free",
     "principal_rank": 5,
     "input_rank": 2,
+    "input_text": "nowhere",
     "reference": "uniform",
     "reference_rank": 3,
     "lora_rank": 5,
@@ -103,6 +104,8 @@ def test_every_setting_of_every_method_acts_or_is_refused(run, tmp_path, name, c
         changed = base | {field: acting[field] if field in acting else REFUSED[field]}
         if field == "reference_rank":
             changed["reference"] = "truncated"
+        if field == "input_text":  # which is read if something asks for it
+            changed["ball"] = {"of_outputs": 0.1}
         if field in acting:
             assert declared(run(kind(**changed), path=path, max_steps=1)) != same, field
         else:

@@ -43,7 +43,7 @@ def is_share(count: float) -> bool:
         return True
     raise InputError(
         "input_rank must be at least 0, a whole number of directions, or above 0 and below 1, the share of the inputs' "
-        f"energy that they hold, not {count}"
+        f"energy that they hold, not {count}{'; 1 is one direction' * (count == 1)}"
     )
 
 
