@@ -13,7 +13,9 @@ from torch import Tensor
 
 from lit_spectral.errors import InputError, check_at_least
 
-__all__ = ["MaskedText"]
+__all__ = ["MASK_FRACTION", "MaskedText", "mask_tokens"]
+
+MASK_FRACTION = 0.15
 
 
 class MaskedText(TextDataModule):
@@ -36,7 +38,7 @@ class MaskedText(TextDataModule):
         self,
         path: str = PYTHON_DOCS,
         limit: int | None = None,
-        mask_fraction: float = 0.15,
+        mask_fraction: float = MASK_FRACTION,
         validation_fraction: float = 0.05,
         batch_size: int = 64,
         max_length: int = 128,
@@ -94,14 +96,9 @@ class MaskedText(TextDataModule):
         batch = super().collate(rows)
         special = batch.pop("special_tokens_mask").bool()
         draws = _draws(numbers, special.shape[1], seed)
-        chosen = (draws < self.mask_fraction) & ~special
-        batch["labels"] = batch["input_ids"].masked_fill(~chosen, -100)
-        # The same draw says what becomes of a chosen token: below 80 % of the range it is masked.
-        part = draws / self.mask_fraction
-        batch["input_ids"] = batch["input_ids"].masked_fill(chosen & (part < 0.8), self.tokenizer.mask_token_id)
-        replaced = chosen & (part >= 0.8) & (part < 0.9)
-        other = ((part - 0.8) * 10 * len(self.tokenizer)).long().clamp(0, len(self.tokenizer) - 1)
-        batch["input_ids"] = torch.where(replaced, other, batch["input_ids"])
+        batch["input_ids"], batch["labels"] = mask_tokens(
+            batch["input_ids"], special, draws, self.tokenizer, self.mask_fraction
+        )
         return batch
 
     def _lines(self) -> list[str]:
@@ -110,6 +107,27 @@ class MaskedText(TextDataModule):
         if len(lines) < 2:
             raise InputError(f"data.path: {self.path} has fewer than two lines of text")
         return lines
+
+
+def mask_tokens(
+    ids: Tensor, special: Tensor, draws: Tensor, tokenizer: Any, fraction: float = MASK_FRACTION
+) -> tuple[Tensor, Tensor]:
+    """Token ids of which a part is to be restored, and labels that are -100 elsewhere, both (rows, length).
+
+    Args:
+        ids: token ids (rows, length).
+        special: which of them are never chosen, (rows, length).
+        draws: uniform in [0, 1), (rows, length): what is below `fraction` is chosen.
+        tokenizer: that of the ids, with a mask token.
+        fraction: of the tokens, in (0, 1).
+    """
+    chosen = (draws < fraction) & ~special
+    # The same draw says what becomes of a chosen token: below 80 % of the range it is masked.
+    part = draws / fraction
+    masked = ids.masked_fill(chosen & (part < 0.8), tokenizer.mask_token_id)
+    replaced = chosen & (part >= 0.8) & (part < 0.9)
+    other = ((part - 0.8) * 10 * len(tokenizer)).long().clamp(0, len(tokenizer) - 1)
+    return torch.where(replaced, other, masked), ids.masked_fill(~chosen, -100)
 
 
 def _draws(numbers: list[int], length: int, seed: int) -> Tensor:

@@ -9,10 +9,25 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor
+from torch.nn import functional as F
 
 from lit_spectral.errors import InputError, refusals_of
 
-__all__ = ["continue_batch", "generate", "pad_left"]
+__all__ = ["continue_batch", "generate", "pad_left", "sample"]
+
+# Transformers' defaults, spelt out: what is left open is taken from the backbone's own files.
+PLAIN: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "use_cache": True,
+}
+# Rows that are sampled together.
+SAMPLED = 32
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
@@ -46,17 +61,7 @@ def continue_batch(
     import transformers
 
     make: Any = transformers.GenerationConfig  # it has no types
-    # Transformers' defaults, spelt out: what is left open is taken from the backbone's own files.
-    chosen: dict[str, Any] = {
-        "do_sample": False,
-        "num_beams": 1,
-        "temperature": 1.0,
-        "top_k": 50,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "use_cache": True,
-    } | (settings or {})
+    chosen = PLAIN | (settings or {})
     # Here, since transformers' own way takes few kinds of tokenizers.
     stop = chosen.pop("stop_strings", None)
     unknown = sorted(set(chosen) - set(make().to_dict()))
@@ -65,16 +70,12 @@ def continue_batch(
     if elsewhere := sorted(_ELSEWHERE & set(chosen)):
         raise InputError(f"data.generation: leave out {', '.join(elsewhere)}; lengths are data.max_new_tokens, "
                          "and each prompt has one answer, a text")  # fmt: skip
-    # A chat model may end its turn with another token than the tokenizer's EOS.
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    ends = _ends(model, tokenizer)
     if stop is not None and not (stop and all(isinstance(text, str) and text for text in _listed(stop))):
         raise InputError(f"data.generation: stop_strings is a text, or a list of some, not {stop!r}")
     remedy = "give other settings"
     with refusals_of("data.generation", remedy):
-        config = make(
-            max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends), **chosen
-        )
+        config = make(max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends, **chosen)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     start = inputs["input_ids"].shape[1]
     criteria = [_stop_at(_listed(stop), tokenizer, start)] if stop else []
@@ -87,6 +88,12 @@ def continue_batch(
 # Settings that this module sets itself, or that would change how many answers there are.
 _ELSEWHERE = {"max_new_tokens", "max_length", "pad_token_id", "eos_token_id", "num_return_sequences"}
 _ELSEWHERE |= {"return_dict_in_generate"}
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a text; a chat model may end its turn with another one than the tokenizer's EOS."""
+    own = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
 
 
 def _continuation(tokenizer: Any, row: list[int], start: int) -> str:
@@ -147,3 +154,44 @@ def generate(
     finally:
         model.train(training)
     return texts
+
+
+@torch.no_grad()
+def sample(model: Any, tokenizer: Any, rows: int, length: int) -> dict[str, Tensor]:
+    """What the model says of itself: its next tokens after BOS (or EOS, where there is none), drawn as it gives them.
+
+    Draws follow torch's seed. Shows a progress bar.
+
+    Args:
+        model: a decoder of transformers or peft, in eval mode.
+        tokenizer: its tokenizer.
+        rows: texts.
+        length: tokens of a text at most, the first one included, at least 2.
+
+    Returns:
+        `input_ids` and `attention_mask` (rows, longest); a text that has come to its end is padded on the right.
+
+    Raises:
+        InputError: a tokenizer that has neither token.
+    """
+    import transformers
+
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise InputError("backbone: its tokenizer has neither BOS nor EOS for a text to begin with")
+    ends, pad = _ends(model, tokenizer), tokenizer.pad_token_id
+    drawn = PLAIN | {"do_sample": True, "top_k": 0, "max_new_tokens": length - 1}
+    config: Any = transformers.GenerationConfig(pad_token_id=pad, eos_token_id=ends, **drawn)  # type: ignore[no-untyped-call]
+    device = model.get_input_embeddings().weight.device
+    parts = []
+    for start in track(range(0, rows, SAMPLED), "the backbone's own text", transient=True):
+        begun = torch.full((min(SAMPLED, rows - start), 1), first, device=device)
+        ids = model.generate(input_ids=begun, attention_mask=torch.ones_like(begun), generation_config=config)
+        parts.append(F.pad(ids, (0, length - ids.shape[1]), value=pad))
+    ids = torch.cat(parts)
+    ended = torch.isin(ids, torch.tensor(ends, device=device))
+    ended[:, 0] = False  # which may be the token that ends
+    before = ended.cumsum(1) - ended.long()
+    mask = (before == 0).long()
+    longest = int(mask.sum(1).max())
+    return {"input_ids": ids[:, :longest], "attention_mask": mask[:, :longest]}

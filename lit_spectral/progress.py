@@ -10,16 +10,21 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-__all__ = ["Progress", "begin_next_epoch", "begin_validation", "seed_step"]
+__all__ = ["Progress", "begin_next_epoch", "begin_validation", "seed_step", "step_seed"]
 
 COUNTS = ("ready", "started", "processed", "completed")
 BATCHES, STEPPED = "epoch_loop.batch_progress", "epoch_loop.state_dict"
 
 
+def step_seed(seed: int, step: int, what: int | str) -> int:
+    """The seed of what is drawn in an optimizer step, which depends on these alone: a run can go on from any step."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{what}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 def seed_step(seed: int, step: int, process: int) -> None:
-    """Let the random numbers of an optimizer step depend on these alone, so that a run can go on from any step."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{process}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))
+    """Let torch's random numbers of an optimizer step depend on these alone."""
+    torch.manual_seed(step_seed(seed, step, process))
 
 
 class Progress:

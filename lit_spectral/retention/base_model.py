@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from lit_spectral import backbones
 from lit_spectral.adapters import Adapter, refuse_folded
 from lit_spectral.errors import InputError
 from lit_spectral.sharding import is_sharded
-from lit_spectral.tasks import Task
 from lit_spectral.updates.beneath import parameters_beneath
 
-__all__ = ["base_model", "inner_model", "original_weights"]
+if TYPE_CHECKING:
+    from lit_spectral.tasks import Task
+
+__all__ = ["base_model", "changed_weights", "inner_model", "original_weights"]
 
 
 def inner_model(task: Task) -> Any:
@@ -26,11 +28,19 @@ def inner_model(task: Task) -> Any:
     return task.model.get_base_model() if isinstance(task.model, PeftModel) else task.model
 
 
+def changed_weights(task: Task) -> set[str]:
+    """Names of the pretrained weights that are trained themselves, and of new ones among them.
+
+    Full fine-tuning and BitFit train such, and what they have left may be given; of other methods there are none.
+    """
+    return _named_among(task, {id(p) for p in inner_model(task).parameters() if p.requires_grad})
+
+
+
 def original_weights(task: Task) -> dict[str, Tensor]:
     """Values before training of those weights of the backbone that have others now, by name, from its files.
 
-    Full fine-tuning and BitFit train such, and what they have left may be given; what a method is `on_top_of` lies in
-    such. For other methods this is empty.
+    Of those that are trained, and of those that what a method is `on_top_of` lies in.
 
     Raises:
         InputError: they are in shards.
@@ -42,15 +52,20 @@ def original_weights(task: Task) -> dict[str, Tensor]:
             "trainer.strategy: fsdp2 has weights in shards, where those of the backbone alone can't be put back to be "
             "measured; give ddp, or the checkpoint to lit-spectral retain"
         )
-    wrappers = [module for module in model.modules() if _adds(module)]
-    added = {id(p) for w in wrappers for name, p in w.named_parameters() if not name.startswith("base_layer.")}
-    own = {id(p) for p in _pretrained(task).parameters()} - added
-    exchanged = {id(p) for p in model.parameters() if p.requires_grad} | earlier
-    changed = {_plain(name) for name, p in model.named_parameters() if id(p) in exchanged & own}
+    changed = changed_weights(task) | _named_among(task, earlier)
     if not changed:
         return {}
     fresh, missing = task.load_model(backbones.fetch(task.backbone))
     return {name: p.detach() for name, p in fresh.named_parameters() if name in changed and name not in missing}
+
+
+def _named_among(task: Task, parameters: set[int]) -> set[str]:
+    """Names, in the model without adapters, of those of these parameters (by id) that are the backbone's own."""
+    model = inner_model(task)
+    wrappers = [module for module in model.modules() if _adds(module)]
+    added = {id(p) for w in wrappers for name, p in w.named_parameters() if not name.startswith("base_layer.")}
+    own = {id(p) for p in _pretrained(task).parameters()} - added
+    return {_plain(name) for name, p in model.named_parameters() if id(p) in parameters & own}
 
 
 def _pretrained(task: Task) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -15,9 +15,13 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lit_spectral import backbones, tensor_files
 from lit_spectral.backbone_digest import parameters_digest
+from lit_spectral.errors import InputError
 from lit_spectral.paths import cache_folder
 
-__all__ = ["fitted_head", "masked_logits"]
+if TYPE_CHECKING:
+    from lit_spectral.tasks import Task
+
+__all__ = ["fitted_head", "logits_of_states", "masked_head", "masked_logits"]
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +45,47 @@ class _Given(nn.Module):
 
 
 def masked_logits(model: Any, encoder: nn.Module, inputs: dict[str, Tensor], scored: Tensor) -> Tensor:
-    """Logits (n, vocabulary) at the n scored positions (batch, length) of `encoder` under `model`'s head.
+    """Logits (n, vocabulary) at the n scored positions (batch, length) of `encoder` under `model`'s head."""
+    return logits_of_states(model, encoder, encoder(**inputs).last_hidden_state, inputs["input_ids"], scored)
 
-    The head sees those positions alone: with a vocabulary of tens of thousands it costs more than the encoder.
+
+def logits_of_states(model: Any, encoder: nn.Module, states: Tensor, ids: Tensor, scored: Tensor) -> Tensor:
+    """The same of states (batch, length, width) that the encoder has computed for token ids (batch, length).
+
+    The head sees the scored positions alone: with a vocabulary of tens of thousands it costs more than the encoder.
     """
+    given = _put_aside(model, encoder)
+    given.states = states[scored][None]
+    logits: Tensor = model(input_ids=ids).logits[0]
+    return logits
+
+
+def _put_aside(model: Any, encoder: nn.Module) -> _Given:
+    """What stands in the place of `model`'s own encoder, for the states of another one; put there if it isn't yet."""
     given = getattr(model, model.base_model_prefix)
     if not isinstance(given, _Given):
         given = _Given()
         setattr(model, model.base_model_prefix, given)
         # Some heads read the output embeddings there. Not as a part of it: the encoder holds them.
         vars(given)["embeddings"] = getattr(encoder, "embeddings", None)
-    given.states = encoder(**inputs).last_hidden_state[scored][None]
-    logits: Tensor = model(input_ids=inputs["input_ids"]).logits[0]
-    return logits
+    return given
+
+
+def masked_head(task: Task) -> Any:
+    """The masked-language model of a task's backbone, frozen, for the states of the task's encoder in place of its own.
+
+    None where the backbone's files have no such head, or its kind none at all.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    try:
+        model, missing = task.load(AutoModelForMaskedLM, backbones.fetch(task.backbone))
+    except InputError:
+        return None
+    if missing:
+        return None
+    _put_aside(model, task.encoder)
+    return model.eval().requires_grad_(False)
 
 
 class _HeadFit(pl.LightningModule):

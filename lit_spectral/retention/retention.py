@@ -13,30 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral import backbones
-from lit_spectral.datamodules import MaskedText, TextWindows
 from lit_spectral.datamodules.columns import as_text
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.labels import read_labels
 from lit_spectral.datamodules.sources import source_of
-from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
+from lit_spectral.reading import evaluating
 from lit_spectral.retention.base_model import base_model, inner_model, original_weights
-from lit_spectral.retention.head import fitted_head, masked_logits
+from lit_spectral.retention.head import fitted_head, masked_head, masked_logits
 from lit_spectral.retention.measures import TokenScores, mean_pooled, spearman, token_scores
+from lit_spectral.retention.texts import next_tokens, text_of
 from lit_spectral.tasks import CausalLM, MaskedLM, Task
 
 __all__ = ["Retention"]
 
 log = logging.getLogger(__name__)
-_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-
-
-class _Lines(MaskedText):
-    """The same lines with nothing masked."""
-
-    def collate(self, rows: list[dict[str, Any]]) -> Any:
-        """Ids and attention mask."""
-        return TextDataModule.collate(self, [{name: row[name] for name in _INPUTS if name in row} for row in rows])
 
 
 class Retention:
@@ -107,15 +98,8 @@ class Retention:
         self._originals, self._base_states = original_weights(task), {}
         self._head = None if decoder else _masked_head(task, source, self.fit_head)
         for name, path in self.corpora.items():
-            options: dict[str, Any] = {"limit": self.limit, "max_length": self.max_length, "tokenizer": source}
-            options["batch_size"] = self.batch_size
-            if decoder:
-                self._texts[name] = _batches(TextWindows(path, **options))
-                continue
-            kind = _Lines if self._head is None else MaskedText
-            self._texts[name] = _batches(kind(path, validation_fraction=1, eval_batch_size=self.batch_size, **options))
-            if self._head is not None and all((batch["labels"] == -100).all() for batch in self._texts[name]):
-                raise InputError(f"retention: of {path} no token was masked; give a longer text")
+            data = text_of(task, path, self._head is not None, self.limit, self.max_length, self.batch_size)
+            self._texts[name] = [dict(batch) for batch in data.val_dataloader()[0]]
         if self.sts is not None:
             self._sentences, self._gold = _sentence_pairs(self.sts, source, self.max_length, self.batch_size)
 
@@ -129,9 +113,7 @@ class Retention:
         a head, `drift`: 1 less the mean cosine between a sentence's states in both models, in [0, 2].
         Of sts also `spearman` and `base_spearman`. Modes and random states are left as they are.
         """
-        training = [module for module in task.modules() if module.training]
-        task.eval()
-        try:
+        with evaluating(task):
             found: dict[str, float] = {}
             for name, texts in self._texts.items():
                 by_tokens = self._head is not None or isinstance(task, CausalLM)
@@ -140,17 +122,14 @@ class Retention:
             if self._sentences:
                 found |= {f"sts/{measure}": value for measure, value in self._sts(task).items()}
             return found
-        finally:
-            for module in training:
-                module.training = True
 
     def _tokens(self, task: Task, texts: list[dict[str, Tensor]], name: str) -> dict[str, float]:
         totals = torch.zeros(len(TokenScores._fields), dtype=torch.float64)
         for batch in track(texts, f"retention on {name}", transient=True):
             inputs = {key: value.to(task.device) for key, value in batch.items()}
             labels = inputs.pop("labels")
-            if isinstance(task, CausalLM):  # a token is predicted from the position before it
-                labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            if isinstance(task, CausalLM):
+                labels = next_tokens(labels)
             scored = labels != -100
             logits = self._logits(task, inputs, scored)
             with base_model(task, self._originals):
@@ -213,33 +192,22 @@ def _encoder(task: Task) -> nn.Module:
 
 def _masked_head(task: Task, source: str, text: str | None) -> Any:
     """The masked-language model, whose encoder is put aside for the task's; None where it has no head, nor a text."""
-    from transformers import AutoModelForMaskedLM
-
     if isinstance(task, MaskedLM):
         return inner_model(task)
-    try:
-        model, missing = task.load(AutoModelForMaskedLM, source)
-    except InputError:
-        missing = ["the head"]
-    if missing and text is not None:
+    head = masked_head(task)
+    if head is None and text is not None:
         return fitted_head(source, text, task.device)
-    if missing:
+    if head is None:
         log.warning(
             "retention: %s has no masked-language head; its states' drift is measured instead, "
             "or give a text to fit one on: fit_head", source
         )  # fmt: skip
-        return None
-    return model.eval().requires_grad_(False)
+    return head
 
 
 def _exp(loss: Any) -> float:
     """Infinite where it is too large for a float: a model that has come apart is measured too."""
     return math.exp(loss) if loss < 709 else math.inf
-
-
-def _batches(data: Any) -> list[dict[str, Tensor]]:
-    data.setup("validate")
-    return [dict(batch) for batch in data.val_dataloader()[0]]
 
 
 def _sentence_pairs(sts: str, source: str, max_length: int, batch_size: int) -> tuple[list[dict[str, Tensor]], Tensor]:

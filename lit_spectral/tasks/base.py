@@ -7,6 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -38,6 +39,7 @@ from lit_spectral.methods import LoRA, Method
 from lit_spectral.run_folder import RunFolder
 from lit_spectral.strategies import check_adapted, check_strategy, pass_by_shards, shard_for, shards
 from lit_spectral.tasks import resume
+from lit_spectral.tasks.anchor import Anchor
 from lit_spectral.tasks.averaging import average_what_is_trained, check_averaging
 from lit_spectral.tasks.continuing import begin, keep_out, stand_on
 from lit_spectral.tasks.fit_check import check_attached
@@ -86,6 +88,12 @@ def _float32_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def _anchoring() -> Any:
+    from lit_spectral.retention import anchoring  # which stands on tasks
+
+    return anchoring
+
+
 def _adamw(params: Any) -> Optimizer:
     return torch.optim.AdamW(params, lr=4e-4, weight_decay=0.0)
 
@@ -113,6 +121,7 @@ class Task(StoredModule):
         gradient_checkpointing: compute each layer again on the way back in place of keeping what it made.
         quantization: `nf4` or `int8` for linear maps of 4 or 8 bits, by bitsandbytes; None for floats. Spectra are
             those of the values that the codes stand for. Its checkpoints fit the unquantised backbone too.
+        anchor: a penalty on how far the model is from the backbone, every few steps; None for none.
     """
 
     # Of this package's data modules those whose rows the task can read; all of a user's own.
@@ -134,6 +143,7 @@ class Task(StoredModule):
         trust_remote_code: bool = False,
         gradient_checkpointing: bool = False,
         quantization: Literal["nf4", "int8"] | None = None,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
         if not backbone:
@@ -146,6 +156,7 @@ class Task(StoredModule):
         self.lr_scheduler_options = lr_scheduler_options or {}
         self.loading = backbones.Loading(dtype, attn_implementation, revision, trust_remote_code, quantization)
         self.gradient_checkpointing = gradient_checkpointing
+        self.anchor = anchor if anchor is not None and anchor.weight else None
         self.model = None
         # Of each row of the batch that was predicted last: what `predict` writes.
         self.predicted: list[dict[str, Any]] = []
@@ -186,6 +197,8 @@ class Task(StoredModule):
         if self.model is None:
             with _float32_by_default():  # under bf16-true what is made here would be rounded
                 self._adapt()
+        if self._fits and self.anchor is not None:
+            _anchoring().check_base(self)
         if self._fits and not self._keeps_out:
             keep_out(self)
             self._keeps_out = True
@@ -239,6 +252,8 @@ class Task(StoredModule):
             )
         self._start_steps()
         self._start_anew()
+        if self.anchor is not None:
+            _anchoring().check_text(self, self.anchor)
         check_averaging(self.trainer, self.method.allocates)
         if self.model is not None:
             refuse_folded(self.model, "fit")
@@ -311,7 +326,8 @@ class Task(StoredModule):
         check_rates(optimizer, scheduler, steps)
         self._options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         schedule = {name: getattr(self, name) for name in ("lr_scheduler", "warmup_steps", "lr_scheduler_options")}
-        self._settings = run_settings(self.trainer, self, optimizer, **schedule)
+        anchor = None if self.anchor is None else asdict(self.anchor)
+        self._settings = run_settings(self.trainer, self, optimizer, anchor=anchor, **schedule)
         if self._resumed:
             resume.check_optimizer(self._resumed, self._settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -320,6 +336,8 @@ class Task(StoredModule):
         """Begin at what the method starts from, unless something has been trained or loaded; average that alone."""
         if not self.is_trained:
             begin(self)
+        if self.anchor is not None:
+            self._anchoring = _anchoring().Anchoring(self, self.anchor)
         average_what_is_trained(self.trainer, self)
 
     def on_train_start(self) -> None:

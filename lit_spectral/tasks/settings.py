@@ -46,7 +46,7 @@ def run_settings(trainer: pl.Trainer, task: nn.Module, optimizer: Optimizer, **o
 
 def differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Which settings are not those of the checkpoint, and what they are in both."""
-    names = [name for name, value in ours.items() if name not in saved or saved[name] != value]
+    names = [name for name, value in ours.items() if saved.get(name) != value]
     if same_seed(saved):
         names = [name for name in names if name != "seed_everything"]
     return [f"{name}: {saved.get(name)}, here {ours[name]}" for name in names]

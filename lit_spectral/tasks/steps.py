@@ -16,6 +16,7 @@ from lit_spectral.adapters import Adapter
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Method, Peft
 from lit_spectral.progress import Progress
+from lit_spectral.tasks.anchor import Anchor
 from lit_spectral.tasks.fit_check import check_gradients
 from lit_spectral.tasks.objective import Objective
 from lit_spectral.tasks.penalties import (
@@ -44,6 +45,7 @@ class SteppedModule(pl.LightningModule):
 
     model: Any
     method: Method
+    anchor: Anchor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,11 +54,13 @@ class SteppedModule(pl.LightningModule):
         self._gradients_checked = False
         self._penalised: list[Adapter] = []
         self._budgets: list[Adapter] = []
+        self._anchoring: Any = None  # lit_spectral.retention's, which is made of what imports this
 
     def _start_steps(self) -> None:
         """Forget the steps of earlier fits."""
         self.skipped_steps = self._skipped_in_a_row = 0
         self._objective, self._progress, self._gradients_checked = Objective(), Progress(), False
+        self._anchoring = None
 
     def _penalise(self, attached: list[Adapter]) -> None:
         """Add the penalties that these adapters declare to every step."""
@@ -76,7 +80,7 @@ class SteppedModule(pl.LightningModule):
     def logged_metrics(self) -> list[str]:
         """Names of the metrics that this fit logs for checkpoints and early stopping to go by."""
         names: dict[str, Any] = {"train/orthogonality_penalty": self._penalised, "train/budget_penalty": self._budgets}
-        names["train/method_penalty"] = isinstance(self.method, Peft)
+        names |= {"train/method_penalty": isinstance(self.method, Peft), "train/anchor": self.anchor}
         return ["train/loss", "train/skipped_steps", "sigma_max", *(name for name, present in names.items() if present)]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -96,6 +100,11 @@ class SteppedModule(pl.LightningModule):
         if penalty is not None:
             self.log("train/method_penalty", penalty.detach())
             add_gradients_of(penalty, [p for p in self.model.parameters() if p.grad is not None])
+        if self._anchoring is not None and self._anchoring.settings.is_due(self.global_step):
+            distance = float(self._anchoring.add_gradients(self))
+            self.log("train/anchor", distance, prog_bar=True, logger=False)
+            for logger in self.loggers:  # by themselves: Lightning would repeat it for steps that have none
+                logger.log_metrics({"train/anchor": distance}, step=self.global_step)
 
     def optimizer_step(
         self,

@@ -65,14 +65,22 @@ class StoredModule(SteppedModule):
         self._resumed, self._settings, self._seed = None, {}, given_seed()
 
     @property
+    def seed_of_steps(self) -> int:
+        """On which all random numbers of a run's steps depend; a resumed run has that of its checkpoint."""
+        return self._seed
+
+    @property
     def _fits(self) -> bool:
         trainer: Any = self._trainer
         return trainer is not None and bool(trainer.training)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Random numbers of a step are those of its number, seed and process."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        if first:
             seed_step(self._seed, self.trainer.global_step, self.trainer.global_rank)
+        if self._anchoring is not None:
+            self._anchoring.note(batch, self.trainer.global_step, first)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep of the weights that are there, averages perhaps, what is trained, and how to rebuild the rest."""

@@ -1,0 +1,59 @@
+"""Texts on which an adapted model and its base model are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_spectral import backbones
+from lit_spectral.datamodules import MaskedText, TextWindows
+from lit_spectral.datamodules.text import TextDataModule
+from lit_spectral.errors import InputError
+from lit_spectral.tasks import CausalLM, Task
+
+__all__ = ["next_tokens", "text_of"]
+
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+
+
+class _Lines(MaskedText):
+    """The same lines with nothing masked."""
+
+    def collate(self, rows: list[dict[str, Any]]) -> Any:
+        """Ids and attention mask."""
+        return TextDataModule.collate(self, [{name: row[name] for name in _INPUTS if name in row} for row in rows])
+
+
+def text_of(task: Task, path: str, masked: bool, limit: int | None, max_length: int, batch_size: int) -> TextDataModule:
+    """A text as a data module that is set up, its rows the split `val`: of a decoder windows, of an encoder lines.
+
+    Args:
+        task: whose backbone's tokenizer cuts it.
+        path: as in `TextWindows` and `MaskedText`.
+        masked: whether an encoder's lines have a part of their tokens masked, and labels.
+        limit: windows, or lines, from its start; None for all.
+        max_length: tokens of a window, or of a line at most.
+        batch_size: rows of a batch.
+
+    Raises:
+        InputError: a text that can't be had, or is too short.
+    """
+    options: dict[str, Any] = {"limit": limit, "max_length": max_length, "batch_size": batch_size}
+    options["tokenizer"] = backbones.fetch(task.backbone)
+    kind: type[TextDataModule] = MaskedText if masked else _Lines
+    if isinstance(task, CausalLM):
+        kind = TextWindows
+    else:
+        options |= {"validation_fraction": 1, "eval_batch_size": batch_size}
+    data = kind(path, **options)
+    data.setup("validate")
+    if kind is MaskedText and all((batch["labels"] == -100).all() for batch in data.val_dataloader()[0]):
+        raise InputError(f"of {path} no token was masked; give a longer text")
+    return data
+
+
+def next_tokens(labels: Tensor) -> Tensor:
+    """Labels (rows, length) at the position before each token, from which a decoder predicts it; -100 at the end."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
