@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 
 import lightning.pytorch as pl
 import pytest
@@ -11,7 +12,8 @@ from conftest import WORDS, scalars
 from lit_spectral.callbacks import RetentionMonitor
 from lit_spectral.datamodules import masked_text
 from task_rows import data_modules
-from test_methods import SHORT
+from test_exact_resume import Keep, check_equal
+from test_methods import QUICK, SHORT
 from torch.nn import functional as F
 
 from lit_spectral import tasks
@@ -68,7 +70,7 @@ def headless_folder(backbone_folder, tmp_path_factory):
 def anchored(data, backbone_folder, decoder_folder, headless_folder, tmp_path):
     """Fit a task with an anchor, by default LoRA at a rate that moves it far; returns the trainer."""
 
-    def run(kind, anchor, *callbacks, head=True, method=None, batch_size=8, lr=0.05, **options):
+    def run(kind, anchor, *callbacks, head=True, method=None, batch_size=8, lr=0.05, ckpt_path=None, **options):
         folder = decoder_folder() if kind == "CausalLM" else backbone_folder("bert") if head else headless_folder
         pl.seed_everything(0)
         optimizer = functools.partial(torch.optim.AdamW, lr=lr, weight_decay=0.0)
@@ -76,8 +78,8 @@ def anchored(data, backbone_folder, decoder_folder, headless_folder, tmp_path):
         quiet = ["enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
         settings = {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 0, "log_every_n_steps": 1}
         settings |= {"logger": pl.loggers.TensorBoardLogger(tmp_path), "default_root_dir": tmp_path}
-        trainer = pl.Trainer(callbacks=list(callbacks), **settings | dict.fromkeys(quiet, False) | options)
-        trainer.fit(task, data(kind, batch_size))
+        trainer = pl.Trainer(callbacks=list(callbacks), **dict.fromkeys(quiet, False) | settings | options)
+        trainer.fit(task, data(kind, batch_size), ckpt_path=ckpt_path)
         return trainer
 
     return run
@@ -136,9 +138,9 @@ def reference(kind, folder, head, factors, inputs, scored):
 
 
 def positions(kind, text, batch, inputs, masks):
-    """Which predictions count, by another way than the code's; None where it is rows."""
+    """Which predictions count, by another way than the code's."""
     ids = inputs["input_ids"]
-    if masks:
+    if kind != "CausalLM":
         return masks[0] != -100
     scored = torch.zeros_like(ids, dtype=torch.bool)
     for row in range(len(ids)):
@@ -172,16 +174,16 @@ def test_value_and_gradient_are_those_of_float64(
         def on_before_optimizer_step(self, *args):
             masks.clear()
 
-    trainer = anchored(kind, settings, look, Forget(), head=head)
+    trainer = anchored(kind, settings, look, Forget(), head=head, lr=1.0)
     base, adapted = look.inputs
     assert base.keys() == adapted.keys()
     assert all(torch.equal(base[name], adapted[name]) for name in base)
     folder = decoder_folder() if kind == "CausalLM" else backbone_folder("bert") if head else headless_folder
-    scored = positions(kind, text, look.batch, base, masks)
+    scored = positions(kind, text, look.batch, base, masks) if head else None
     value, gradients = reference(kind, folder, head, look.factors, base, scored)
     logged = scalars(trainer)
     assert logged["train/anchor"] == [(1, pytest.approx(value, rel=1e-3))]
-    assert value > 1e-5
+    assert value > 1e-4
     added = [a - b for n in look.before for b, a in zip(look.before[n], look.after[n], strict=True)]
     ours, theirs = (torch.cat([g.flatten() for g in each]) for each in (added, gradients))
     assert float((ours - WEIGHT * EVERY * theirs).norm() / ours.norm()) < 2e-3
@@ -198,12 +200,12 @@ def test_it_is_retentions_forgetting_loss_less_the_entropy(anchored, corpus):
 
 
 def test_the_heavier_it_is_the_nearer_a_model_stays(anchored, corpus):
-    found = {}
-    for weight in (1e-6, 1.0, 100.0):
+    ends = []
+    for weight in (1e-6, 100.0):
         settings = Anchor(weight, 2, corpus, max_length=16)
-        found[weight] = scalars(anchored("CausalLM", settings, lr=5e-3, max_steps=24, max_epochs=-1))["train/anchor"]
-    ends = [values[-1][1] for values in found.values()]
-    assert ends[0] > 1.5 * ends[1] > 2 * ends[2] > 0
+        trainer = anchored("CausalLM", settings, batch_size=4, lr=0.01, max_steps=10, max_epochs=-1)
+        ends.append(scalars(trainer)["train/anchor"][-1][1])
+    assert ends[0] > 3 * ends[1] > 0
 
 
 def test_it_acts_at_every_so_many_steps_and_is_no_part_of_the_loss(anchored, corpus):
@@ -218,11 +220,35 @@ def test_it_acts_at_every_so_many_steps_and_is_no_part_of_the_loss(anchored, cor
 def test_without_weight_nothing_changes(train, backbone_folder):
     def weights(anchor):
         task = tasks.SequenceClassification(backbone_folder("bert"), LoRA(rank=2, dropout=0.1), anchor=anchor)
-        trainer = train(None, task=task)
+        trainer = train(None, task=task, max_epochs=1)
         assert "train/anchor" not in trainer.callback_metrics
         return [p.detach().clone() for p in trainer.lightning_module.model.parameters() if p.requires_grad]
 
     assert all(torch.equal(a, b) for a, b in zip(weights(Anchor(weight=0)), weights(None), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("CausalLM", "prompts"), ("CausalLM", "self"), ("SequenceClassification", "corpus")]
+)
+def test_a_run_that_was_stopped_goes_on_as_one_that_was_not(kind, text, anchored, corpus, tmp_path):
+    """From between two penalised steps, with accumulation; texts and rows are drawn again as they were."""
+    settings = Anchor(10.0, 2, corpus if text == "corpus" else text, limit=12, max_length=16, batch_size=3)
+    options = {
+        "max_steps": 6,
+        "max_epochs": -1,
+        "accumulate_grad_batches": 2,
+        "batch_size": 4,
+        "gradient_clip_val": 1.0,
+    }
+    options["method"] = LoRA(rank=4, dropout=0.1)
+    logs = functools.partial(pl.loggers.TensorBoardLogger, tmp_path, "logs")
+    whole = anchored(
+        kind, settings, Keep(tmp_path / "kept"), logger=logs(version="whole"), enable_checkpointing=True, **options
+    )
+    folder = shutil.copytree(whole.log_dir, tmp_path / "logs" / "rest")
+    path = shutil.copy(tmp_path / "kept" / "3.ckpt", folder)
+    check_equal(anchored(kind, settings, logger=logs(version="rest"), ckpt_path=path, **options), whole)
+    assert len(scalars(whole)["train/anchor"]) == 3
 
 
 def test_prompts_of_micro_batches_are_those_of_the_step(anchored):
@@ -234,8 +260,8 @@ def test_prompts_of_micro_batches_are_those_of_the_step(anchored):
     for batch_size, accumulated in ((16, 1), (2, 8)):
         gradients = Gradients()
         options = {"accumulate_grad_batches": accumulated, "max_epochs": -1, "gradient_clip_val": 0.5}
-        options |= {"batch_size": batch_size, "lr": 1e-3}
-        trainer = anchored("CausalLM", Anchor(1e5, 2), gradients, **options)
+        options |= {"batch_size": batch_size, "lr": 0.1}
+        trainer = anchored("CausalLM", Anchor(100.0, 2), gradients, **options)
         found.append(torch.cat([g.flatten() for g in gradients.found.values()]))
         values.append(scalars(trainer)["train/anchor"])
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-3
@@ -246,15 +272,29 @@ def test_prompts_of_micro_batches_are_those_of_the_step(anchored):
 REFUSED = {"FullFineTuning", "BitFit", "prompt tuning", "P-tuning", "prefix tuning"}
 
 
-@pytest.mark.parametrize("name", SHORT)
+class Disturb(pl.Callback):
+    """Changes whatever is trained, by much, since a random backbone's weights are small."""
+
+    @torch.no_grad()
+    def on_train_start(self, trainer, pl_module):
+        generator = torch.Generator().manual_seed(1)
+        for parameter in pl_module.encoder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK | REFUSED else pytest.mark.slow) for name in SHORT]
+)
 def test_every_method_whose_adapters_can_be_passed_over_is_held(name, anchored):
-    run = functools.partial(anchored, "SequenceClassification", Anchor(1.0, 1), method=SHORT[name], max_steps=3)
+    options = {"method": SHORT[name], "max_steps": 3}  # in fewer AdaLoRA does not get to its ranks
+    run = functools.partial(anchored, "SequenceClassification", Anchor(1.0, 3), Disturb(), **options)
     if name in REFUSED:
-        with pytest.raises(InputError, match="model.anchor: .* (trains the backbone's own|learned prompt of)"):
+        with pytest.raises(InputError, match=r"model.anchor: .* (trains the backbone's own|learned prompt of)"):
             run()
         return
-    start, *later = [value for _, value in scalars(run())["train/anchor"]]
-    assert abs(start) < 1e-6 < min(later)
+    ((_, value),) = scalars(run())["train/anchor"]
+    assert value > 1e-8  # else it is exactly 0
 
 
 @pytest.mark.parametrize(
@@ -294,7 +334,7 @@ def test_rows_without_prompts_are_refused(command, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"q": "", "a": "the cat sat"}\n' * 8)
     (tmp_path / "validation.jsonl").write_text('{"q": "", "a": "the cat sat"}\n')
     flags = ["--data=PromptedText", f"--data.path={tmp_path}", "--data.prompt={q}", "--data.answer={a}"]
-    with pytest.raises(InputError, match="model.anchor.text: the rows have no prompts apart from what is trained on"):
+    with pytest.raises(InputError, match=r"model.anchor.text: the rows have no prompts apart from what is trained on"):
         command("fit", *flags, "--model.anchor.weight=1")
 
 
@@ -328,10 +368,10 @@ def test_a_models_own_text_is_drawn_from_its_predictions(writer):
     model, tokenizer = writer
     model.generation_config.update(top_k=1, temperature=0.1)  # of the files', which don't count
     torch.manual_seed(0)
-    texts = sample(model, tokenizer, 4000, 2)["input_ids"]
+    texts = sample(model, tokenizer, 1500, 2)["input_ids"]
     assert (texts[:, 0] == tokenizer.bos_token_id).all()
     with torch.no_grad():
-        expected = 4000 * model(texts[:1, :1]).logits[0, 0].softmax(-1)
+        expected = 1500 * model(texts[:1, :1]).logits[0, 0].softmax(-1)
     found = torch.bincount(texts[:, 1], minlength=64)
     assert float(((found - expected) / (expected + 1).sqrt()).abs().max()) < 5
     assert (found > 0).sum() > 10
@@ -340,10 +380,10 @@ def test_a_models_own_text_is_drawn_from_its_predictions(writer):
 def test_a_models_own_text_ends_where_it_says_so(writer):
     model, tokenizer = writer
     torch.manual_seed(0)
-    texts = sample(model, tokenizer, 200, 30)
-    lengths = set()
+    texts = sample(model, tokenizer, 64, 30)
+    lengths, tokens = set(), {tokenizer.eos_token_id, model.generation_config.eos_token_id}
     for ids, mask in zip(texts["input_ids"].tolist(), texts["attention_mask"].tolist(), strict=True):
-        ends = [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id and i > 0]
+        ends = [i for i, token in enumerate(ids) if token in tokens and i > 0]
         length = ends[0] + 1 if ends else len(ids)
         assert mask == [1] * length + [0] * (len(ids) - length)
         lengths.add(length)
