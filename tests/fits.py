@@ -17,7 +17,7 @@ from lit_spectral.adapters import adapters, trained_state
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, LoRA, Peft
 from lit_spectral.sharding import is_sharded
-from lit_spectral.tasks import CausalLM
+from lit_spectral.tasks import Anchor, CausalLM
 
 ROWS = 12  # of which a step sees 4: 3 steps an epoch
 CALM = {"lr": 1e-2, "eps": 1e-4}  # so that Adam makes no large step of a rounding
@@ -108,6 +108,8 @@ def fit(backbone, data, method, strategy, out, cache, resume=None, **settings):
     logger = pl.loggers.CSVLogger(f"{out}.logs", name="", version="")
     optimizer = lambda groups: torch.optim.AdamW(groups, weight_decay=0.0, **CALM)  # noqa: E731
     retention = RetentionMonitor({"text": f"{data}/text.txt"}, limit=4, max_length=16)
+    if "anchor" in settings:
+        settings["anchor"] = Anchor(**settings["anchor"])
     task = CausalLM(backbone, methods()[method], optimizer=optimizer, **settings)
     trainer = pl.Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, max_epochs=2, logger=logger,

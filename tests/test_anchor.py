@@ -9,8 +9,11 @@ import pytest
 import torch
 import transformers
 from conftest import WORDS, scalars
+from fits import ROWS, together
+from fits import fit as fit_as_one
 from lit_spectral.callbacks import RetentionMonitor
 from lit_spectral.datamodules import masked_text
+from squad_rows import passage, write
 from task_rows import data_modules
 from test_exact_resume import Keep, check_equal
 from test_methods import QUICK, SHORT
@@ -267,6 +270,34 @@ def test_prompts_of_micro_batches_are_those_of_the_step(anchored):
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-3
     assert values[0] == [(1, pytest.approx(values[1][0][1], rel=1e-3))]
     assert float(found[0].norm()) == pytest.approx(0.5, rel=1e-4)  # so it is clipped with the task's
+
+
+@pytest.mark.slow
+def test_two_processes_are_held_as_one(decoder_folder, corpus, tmp_path, monkeypatch):
+    """Under DDP and with the backbone in shards, on text that they share and on prompts of their own."""
+    monkeypatch.setenv("LIT_SPECTRAL_CACHE", "")  # to be put back; `fit` sets it
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", ROWS), ("validation", 5)):
+        rows = [{"q": passage(generator, 2 + i % 3), "a": passage(generator, 1 + i % 4)} for i in range(count)]
+        write(tmp_path, split, rows)
+    shutil.copy(corpus, tmp_path / "text.txt")
+    base = {"backbone": decoder_folder(), "data": str(tmp_path), "method": "LoRA", "cache": str(tmp_path / "cache")}
+    fits = {}
+    for name, text in (("corpus", corpus), ("prompts", "prompts")):
+        for strategy, size in (("auto", 4), ("ddp", 2), ("fsdp2", 2)):
+            anchor = {"weight": 30.0, "every": 2, "text": text, "limit": 6, "max_length": 12, "batch_size": size}
+            out = str(tmp_path / f"{name} {strategy}")
+            fits[name, strategy] = base | {"strategy": strategy, "out": out, "anchor": anchor}
+    together(tmp_path, [settings for (_, strategy), settings in fits.items() if strategy != "auto"])
+    for name in ("corpus", "prompts"):
+        fit_as_one(**fits[name, "auto"])
+        moved = {
+            key: torch.load(f"{settings['out']}.0.pt")["moved"] for key, settings in fits.items() if key[0] == name
+        }
+        one, *others = (torch.cat([tensor.flatten() for tensor in tensors.values()]) for tensors in moved.values())
+        assert [float((other - one).norm() / one.norm()) < 1e-4 for other in others] == [True, True]
+    one, other = (torch.load(f"{fits[name, 'auto']['out']}.0.pt")["metrics"] for name in ("corpus", "prompts"))
+    assert one["train/anchor"] != other["train/anchor"] > 1e-6
 
 
 REFUSED = {"FullFineTuning", "BitFit", "prompt tuning", "P-tuning", "prefix tuning"}

@@ -129,7 +129,8 @@ class Anchoring:
         for parameter, gradient in zip(parameters, everywhere.split([g.numel() for g in added]), strict=True):
             assert parameter.grad is not None
             parameter.grad += factor * gradient.view_as(parameter)
-        return (summed / count.clamp(min=1)).float()
+        mean: Tensor = summed / count.clamp(min=1)
+        return mean.float()
 
     def _distance(self, task: Task, batch: _Batch) -> tuple[Tensor, Tensor]:
         """The distance summed over what is counted, 0-d with its graph, and how much that is, 0-d."""

@@ -42,12 +42,12 @@ def text_of(task: Task, path: str, masked: bool, limit: int | None, max_length: 
     """
     options: dict[str, Any] = {"limit": limit, "max_length": max_length, "batch_size": batch_size}
     options["tokenizer"] = backbones.fetch(task.backbone)
-    kind: type[TextDataModule] = MaskedText if masked else _Lines
+    kind: Any = MaskedText if masked else _Lines
     if isinstance(task, CausalLM):
         kind = TextWindows
     else:
         options |= {"validation_fraction": 1, "eval_batch_size": batch_size}
-    data = kind(path, **options)
+    data: TextDataModule = kind(path, **options)
     data.setup("validate")
     if kind is MaskedText and all((batch["labels"] == -100).all() for batch in data.val_dataloader()[0]):
         raise InputError(f"of {path} no token was masked; give a longer text")
