@@ -36,7 +36,6 @@ def changed_weights(task: Task) -> set[str]:
     return _named_among(task, {id(p) for p in inner_model(task).parameters() if p.requires_grad})
 
 
-
 def original_weights(task: Task) -> dict[str, Tensor]:
     """Values before training of those weights of the backbone that have others now, by name, from its files.
 
