@@ -36,6 +36,7 @@ class AnsweredText(PromptedText):
         limit: rows of each test set, from its start; None for all.
         generation: further settings of transformers' `GenerationConfig`, such as `{num_beams: 4}`; greedy without.
         template: as in `PromptedText`.
+        prompt: what is given, written from `{instruction}`, to train on and to be tested alike.
         settings: of `PromptedText`. A prompt to answer that is longer than `max_length` loses its
             beginning, and is counted.
     """
@@ -47,11 +48,10 @@ class AnsweredText(PromptedText):
         limit: int | None = None,
         generation: dict[str, Any] | None = None,
         template: Template = "alpaca",
+        prompt: str = "{instruction}",
         **settings: Any,
     ) -> None:
-        super().__init__(
-            path, prompt="{instruction}", answer="{output}", input="{input}", template=template, **settings
-        )
+        super().__init__(path, prompt, answer="{output}", input="{input}", template=template, **settings)
         check_at_least(1, max_new_tokens=max_new_tokens, limit=limit)
         self.max_new_tokens = max_new_tokens
         self.limit = limit

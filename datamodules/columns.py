@@ -2,7 +2,7 @@
 
 Files of JSON and CSV are read as they are spelled (`files`); what Parquet and the hub hold has types. There a whole
 number is written by its digits, another as `str` writes it, true and false as JSON does, a class by its name. A date,
-a time, a list or an object has no one text, and is refused.
+a time, a list or an object has no one text, and is refused; a field of an object may have one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lit_spectral.datamodules.sources import Source, name_row
 
 from lit_spectral.errors import InputError
 
-__all__ = ["as_number", "as_text", "short", "shown", "spelled_number"]
+__all__ = ["as_number", "as_text", "short", "shown", "spelled_number", "with_fields"]
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -73,6 +73,22 @@ def as_text(rows: Any, columns: Sequence[str], source: Source, missing: str | No
         rows = rows.add_column(f"{column} as text", texts, feature=datasets.Value("string"))
         rows = rows.remove_columns(column).rename_column(f"{column} as text", column)
     return rows if rows.column_names == order else rows.select_columns(order)
+
+
+def with_fields(rows: Any, columns: Sequence[str]) -> Any:
+    """The rows, and fields of objects as columns of their own, `column.field`; null where an object lacks it."""
+    import datasets
+
+    for name in columns:
+        outer, _, field = name.rpartition(".")
+        feature = rows.features.get(outer)
+        if name in rows.column_names or not isinstance(feature, (dict, datasets.Json)):
+            continue
+        kind = feature.get(field) if isinstance(feature, dict) else feature
+        if kind is not None:
+            cells = [cell.get(field) if isinstance(cell, dict) else None for cell in rows[outer]]
+            rows = rows.add_column(name, cells, feature=kind)
+    return rows
 
 
 def short(text: str, most: int = 60) -> str:

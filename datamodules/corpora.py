@@ -30,9 +30,10 @@ class _Corpus(NamedTuple):
 
 # FCLoRA measures on the first three (Tables 5, 15 and 16), MiLoRA on a WikiText; where there are no
 # other splits, the split that is read was trained on. Scripts, which datasets 4 doesn't run, have
-# been converted to parquet under a revision of the hub's own.
+# been converted to parquet under a revision of the hub's own. finewiki: peft's comparison on MetaMathQA.
 CORPORA = {
     "bookcorpus": _Corpus("bookcorpus/bookcorpus", "plain_text", "train", "refs/convert/parquet"),
+    "finewiki": _Corpus("HuggingFaceFW/finewiki", None, "train"),
     "openwebtext": _Corpus("Skylion007/openwebtext", "plain_text", "train", "refs/convert/parquet"),
     "pg19": _Corpus("emozilla/pg19", None, "validation"),
     "wikitext-2": _Corpus("Salesforce/wikitext", "wikitext-2-raw-v1", "validation"),

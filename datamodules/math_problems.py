@@ -13,7 +13,7 @@ from lit_spectral.datamodules.sources import Source, name_row, source_of
 
 from lit_spectral.errors import InputError
 from lit_spectral.scoring import Scorer, score_mathematics, score_number
-from lit_spectral.scoring.answers import boxed, final_answer
+from lit_spectral.scoring.answers import boxed, final_answer, score_marked
 
 __all__ = ["Math"]
 
@@ -52,6 +52,8 @@ class Math(AnsweredText):
         math: where that of MATH is. Without either, `path` is tested on; MetaMathQA, which has no
             test split, by both sets on the hub.
         reasoning: chain of thought, or answers alone.
+        strict: a GSM8K answer counts only behind its mark, and as a number and nothing else
+            (`lit_spectral.scoring.answers.score_marked`), as in peft's comparison.
         settings: of `AnsweredText`.
     """
 
@@ -62,6 +64,7 @@ class Math(AnsweredText):
         gsm8k: str | None = None,
         math: str | None = None,
         reasoning: bool = True,
+        strict: bool = False,
         **settings: Any,
     ) -> None:
         path = HUB[train_on] if path is None else path
@@ -69,6 +72,9 @@ class Math(AnsweredText):
         self.subset = PARTS[train_on][0]  # any part tells which splits there are
         self.train_on = train_on
         self.reasoning = reasoning
+        self.strict = strict
+        if strict and not reasoning:
+            raise InputError("data.strict: answers without reasoning have no mark; leave one of the two out")
         given = {name: where for name, where in (("gsm8k", gsm8k), ("math", math)) if where is not None}
         own = {"gsm8k": HUB["gsm8k"], "math": HUB["math"]} if train_on == "metamath" else {str(train_on): path}
         self.tests: dict[str, str] = given or own
@@ -81,7 +87,8 @@ class Math(AnsweredText):
     @property
     def scorers(self) -> dict[str, Scorer]:
         """Numbers for GSM8K, LaTeX for MATH."""
-        rules = {"gsm8k": score_number(self.reasoning), "math": score_mathematics}
+        number = score_marked if self.strict else score_number(self.reasoning)
+        rules = {"gsm8k": number, "math": score_mathematics}
         return {name: rules[name] for name in self.tests}
 
     def rows(self, split: str) -> Any:

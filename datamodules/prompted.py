@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from lit_spectral.datamodules.columns import as_text
+from lit_spectral.datamodules.columns import as_text, with_fields
 from lit_spectral.datamodules.files import check_columns, read_split, split_exists
 from lit_spectral.datamodules.packing import PackedRows, collate_packed
 from lit_spectral.datamodules.prompts import Template, layout, parse
@@ -27,10 +27,11 @@ class PromptedText(TextDataModule):
     r"""Rows of a prompt and an answer, of which the answer alone is scored.
 
     `prompt`, `input` and `answer` are texts with columns in braces, such as `"{instruction}"` and
-    `"{output}"`; a brace itself is doubled. `template` lays the three out. A row is the tokenizer's
-    BOS, if it adds one, what is given, the answer and EOS; a chat template writes these special
-    tokens itself. What is given and the answer are tokenised apart, so that no token lies across
-    their boundary and a prompt is the same tokens with and without its answer.
+    `"{output}"`; a brace itself is doubled, and `{column.field}` is a field of a column of objects.
+    `template` lays the three out. A row is the tokenizer's BOS, if it adds one, what is given, the
+    answer and EOS; a chat template writes these special tokens itself. What is given and the answer
+    are tokenised apart, so that no token lies across their boundary and a prompt is the same tokens
+    with and without its answer.
 
     Columns are text as the files spell it, or are made text (`columns`). Without a `validation` split,
     `validation_rows` rows of `train`, the last after a seeded shuffle, are held out and not trained
@@ -48,14 +49,16 @@ class PromptedText(TextDataModule):
         answer: what is to be said, written from columns.
         input: what the prompt is about, written from columns, where it is a part of its own; it may
             come out empty.
-        template: `plain` (prompt, and input on a line below), `alpaca`, `llm-adapters`, or `chat`,
-            the tokenizer's own.
+        template: `plain` (prompt, and input on a line below), `alpaca`, `llm-adapters`, or the
+            tokenizer's own: `chat`, or `chat-eos`, where an answer ends by EOS whatever the template says.
         loss_on: `answer` and EOS, or `all` tokens.
         packing: whether training rows are packed. For backbones whose attention transformers masks
             by positions (Llama, Qwen, Mistral, GPT-2 and most others); CausalLM refuses the rest.
         too_long: an example above `max_length` tokens is `cut` (it loses the beginning of its
             prompt, and the end of its answer where the answer alone is too long; BOS stays), left
             out by `skip`, or an `error`. How many were cut or left out is logged.
+        max_characters: of what is given and the answer together, above which a row is left out, and
+            counted: the same rows whatever the tokenizer. None for any.
         empty_answer: an `error`, or left out by `skip`, and counted.
         subset: of the hub's data set; in a folder, a subfolder of that name if there is one.
         validation_rows: rows to hold out where there is no `validation` split, at least 1; 120 as
@@ -76,6 +79,7 @@ class PromptedText(TextDataModule):
         loss_on: Literal["answer", "all"] = "answer",
         packing: bool = False,
         too_long: Literal["cut", "skip", "error"] = "cut",
+        max_characters: int | None = None,
         empty_answer: Literal["error", "skip"] = "error",
         subset: str | None = None,
         validation_rows: int = 120,
@@ -87,7 +91,7 @@ class PromptedText(TextDataModule):
         # Logits of long rows over a large vocabulary don't leave room for four times the batch.
         super().__init__(batch_size, eval_batch_size or batch_size, max_length, **settings)
         check_at_least(2, max_length=max_length)
-        check_at_least(1, validation_rows=validation_rows)
+        check_at_least(1, validation_rows=validation_rows, max_characters=max_characters)
         self.path = path
         self.subset = subset
         self.validation_rows = validation_rows
@@ -95,6 +99,7 @@ class PromptedText(TextDataModule):
         self.loss_on = loss_on
         self.packing = packing
         self.too_long = too_long
+        self.max_characters = max_characters
         self.empty_answer = empty_answer
         self.templates = {"prompt": prompt, "input": input, "answer": answer}
         for name, text in self.templates.items():
@@ -157,7 +162,7 @@ class PromptedText(TextDataModule):
         source = self.source(split)  # after them: only then is it known which are left out
         rows, write, bos, ending = self._writer(rows, ("prompt", "input", "answer"), self.template, source)
         tokenizer, longest, given_scored = self.tokenizer, self._longest, self.loss_on == "all"
-        too_long, empty_answer = self.too_long, self.empty_answer
+        too_long, most, empty_answer = self.too_long, self.max_characters, self.empty_answer
 
         # All in functions without a module's name, since datasets finds what it has cached by their code alone.
         def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
@@ -165,7 +170,8 @@ class PromptedText(TextDataModule):
             for i, number in enumerate(numbers):
                 given, said, answer = write(batch, i)
                 if answer.strip():
-                    kept.append((number, given, said))
+                    if most is None or len(given) + len(said) <= most:
+                        kept.append((number, given, said))
                 elif empty_answer == "error":
                     raise InputError(
                         f"{name_row(source, number)}: the answer is empty; "
@@ -196,7 +202,8 @@ class PromptedText(TextDataModule):
         options = {"batched": True, "with_indices": True, "remove_columns": rows.column_names}
         encoded = rows.map(encode, desc=f"tokenising {split}", **options)
         if not len(encoded):
-            raise InputError(f"data.path: no row of split {split} of {self.path} is left; see too_long, empty_answer")
+            limits = "too_long, max_characters, empty_answer"
+            raise InputError(f"data.path: no row of split {split} of {self.path} is left; see {limits}")
         left_out, cut = len(rows) - len(encoded), sum(encoded["cut"])
         if left_out:
             log.warning("%s: %d of %d rows left out, of an empty answer or too long", split, left_out, len(rows))
@@ -220,6 +227,7 @@ class PromptedText(TextDataModule):
                 raise InputError(f"data.answer: {text!r} names no column; write one in braces, as in '{{answer}}'")
         parts = {name: self._parts[name] if name in names else [] for name in self._parts}
         columns = list(dict.fromkeys(column for part in parts.values() for _, column in part if column))
+        rows = with_fields(rows, columns)
         check_columns(rows, columns, source.name)
         rows = as_text(rows, columns, source)
         if self.tokenizer.eos_token_id is None:
@@ -233,6 +241,6 @@ class PromptedText(TextDataModule):
             }
             return *lay_out(texts["prompt"], texts["input"], texts["answer"]), texts["answer"]
 
-        if template == "chat":
-            return rows, write, [], []
-        return rows, write, self._opening, [self.tokenizer.eos_token_id]
+        own = template.startswith("chat")  # it writes what comes first
+        ending = [] if template == "chat" else [self.tokenizer.eos_token_id]
+        return rows, write, [] if own else self._opening, ending

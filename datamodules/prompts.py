@@ -10,7 +10,7 @@ from lit_spectral.errors import InputError, refusals_of
 
 __all__ = ["TEMPLATES", "Layout", "Template", "layout", "parse"]
 
-Template = Literal["plain", "alpaca", "llm-adapters", "chat"]
+Template = Literal["plain", "alpaca", "llm-adapters", "chat", "chat-eos"]
 # From prompt, input ("" for none) and answer to what is given and what is to be said.
 Layout = Callable[[str, str, str], tuple[str, str]]
 
@@ -62,16 +62,17 @@ def layout(template: Template, tokenizer: Any) -> Layout:
 
     Args:
         template: a name in `TEMPLATES`, or `chat`: the tokenizer's own, with prompt and input as the
-            user's turn and the answer as the assistant's; it writes its special tokens itself.
-        tokenizer: of the backbone; its template is used by `chat` alone.
+            user's turn and the answer as the assistant's; it writes its special tokens itself. Of
+            `chat-eos` it is what is given alone, and the answer is left as it is.
+        tokenizer: of the backbone; its template is used by these two alone.
 
     Raises:
-        InputError: no such template, or a tokenizer without one for `chat`; when called, a chat
-            template whose opening of an answer is not how an answer opens.
+        InputError: no such template, or a tokenizer without one for the last two; when called, a chat
+            template that refuses what it is given or, for `chat`, opens an answer unlike one that is given.
     """
     if template not in get_args(Template):
         raise InputError(f"data.template: there is no {template}; there are {', '.join(get_args(Template))}")
-    if template != "chat":
+    if template in TEMPLATES:
         without, with_input = TEMPLATES[template]
 
         def written(prompt: str, given: str, answer: str) -> tuple[str, str]:
@@ -86,6 +87,8 @@ def layout(template: Template, tokenizer: Any) -> Layout:
         turns = [{"role": "user", "content": f"{prompt}\n{given}" if given.strip() else prompt}]
         with refusals_of("data.template: the tokenizer's chat template", "give alpaca, llm-adapters or plain"):
             opening = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            if template == "chat-eos":
+                return opening, answer
             whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
         if not whole.startswith(opening):
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from lit_spectral.datamodules.corpora import read_passages
@@ -19,12 +20,14 @@ class TextWindows(TextDataModule):
     For evaluation only. Texts follow each other; each window starts with the tokenizer's BOS, if it
     adds one, which counts among its tokens. The first token of a window has nothing before it and
     is not scored; the rest of the text at the end, shorter than a window, is left out. Perplexity
-    falls with `max_length`: compare like with like.
+    falls with `max_length`: compare like with like. With `pages`, each text is read by itself instead,
+    its first `max_length` tokens and no more.
 
     Args:
         path: a UTF-8 text file; a folder of .txt files, or of a split with a column `text`; or one
-            of the papers' corpora on the hub: bookcorpus, openwebtext, pg19, wikitext-2, wikitext-103.
-        limit: windows to read, from the start of the text, and no more is read; None for all.
+            of the papers' corpora on the hub: bookcorpus, finewiki, openwebtext, pg19, wikitext-2, wikitext-103.
+        limit: windows, or pages, to read, from the start, and no more is read; None for all.
+        pages: whether each row with a `text`, or file of text, is a page of its own.
         batch_size: windows of a batch, on each process.
         max_length: tokens of a window, at least 2.
         settings: of `TextDataModule`.
@@ -34,6 +37,7 @@ class TextWindows(TextDataModule):
         self,
         path: str,
         limit: int | None = None,
+        pages: bool = False,
         batch_size: int = 8,
         max_length: int = 512,
         **settings: Any,
@@ -43,6 +47,7 @@ class TextWindows(TextDataModule):
         check_at_least(1, limit=limit)
         self.path = path
         self.limit = limit
+        self.pages = pages
 
     def setup(self, stage: str) -> None:
         """Read the text; InputError when it is to be trained on."""
@@ -51,7 +56,7 @@ class TextWindows(TextDataModule):
         super().setup(stage)
 
     def tokenised(self, name: str) -> Any:
-        """The windows, the same under every name: rows of `input_ids`."""
+        """The windows or pages, the same under every name: rows of `input_ids`."""
         import datasets
 
         # Not cut to what the model reads, as rows are elsewhere: it would be another measure.
@@ -59,6 +64,8 @@ class TextWindows(TextDataModule):
             raise InputError(f"data.max_length: {self.max_length} is above the {self._longest} that the model reads")
         bos = self._opening
         step = self.max_length - len(bos)
+        if self.pages:
+            return datasets.Dataset.from_dict({"input_ids": self._pages(bos, step)})
         ids: list[int] = []
         for text in _chunks(read_passages(self.path)):
             ids += self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -72,10 +79,20 @@ class TextWindows(TextDataModule):
             )
         return datasets.Dataset.from_dict({"input_ids": [bos + ids[start : start + step] for start in starts]})
 
+    def _pages(self, bos: list[int], most: int) -> list[list[int]]:
+        texts = (text.removesuffix("\n") for text in read_passages(self.path))
+        texts = islice(filter(str.strip, texts), self.limit)
+        pages = [[*bos, *self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:most]]
+                 for text in texts]  # fmt: skip
+        pages = [page for page in pages if len(page) > 1]  # one token has nothing to be told from
+        if not pages:
+            raise InputError(f"data.path: {self.path} has no page of two tokens or more; give a longer text")
+        return pages
+
     def collate(self, rows: list[dict[str, Any]]) -> Any:
-        """Windows as tensors (rows, max_length); all tokens are labels."""
+        """Windows or pages as tensors (rows, longest); all tokens are labels, -100 stands for padding."""
         batch = super().collate(rows)
-        batch["labels"] = batch["input_ids"]
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         return batch
 
 

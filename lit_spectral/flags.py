@@ -19,11 +19,11 @@ def add_model(parser: ArgumentParser, required: bool = True) -> None:
 
 def add_texts(parser: ArgumentParser) -> None:
     """`--corpora`, `--sts`, `--fit_head` and `--limit`: on what to measure what a model has kept."""
-    known = "python-docs, bookcorpus, openwebtext, pg19, wikitext-2, wikitext-103"
+    known = "python-docs, bookcorpus, finewiki, openwebtext, pg19, wikitext-2, wikitext-103"
     about = f"texts on which to measure what is forgotten: files, folders, {known}"
     parser.add_argument("--corpora", nargs="+", action="extend", default=[], metavar="[NAME=]TEXT", help=about)
     parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
     about = "for an encoder without a masked-language head: fit one on this text, once"
     parser.add_argument("--fit_head", metavar="TEXT", help=about)
-    about = "windows, lines or rows of each; 0 for all (%(default)s)"
+    about = "windows, pages, lines or rows of each; 0 for all (%(default)s)"
     parser.add_argument("--limit", type=int, default=256, metavar="N", help=about)

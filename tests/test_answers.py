@@ -16,6 +16,7 @@ from lit_spectral.scoring.answers import (
     numbers,
     same_mathematics,
     same_number,
+    score_marked,
     score_mathematics,
 )
 
@@ -92,6 +93,33 @@ def test_numbers_are_read_exactly(text, expected):
 )
 def test_gsm8k_answers(text, gold, last, right):
     assert same_number(text, gold, last) == right
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("so 3.The answer is: 18", "18", True),
+        ("The answer is: $18.00.", "18", True),
+        ("The answer is: 50%", "50", True),
+        ("The answer is 7. No, the final answer is 9", "7", True),  # no mark is written small
+        ("The answer is: 7\nThe answer is: 9\nQuestion: 5", "9", True),
+        ("#### 4\nThe answer is: 5", "5", True),  # the first mark of the list, not of the text
+        ("#### 20/35", "4/7", True),
+        ("The final answer is: .5", "0.50", True),
+        ("The answer is: 18 dollars", "18", False),
+        ("It is 18", "18", False),
+        ("The answer is:", "18", False),
+        ("The answer is: 1080", "1,080", False),
+        ("The answer is: 1,080", "1,080", True),
+        ("The answer is: 1,080", "1080", False),
+        ("The answer is: 3/0", "3", False),
+        ("The answer is: 1/2/3", "1", False),
+        ("The answer is: 1e999999999", "1", False),
+        ("The answer is: nan", "1", False),
+    ],
+)
+def test_a_marked_number_alone_counts_by_peft_s_rule(text, gold, right):
+    assert score_marked(text, gold) == right
 
 
 def written(value, rng):

@@ -115,6 +115,36 @@ def test_literals_of_json_are_written_as_they_are_spelled(form, tmp_path):
     assert read_rows(str(tmp_path / "x.json"))["text"][:] == [*LITERALS, "word"]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_a_field_of_an_object_is_text_as_a_column_is(tmp_path, suffix, decoder_folder):
+    rows = [{"id": i, "extra": {"q": "the cat", "a": "sat"}} for i in range(3)]
+    file = tmp_path / f"train.{suffix}"
+    if suffix == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(str(file))
+    else:
+        text = json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows))
+        file.write_text(text)
+    data = PromptedText(str(tmp_path), "{extra.q}", "{extra.a}", tokenizer=decoder_folder(), validation_rows=1)
+    data.setup("fit")
+    read = [data.tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in data.splits["train"]]
+    assert read == ["the cat sat"] * 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"extra": {"q": "a", "a": None}}, r"line 1: extra.a is None, not text"),
+        ({"extra": {"q": "a"}}, r"(no column|line 1: ).*extra.a"),
+        ({"extra": "a"}, "no column"),
+    ],
+)
+def test_a_field_that_is_not_there_is_named(tmp_path, row, message, decoder_folder):
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    data = PromptedText(str(tmp_path), "{extra.q}", "{extra.a}", tokenizer=decoder_folder(), validation_rows=1)
+    with pytest.raises(InputError, match=message):
+        data.setup("fit")
+
+
 def test_texts_within_lists_and_objects_are_texts_too(tmp_path):
     row = '{"a": ["2024-01-05", 1.10, true, null], "b": {"c": 003.5, "d": "003"}}'.replace("003.5", "3.50")
     (tmp_path / "x.jsonl").write_text(row + '\n{"a": null, "b": {"e": []}}\n')

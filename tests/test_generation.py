@@ -229,6 +229,18 @@ def test_mathematics_is_tested_on_the_sets_that_are_given(mathematics):
     assert Math("gsm8k", folders["gsm8k"]).tests == {"gsm8k": folders["gsm8k"]}
 
 
+def test_strict_answers_need_their_mark(mathematics):
+    data = Math("metamath", str(mathematics / "metamath"), gsm8k=str(mathematics / "gsm8k"), strict=True)
+    strict, usual = data.scorers["gsm8k"], Math("gsm8k", data.tests["gsm8k"]).scorers["gsm8k"]
+    assert [score("so it is 5", "5") for score in (strict, usual)] == [False, True]
+    assert strict("The answer is: 5", "5")
+
+
+def test_answers_without_reasoning_can_not_be_strict():
+    with pytest.raises(InputError, match="answers without reasoning have no mark"):
+        Math("gsm8k", reasoning=False, strict=True)
+
+
 def test_a_test_solution_without_an_answer_is_named(mathematics):
     write(mathematics / "gsm8k" / "test.jsonl", [{"question": "How many?", "answer": "Five."}])
     with pytest.raises(InputError, match="line 1: its solution holds no final answer"):

@@ -151,6 +151,14 @@ def test_prompted_text_refuses_what_it_can_not_use(prompted, options, message):
         prompted(**options)
 
 
+def test_rows_of_more_characters_are_left_out_whatever_their_tokens(prompted):
+    rows = [{"q": "the cat", "n": 1, "a": "sat"}, {"q": "the bird", "n": 1, "a": "sat"}] * 2
+    most = len("the cat 1\n") + len("sat")
+    data = prompted(rows, max_characters=most, validation_rows=1)
+    assert {*texts(data, "train"), *texts(data, "val")} == {"the cat 1 sat"}
+    assert len(data.splits["train"]) == 1
+
+
 def test_a_tokenizer_without_eos_is_refused(prompted, backbone_folder):
     with pytest.raises(InputError, match="no EOS token"):
         prompted(tokenizer=backbone_folder("llama"))
@@ -187,6 +195,23 @@ def test_only_the_first_windows_are_read_under_a_limit(text, decoder_folder):
     assert list(two) == list(every)[:2]
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_pages_are_texts_by_themselves_each_cut(tmp_path, decoder_folder, bos):
+    pages = ["the cat sat on the mat and the bird flew over", "", "the hill", "the", "the mat the cat"]
+    write(tmp_path, "train", [{"text": page} for page in pages])
+    data = windows(tmp_path, decoder_folder, bos, pages=True)
+    ids = [data.tokenizer(page)["input_ids"][:8] for page in pages if page.strip()]
+    assert list(data.splits["val"]["input_ids"]) == [page for page in ids if len(page) > 1]
+    assert len(windows(tmp_path, decoder_folder, bos, pages=True, limit=2).splits["val"]) == 2
+
+
+def test_padding_of_a_page_is_no_label(tmp_path, decoder_folder):
+    write(tmp_path, "train", [{"text": "the cat sat"}, {"text": "the"}])
+    batch = next(iter(windows(tmp_path, decoder_folder, pages=True).val_dataloader()[0]))
+    assert torch.equal(batch["labels"] == -100, batch["attention_mask"] == 0)
+    assert (batch["labels"] == -100).sum() == 2
+
+
 def test_all_tokens_of_a_window_are_labels(text, decoder_folder):
     batch = next(iter(windows(text, decoder_folder).val_dataloader()[0]))
     assert torch.equal(batch["labels"], batch["input_ids"])
@@ -199,11 +224,13 @@ def test_all_tokens_of_a_window_are_labels(text, decoder_folder):
         ("a.txt", {"max_length": 49}, "49 is above the 48 that the model reads"),
         ("a.txt", {"max_length": 1}, "max_length must be at least 2"),
         ("a.txt", {"limit": 0}, "limit must be at least 1"),
+        ("one.txt", {"pages": True}, "has no page of two tokens"),
         ("none.txt", {}, "there is no file .*none.txt"),
         ("empty", {}, "has no .txt file"),
     ],
 )
 def test_windows_refuse_what_they_can_not_read(text, decoder_folder, path, options, message):
     (text / "empty").mkdir()
+    (text / "one.txt").write_text("\n")
     with pytest.raises(InputError, match=message):
         windows(text / path, decoder_folder, **options)

@@ -68,6 +68,13 @@ def test_chat_gives_the_users_turn_and_says_the_assistants(chatty):
     assert said == f"on the mat {eos} "
 
 
+def test_chat_eos_gives_the_users_turn_and_says_the_answer_alone(chatty):
+    tokenizer = chatty[1](lambda text: text.replace("[CLS] assistant : {% endif", "[CLS] assistant thinks {% endif"))
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    given, said = layout("chat-eos", tokenizer)("the cat", "sat", "on the mat")
+    assert (given, said) == (f"{bos} user : the cat\nsat {eos} {bos} assistant thinks ", "on the mat")
+
+
 def test_a_chat_template_whose_opening_is_no_beginning_of_the_answer_is_refused(chatty):
     tokenizer = chatty[1](lambda text: text.replace("[CLS] assistant : {% endif", "[CLS] assistant thinks {% endif"))
     with pytest.raises(InputError, match="opens an answer to be generated unlike one that is given"):
@@ -99,6 +106,14 @@ def test_chat_rows_have_one_bos_a_turn_and_score_the_answer_and_its_end(prompted
     assert row["input_ids"].count(tokenizer.bos_token_id) == 2
     scored = [label for label in row["labels"] if label != -100]
     assert scored == tokenizer("on the mat", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+
+
+def test_chat_eos_rows_score_the_answer_and_eos_whatever_ends_a_turn(prompted, chatty):
+    tokenizer = chatty[1](lambda text: text.replace("[SEP]", "on"))
+    row = prompted(template="chat-eos", tokenizer=str(chatty[0])).splits["train"][0]
+    scored = [label for label in row["labels"] if label != -100]
+    assert row["input_ids"].count(tokenizer.bos_token_id) == 2
+    assert scored == [*tokenizer("on the mat", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def test_the_loss_is_on_everything_by_option(prompted):

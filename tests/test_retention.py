@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import WORDS, another_user, scalars
 from lit_spectral.callbacks import RetentionMonitor
-from transformers import AutoModel, AutoTokenizer, DebertaV2Config, DebertaV2ForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DebertaV2Config, DebertaV2ForMaskedLM
 
 from lit_spectral import cli
 from lit_spectral.adapters import adapters, fold
@@ -99,6 +99,38 @@ def test_the_base_model_is_the_backbone_whatever_was_trained(method, backbone_fo
     assert found["words/forgetting_loss"] > found["words/base_entropy"] + 5e-6
     assert all(torch.equal(tensor, state[name]) for name, tensor in task.state_dict().items())
     assert [parameter.requires_grad for parameter in task.parameters()] == flags
+
+
+def test_forgetting_on_pages_is_that_of_peft_s_comparison(decoder_folder, tmp_path):
+    """Mean loss of a token after less before, over the pages one by one, cut, in float64, by transformers' own loss."""
+    folder = decoder_folder()
+    generator = torch.Generator().manual_seed(0)
+    pages = [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator)) for n in (3, 30, 11, 2)]
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": page}) + "\n" for page in pages))
+    task = build(CausalLM, folder, LoRA(rank=2))
+    disturb(task)
+    found = measured(task, str(tmp_path / "pages.jsonl"), pages=True, limit=3)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    @torch.no_grad()
+    def mean_loss(model):
+        sums, count = 0.0, 0
+        for page in pages[:3]:
+            ids = torch.tensor([tokenizer(page)["input_ids"][:16]])
+            tokens = ids.shape[1] - 1
+            sums, count = sums + float(model(input_ids=ids, labels=ids).loss) * tokens, count + tokens
+        return sums / count
+
+    before = mean_loss(AutoModelForCausalLM.from_pretrained(folder).double())
+    fold(task.model)
+    after = mean_loss(task.model.double())
+    assert found["words/loss"] - found["words/base_loss"] == pytest.approx(after - before, rel=1e-4)
+    assert abs(after - before) > 1e-2
+
+
+def test_pages_are_a_decoder_s(backbone_folder, text):
+    with pytest.raises(InputError, match="pages are of a decoder's corpora"):
+        measured(build(MaskedLM, backbone_folder("bert"), LoRA(rank=2)), text, pages=True)
 
 
 def test_a_change_of_the_head_alone_is_no_loss(backbone_folder, text):

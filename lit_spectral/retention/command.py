@@ -39,7 +39,7 @@ def run(args: list[str]) -> Path:
     device = usable_device(given.device)
     rounded = torch.autocast(device.type, torch.bfloat16) if given.bf16 else nullcontext()
     limit = given.limit or None
-    how = (limit, given.max_length, given.batch_size, given.fit_head)
+    how = (limit, given.max_length, given.batch_size, given.fit_head, given.pages)
     if sweeps := sweeps_of(vars(given)):
         from lit_spectral.sweeps.retain import run_sweeps  # which stands on the command line's
 
@@ -87,9 +87,11 @@ def _parse(args: list[str]) -> argparse.Namespace:
                         help="tasks that it was trained for, not part of the mean")  # fmt: skip
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="examples in a task's prompt (the task's own)")
     parser.add_argument("--include_path", metavar="FOLDER", help="more tasks, as YAML")
-    about = "tokens of a window or line (%(default)s)"
+    about = "each text of a corpus by itself, cut after --max_length tokens, in place of windows over all (decoders)"
+    parser.add_argument("--pages", action="store_true", help=about)
+    about = "tokens of a window, page or line (%(default)s)"
     parser.add_argument("--max_length", type=int, default=256, metavar="N", help=about)
-    about = "windows, lines or rows at a time (%(default)s)"
+    about = "windows, pages, lines or rows at a time (%(default)s)"
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help=about)
     parser.add_argument("--bf16", action="store_true", help="in bfloat16 by autocast, as bf16-mixed trains")
     parser.add_argument("--device", metavar="NAME", help="(the first GPU, or the CPU)")

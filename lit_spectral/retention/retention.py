@@ -43,11 +43,12 @@ class Retention:
             list of texts, which go by themselves as names.
         sts: a folder or hub id of sentence pairs in STS-B's form (`validation` with `sentence1`,
             `sentence2` and `label`); an encoder's mean-pooled states are compared with it.
-        limit: windows, or lines, of each corpus, from its start; None for all.
-        max_length: tokens of a window, at most of a line or sentence.
-        batch_size: windows, lines or sentences at a time.
+        limit: windows, pages or lines of each corpus, from its start; None for all.
+        max_length: tokens of a window, at most of a page, line or sentence.
+        batch_size: windows, pages, lines or sentences at a time.
         fit_head: for an encoder without a masked-language head, a text on which to fit one, once
             (`fitted_head`); None to measure the drift of its states instead.
+        pages: for a decoder, the texts of a corpus one by one, each cut, in place of windows over them all.
 
     Raises:
         InputError: neither corpora nor sts; a corpus named sts beside sts; a size below 1.
@@ -61,6 +62,7 @@ class Retention:
         max_length: int = 256,
         batch_size: int = 8,
         fit_head: str | None = None,
+        pages: bool = False,
     ) -> None:
         self.corpora = dict(corpora) if isinstance(corpora, Mapping) else {path: path for path in corpora}
         if not self.corpora and (sts is None or fit_head is not None):
@@ -75,6 +77,7 @@ class Retention:
         self.max_length = max_length
         self.batch_size = batch_size
         self.fit_head = fit_head
+        self.pages = pages
         self._texts: dict[str, list[dict[str, Tensor]]] = {}
         self._sentences: list[dict[str, Tensor]] = []
         self._gold = torch.empty(0)
@@ -92,13 +95,16 @@ class Retention:
         decoder = isinstance(task, CausalLM)
         if self.sts is not None and decoder:
             raise InputError("retention: sts compares the states of encoders' sentences; leave it out for a decoder")
+        if self.pages and not decoder:
+            raise InputError("retention: pages are of a decoder's corpora; an encoder's are read line by line")
         if inner_model(task) is not task.model and not isinstance(task, (CausalLM, MaskedLM)):
             raise InputError("retention: a learned prompt is no part of the encoder that it is put before; "
                              "measure methods that adapt weights")  # fmt: skip
         self._originals, self._base_states = original_weights(task), {}
         self._head = None if decoder else _masked_head(task, source, self.fit_head)
         for name, path in self.corpora.items():
-            data = text_of(task, path, self._head is not None, self.limit, self.max_length, self.batch_size)
+            sizes = (self.limit, self.max_length, self.batch_size)
+            data = text_of(task, path, self._head is not None, *sizes, self.pages)
             self._texts[name] = [dict(batch) for batch in data.val_dataloader()[0]]
         if self.sts is not None:
             self._sentences, self._gold = _sentence_pairs(self.sts, source, self.max_length, self.batch_size)

@@ -26,16 +26,25 @@ class _Lines(MaskedText):
         return TextDataModule.collate(self, [{name: row[name] for name in _INPUTS if name in row} for row in rows])
 
 
-def text_of(task: Task, path: str, masked: bool, limit: int | None, max_length: int, batch_size: int) -> TextDataModule:
+def text_of(
+    task: Task,
+    path: str,
+    masked: bool,
+    limit: int | None,
+    max_length: int,
+    batch_size: int,
+    pages: bool = False,
+) -> TextDataModule:
     """A text as a data module that is set up, its rows the split `val`: of a decoder windows, of an encoder lines.
 
     Args:
         task: whose backbone's tokenizer cuts it.
         path: as in `TextWindows` and `MaskedText`.
         masked: whether an encoder's lines have a part of their tokens masked, and labels.
-        limit: windows, or lines, from its start; None for all.
-        max_length: tokens of a window, or of a line at most.
+        limit: windows, pages or lines, from its start; None for all.
+        max_length: tokens of a window, or of a page or line at most.
         batch_size: rows of a batch.
+        pages: of a decoder, its texts one by one in place of windows over them all.
 
     Raises:
         InputError: a text that can't be had, or is too short.
@@ -44,7 +53,7 @@ def text_of(task: Task, path: str, masked: bool, limit: int | None, max_length: 
     options["tokenizer"] = backbones.fetch(task.backbone)
     kind: Any = MaskedText if masked else _Lines
     if isinstance(task, CausalLM):
-        kind = TextWindows
+        kind, options["pages"] = TextWindows, pages
     else:
         options |= {"validation_fraction": 1, "eval_batch_size": batch_size}
     data: TextDataModule = kind(path, **options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from fractions import Fraction
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "same_mathematics",
     "same_number",
     "score_letter",
+    "score_marked",
     "score_mathematics",
     "score_number",
 ]
@@ -29,6 +31,8 @@ Scorer = Callable[[str, str], bool]
 # A sign (between digits, as in 4-3, it is an operation), digits that may be grouped by commas, decimals;
 # a full stop at the end of a sentence is not part of it.
 _NUMBER = re.compile(r"(?:(?<![\d)])-)?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+# Of the first of these that a text holds, the last place counts.
+_MARKS = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
 _ANSWER_IS = re.compile(r"[Tt]he (?:final )?answer is:?")
 
 
@@ -102,6 +106,31 @@ def score_number(reasoning: bool) -> Scorer:
         return same_number(text, gold, last=reasoning)
 
     return score
+
+
+def score_marked(text: str, gold: str) -> bool:
+    """The scorer of peft's comparison on MetaMathQA (method_comparison/MetaMathQA/utils.py): a marked number alone.
+
+    What follows `The answer is` or `####`, to its line's end and without blanks and `.!?$%` round it, is held
+    against the gold answer: by value where it is a decimal number or a quotient of two, else as it is written,
+    which is how `1,080` counts. An answer without a mark is wrong, and so is one with a unit.
+    """
+    mark = next((mark for mark in _MARKS if mark in text), None)
+    if mark is None:
+        return False
+    line = text.rpartition(mark)[2].strip().split("\n", 1)[0]
+    said, wanted = (each.strip(" .!?$%") for each in (line, gold))
+    value, wanted_value = _decimal_or_quotient(said), _decimal_or_quotient(wanted)
+    return said == wanted if wanted_value is None else value == wanted_value
+
+
+def _decimal_or_quotient(text: str) -> float | None:
+    """As the nearest float, so that 20/35 is a value too; None for what is neither."""
+    try:
+        above, *below = (Decimal(part.strip()) for part in text.split("/"))
+        return None if len(below) > 1 else float(above / below[0] if below else above)
+    except ArithmeticError:  # no number, or a quotient by 0
+        return None
 
 
 def boxed(text: str) -> str | None:
