@@ -7,6 +7,7 @@ a time, a list or an object has no one text, and is refused; a field of an objec
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -87,6 +88,8 @@ def with_fields(rows: Any, columns: Sequence[str]) -> Any:
         kind = feature.get(field) if isinstance(feature, dict) else feature
         if kind is not None:
             cells = [cell.get(field) if isinstance(cell, dict) else None for cell in rows[outer]]
+            if kind is feature:  # in which `datasets` keeps a cell as JSON
+                cells = [None if cell is None else json.dumps(cell) for cell in cells]
             rows = rows.add_column(name, cells, feature=kind)
     return rows
 

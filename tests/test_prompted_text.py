@@ -152,11 +152,9 @@ def test_prompted_text_refuses_what_it_can_not_use(prompted, options, message):
 
 
 def test_rows_of_more_characters_are_left_out_whatever_their_tokens(prompted):
-    rows = [{"q": "the cat", "n": 1, "a": "sat"}, {"q": "the bird", "n": 1, "a": "sat"}] * 2
-    most = len("the cat 1\n") + len("sat")
-    data = prompted(rows, max_characters=most, validation_rows=1)
-    assert {*texts(data, "train"), *texts(data, "val")} == {"the cat 1 sat"}
-    assert len(data.splits["train"]) == 1
+    rows = [{"q": "the cat", "a": "sat"}, {"q": "the bird", "a": "sat"}] * 2
+    data = prompted(rows, prompt="{q}\n", max_characters=len("the cat\nsat"), validation_rows=1)
+    assert texts(data, "train") + texts(data, "val") == ["the cat sat"] * 2
 
 
 def test_a_tokenizer_without_eos_is_refused(prompted, backbone_folder):
@@ -209,7 +207,7 @@ def test_padding_of_a_page_is_no_label(tmp_path, decoder_folder):
     write(tmp_path, "train", [{"text": "the cat sat"}, {"text": "the"}])
     batch = next(iter(windows(tmp_path, decoder_folder, pages=True).val_dataloader()[0]))
     assert torch.equal(batch["labels"] == -100, batch["attention_mask"] == 0)
-    assert (batch["labels"] == -100).sum() == 2
+    assert (batch["labels"][1] == -100).any()
 
 
 def test_all_tokens_of_a_window_are_labels(text, decoder_folder):
