@@ -38,10 +38,11 @@ VERBS = {
     "retain": Verb("what a model has kept of its backbone", "lit_spectral.retention.command"),
     "humaneval": Verb("pass@k of completions, each run shut in", "lit_spectral.scoring.command"),
     "spectra": Verb("how large an adapter's changes are, and where they lie", "lit_spectral.updates.show_command"),
+    "analyze": Verb("adapters' changes beside their backbone's weights; a page", "lit_spectral.analysis.command"),
     "mend": Verb("repair an adapter after training, without data", "lit_spectral.updates.mend_command"),
     "merge": Verb("several adapters of one backbone made one", "lit_spectral.updates.merge_command"),
     "export": Verb("an adapter as peft, vLLM or llama.cpp load it, or merged", "lit_spectral.updates.export_command"),
 }
 
 # What others call them.
-SYNONYMS = {"train": "fit", "eval": "evaluate", "sweep": "compare", "generate": "predict"}
+SYNONYMS = {"train": "fit", "eval": "evaluate", "sweep": "compare", "generate": "predict", "analyse": "analyze"}

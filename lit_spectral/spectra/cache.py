@@ -23,7 +23,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.files import locked
 from lit_spectral.paths import cache_folder
 from lit_spectral.spectra.linalg import Part, SingularTriplets
-from lit_spectral.spectra.partial_svd import check_weight, drawn_places, inner_svd, partial_svd
+from lit_spectral.spectra.partial_svd import check_weight, drawn_places, inner_svd, partial_svd, singular_values
 
 __all__ = ["SVDCache"]
 
@@ -50,7 +50,7 @@ class SVDCache:
             others wait, then read what was written. Where a file can't be read or written its
             spectrum is computed and not kept, which one line says.
 
-    Both methods take weights by their module's path and raise InputError, with that path, for one
+    All methods take weights by their module's path and raise InputError, with that path, for one
     that holds NaN or infinity or has no such rank. They compute what is not on disk in batches of
     one shape, with a progress bar, and log one line.
     """
@@ -100,6 +100,11 @@ class SVDCache:
             {name: _first(entries[draw], rank, "random") for name, entries in found.items()} if rank else {},
             {name: [float(entries[level]["sigma"]) for level in levels] for name, entries in found.items()},
         )
+
+    def singular_values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All singular values of each weight (min(out, in),), falling, float32 on the CPU."""
+        found = self._get(weights, {"values": 1}, lambda stack: {"values": {"sigma": singular_values(stack)}})
+        return {name: entries["values"]["sigma"] for name, entries in found.items()}
 
     def _get(
         self,

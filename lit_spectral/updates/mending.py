@@ -6,7 +6,6 @@ thin. What was trained whole (heads, norms, biases) stays as it is.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,28 +13,18 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import yaml
-from torch import Tensor
 
 from lit_spectral.errors import InputError, reason_of
 from lit_spectral.methods.bounds import Bound, read_bound, resolve_bound
 from lit_spectral.spectra.cache import SVDCache
 from lit_spectral.spectra.input_directions import is_share
-from lit_spectral.spectra.partial_svd import partial_svd
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.delta import Delta
+from lit_spectral.updates.intruders import AMONG, KNOWN, without_intruders
 from lit_spectral.updates.sizes import size_of
 from lit_spectral.updates.update import Update
 
-__all__ = ["REPAIRS", "Repair", "mend", "without_intruders"]
-
-log = logging.getLogger(__name__)
-
-# Leading singular vectors of W₀ + ΔW among which intruders are looked for.
-AMONG = 10
-# Leading singular vectors of W₀ that mostly show, without all others, which these are like.
-KNOWN = 32
-# Of looking for intruders; a dozen are many.
-MOST_ROUNDS = 100
+__all__ = ["REPAIRS", "Repair", "mend"]
 
 
 class Repair(NamedTuple):
@@ -124,44 +113,6 @@ def intruders(update: Update, threshold: float, backbone: Backbone) -> Update:
     known = min([KNOWN, *(min(delta.shape) for delta in update.changes.values())])
     top = SVDCache().singular_triplets(weights, "top", known)
     return update.map(lambda path, delta: without_intruders(delta, weights[path], top[path].u, threshold))
-
-
-def without_intruders(delta: Delta, weight: Tensor, leading: Tensor, threshold: float, among: int = AMONG) -> Delta:
-    """ΔW ← ΔW − Σ u uᵀ ΔW over intruders u, until W₀ + ΔW has none.
-
-    They are those of the `among` leading left singular vectors of W₀ + ΔW whose |cosine| with every left singular
-    vector of W₀ is below the threshold (Shuttleworth et al., 2410.21228). There, and in peft, W₀ + ΔW is scaled
-    down along u, W₀'s part with it; here all of ΔW's part goes and W₀'s stays, so that a thin ΔW stays thin. Since
-    another vector takes the place among the leading ones, it is done again until none is found.
-
-    A round costs the leading triplets of a dense matrix. All of W₀'s vectors are computed, once a layer, only where
-    the leading ones leave it open: if u is like none of these, and has enough outside of their span to be like another.
-
-    Args:
-        delta: ΔW (out, in).
-        weight: W₀ (out, in).
-        leading: some leading left singular vectors of W₀ (out, k).
-        threshold: above 0, at most 1.
-        among: at least 1.
-    """
-    basis = leading.double()
-    for _ in range(MOST_ROUNDS):
-        change = delta.dense(weight)
-        u, sigma, _ = partial_svd(weight.float() + change, "top", min(among, *delta.shape)).triplets
-        u = u[:, : size_of(sigma).rank]
-        cosines = basis.mT @ u
-        odd = cosines.abs().amax(0) < threshold
-        elsewhere = 1 - cosines.square().sum(0) >= threshold**2
-        if basis.shape[1] < min(weight.shape) and bool((odd & elsewhere).any()):
-            basis = partial_svd(weight, "top", min(weight.shape)).triplets.u
-            odd = (basis.mT @ u).abs().amax(0) < threshold
-        found = u[:, odd]
-        # What is like none of W₀'s, and not by ΔW's doing, would be found for ever.
-        if not float((found.mT @ change.double()).norm()) > 1e-5 * float(change.double().norm()):
-            return delta
-        delta = delta.outside(found, None, weight)
-    log.warning("after %d rounds of taking intruders out there are some left", MOST_ROUNDS)
-    return delta
 
 
 def rank(update: Update, most: int, backbone: Backbone) -> Update:

@@ -100,16 +100,20 @@ class Weights(Mapping[str, Tensor]):
 
         return backbone_digest(self.skeleton.base_model, new, value)
 
-    def check_fits(self, update: Update) -> None:
-        """InputError unless every change is that of a map of its shape, and what was trained whole is the model's.
-
-        And the backbone is the one that the update was trained on, where that is known.
-        """
+    def check_digest(self, update: Update) -> None:
+        """InputError where it is known that these aren't the weights that the update was trained on."""
         if update.digest and (ours := self.digest()) and not same_backbone(update.digest, ours):
             raise InputError(
                 f"the adapter was trained on a backbone whose weights differ from those in {self.folder}; give its own "
                 "--backbone"
             )
+
+    def check_fits(self, update: Update) -> None:
+        """InputError unless every change is that of a map of its shape, and what was trained whole is the model's.
+
+        And the backbone is the one that the update was trained on, where that is known.
+        """
+        self.check_digest(update)
         model = type(self.skeleton).__name__
         for path, delta in update.changes.items():
             if path not in self:

@@ -1,0 +1,128 @@
+"""`lit-spectral analyze`: how large adapters' changes are, and how they lie beside their backbone's weights."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from lit_spectral.analysis.measuring import analyze
+from lit_spectral.analysis.page import write_page
+from lit_spectral.analysis.results import table, write_tables
+from lit_spectral.analysis.views import write_overview
+from lit_spectral.errors import InputError, Parser, check_at_least
+from lit_spectral.files import check_place, write_text
+from lit_spectral.terminal import show_notes
+from lit_spectral.updates.backbone import Backbone
+from lit_spectral.updates.flags import add_source
+from lit_spectral.updates.sizes import spectral_norms
+from lit_spectral.updates.update import Update, check_same_backbone
+from lit_spectral.updates.weights import Weights
+
+__all__ = ["run"]
+
+# Dimensions of the subspaces that are compared, at most, where --rank is left out.
+RANK = 8
+
+
+def run(args: list[str]) -> Path:
+    """Read the sources, measure, print a table, write page, CSV and PNG; returns the page's file.
+
+    Raises:
+        InputError: a flag that there isn't; a source that changes no linear map, or none that has a rank; sources of
+            different backbones, or another backbone's; as `sources.read`, and `analyze`.
+    """
+    show_notes()
+    given = _parse(args)
+    folder = Path(given.output_folder or Path("runs") / "analyze" / _name(given.sources))
+    for name in ("index.html", "overview.png", "changes.csv", "weights.csv", "values.csv"):
+        check_place(folder / name, "analyze: --output_folder")
+    from lit_spectral.updates import sources  # which load what can read them all
+
+    read = {source: sources.read(source, given.backbone) for source in given.sources}
+    check_same_backbone(read)
+    named = Backbone(given.backbone or next((update.backbone for update in read.values() if update.backbone), ""))
+    files = named.files()
+    updates = {label: _checked(*each, files) for label, each in zip(_labels(read), read.items(), strict=True)}
+    check_same_backbone(updates)  # once more, by the paths that their backbone has
+    rank = _rank(given.rank, updates)
+    changes = {label: update.changes for label, update in updates.items()}
+    analysis = analyze(changes, Backbone(named.name, files), rank, given.top, given.seed)
+    Console().print(table(analysis))
+    page = folder / "index.html"
+    write_tables(analysis, folder)
+    write_overview(analysis, folder / "overview.png")
+    write_text(page, write_page(analysis, Path(named.name).name, f"lit-spectral analyze {shlex.join(args)}"))
+    console = Console()
+    console.print(escape(f"tables: {folder / 'changes.csv'}, weights.csv, values.csv; overview.png"), soft_wrap=True)
+    console.print(f"page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
+    return page
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="lit-spectral analyze",
+        description="How large the changes of adapters are, and how they lie beside their backbone's weights: sizes "
+        "by layer, energy and similarity with W₀'s singular subspaces, amplification, gains, intruder dimensions, and "
+        "W₀'s own spectra. A page, CSV and a PNG; several adapters of one backbone side by side. No data is needed.",
+        allow_abbrev=False,
+    )
+    add_source(parser, several=True)
+    about = f"of the subspaces that are compared (ΔW's least rank, at most {RANK})"
+    parser.add_argument("--rank", type=int, metavar="R", help=about)
+    about = "W₀'s leading singular directions in which energy and gains are measured (%(default)s)"
+    parser.add_argument("--top", type=int, default=32, metavar="K", help=about)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random subspaces (%(default)s)")
+    parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/analyze/SOURCE)")
+    given = parser.parse_args(args)
+    twice = next((source for source in given.sources if given.sources.count(source) > 1), None)
+    if twice is not None:
+        raise InputError(f"analyze: {twice} is given twice; give it once")
+    check_at_least(1, rank=given.rank, top=given.top)
+    if not 0 <= given.seed < 2**30:
+        raise InputError(f"analyze: --seed is 0 or more and below 2^30, not {given.seed}")
+    return given
+
+
+def _name(given: list[str]) -> str:
+    """Of the folder: the first source's, and of the run that wrote a checkpoint."""
+    source = Path(given[0]).absolute()
+    run = source.parent.parent if source.parent.name == "checkpoints" else None
+    return f"{run.parent.name}-{run.name}" if run is not None else source.stem
+
+
+def _labels(read: Mapping[str, Update]) -> list[str]:
+    """What each source is called: its method, and its place too where several have one."""
+    named = {source: _method(update.origin.get("method")) or source for source, update in read.items()}
+    return [f"{label} ({source})" if list(named.values()).count(label) > 1 else label
+            for source, label in named.items()]  # fmt: skip
+
+
+def _method(method: Any) -> str:
+    return str(method.get("name", "")) if isinstance(method, Mapping) else str(method or "")
+
+
+def _checked(source: str, update: Update, files: Weights) -> Update:
+    """The update by paths of the backbone; InputError where it changes nothing, or was trained on another."""
+    thin = {path: delta.factors for path, delta in update.changes.items() if delta.is_thin and delta.factors}
+    if len(thin) == len(update.changes) and not any(spectral_norms(thin).values()):
+        raise InputError(f"{source}: it changes no linear map, so that there is no ΔW to look at; give another")
+    files.check_digest(update)
+    changes = {files.path(path) if path in files else path: delta for path, delta in update.changes.items()}
+    return replace(update, changes=changes)
+
+
+def _rank(asked: int | None, updates: Mapping[str, Update]) -> int:
+    """As asked for, or what every change has; InputError where one's factors have less than is asked for."""
+    least, source, path = min(
+        (delta.rank, source, path) for source, update in updates.items() for path, delta in update.changes.items()
+    )
+    if asked is not None and asked > least:
+        raise InputError(f"analyze: --rank {asked} is above the rank of {path} in {source}; give at most {least}")
+    return asked if asked is not None else min(RANK, least)

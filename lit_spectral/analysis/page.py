@@ -1,0 +1,66 @@
+"""An analysis as one HTML page that needs nothing else, not even a network."""
+
+from __future__ import annotations
+
+from html import escape
+
+from lit_spectral import pages
+from lit_spectral.analysis.magnitude import ABOVE
+from lit_spectral.analysis.measuring import Analysis
+from lit_spectral.analysis.results import intruders_by_threshold, projections_by_kind, summary, weights_by_kind
+from lit_spectral.analysis.views import figures
+from lit_spectral.updates.intruders import AMONG
+
+__all__ = ["write_page"]
+
+_LEGEND = """ΔW is what an adapter adds to a weight W₀ of its backbone. U and V are W₀'s k leading left and right
+singular vectors. φ is the similarity of the r leading left singular vectors of ΔW with W₀'s r largest, smallest, or
+randomly drawn ones: 0 orthogonal, 1 the same, r / outputs by chance. Shares are of ‖ΔW‖_F² of all maps together."""
+_SIZE = f"HiRA's figures 4, 5, 7 and 8. Dotted: {ABOVE}."
+_PLACE = """φ as in MiLoRA's figure 3. Gains are the diagonal of Uᵀ ΔW V, which HiP-LoRA learns as δ (its figure 4)."""
+_PROJECTED = """Norms of W₀ and ΔW within the r leading singular vectors of ΔW, of W₀, or of a random matrix: means over
+layers. Factor W→ΔW: ‖ΔW‖_F over the first of them, how much louder ΔW is than what W₀ had there; factor ΔW→W: ‖ΔW‖_F
+over ΔW's norm within W₀'s; both medians. FCLoRA's table 7, HiLoRA's table 3, MiLoRA's table 5."""
+_INTRUDERS = f"""How many of the {AMONG} leading left singular vectors of each W₀ + ΔW have a |cosine| below a threshold
+with every left singular vector of W₀ (Shuttleworth et al., 2410.21228)."""
+_WEIGHTS = """Means over layers. σ⁽¹⁾ to σ⁽³⁾ are the quartiles of a weight's singular values, counted upwards, and
+σ⁽⁴⁾ is the largest; α is the rate of the decay C e^(−αn) that is nearest to σₙ / σ₁; n at 5 % is how many singular
+values it takes to come within 5 % of W₀ (dotted), beside those of a random matrix of low rank. FCLoRA's appendix H."""
+
+
+def write_page(analysis: Analysis, backbone: str, command: str) -> str:
+    """The page's HTML: a summary, then sizes, places, intruders and W₀, each with pictures, and how to run it again.
+
+    Args:
+        analysis: what was measured.
+        backbone: its name.
+        command: that measured it.
+    """
+    title = f"What {', '.join(analysis.changes)} change{'s' * (len(analysis.changes) == 1)} in {backbone}"
+    settings = f"{len(analysis.weights)} maps · r = {analysis.rank}, k = {analysis.top}, seed {analysis.seed}"
+    parts = [
+        _note(_LEGEND),
+        pages.table(["", *analysis.changes], summary(analysis)),
+        _heading("How large ΔW is", _SIZE),
+        pages.panels(figures(analysis, "size")),
+        _heading("Where ΔW lies beside W₀", _PLACE),
+        pages.panels(figures(analysis, "place")),
+        _heading("W₀ and ΔW in each other's subspaces", _PROJECTED),
+        pages.table(*projections_by_kind(analysis)),
+        _heading("Intruder dimensions", _INTRUDERS),
+        pages.table(*intruders_by_threshold(analysis)),
+        pages.panels(figures(analysis, "intruders")),
+        _heading("W₀", _WEIGHTS),
+        pages.table(*weights_by_kind(analysis)),
+        pages.panels(figures(analysis, "weights")),
+        f"<h2>How to run it again</h2>\n<pre>{escape(command)}</pre>",
+    ]
+    return pages.document(title, title, f"{settings} · {pages.when(pages.processor())}", "\n".join(parts))
+
+
+def _heading(title: str, note: str) -> str:
+    return f"<h2>{escape(title)}</h2>{_note(note)}"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'

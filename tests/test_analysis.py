@@ -1,0 +1,346 @@
+"""Measures of changes beside their weights, on matrices whose answers are known, and all of them against dense ones."""
+
+import math
+
+import pytest
+import torch
+from exporting import adapted, base, delta_of  # noqa: F401 (a fixture)
+from test_mending import SHAPES, dense, drawn
+
+from lit_spectral import adapters as ad
+from lit_spectral import analysis as an
+from lit_spectral import methods
+from lit_spectral.analysis.measuring import THRESHOLDS, analyze, place_of
+from lit_spectral.analysis.results import places
+from lit_spectral.errors import InputError
+from lit_spectral.spectra import SingularTriplets
+from lit_spectral.updates import Delta, Pair, Update, intruders
+from lit_spectral.updates.backbone import Backbone
+
+WIDE = torch.float64
+# Singular values of a weight whose singular vectors are the axes.
+SIGMA = torch.arange(8, 0, -1, dtype=WIDE)
+WEIGHT = torch.zeros(10, 8, dtype=WIDE)
+WEIGHT[range(8), range(8)] = SIGMA
+
+
+def axes(*numbers, rows=10):
+    return torch.eye(rows, dtype=WIDE)[:, list(numbers)]
+
+
+def pair_of(left, right, size=1.0):
+    """size · u vᵀ for an axis on either side."""
+    return Delta(Pair(size * axes(left), axes(right, rows=8).mT))
+
+
+def leading(count):
+    return SingularTriplets(axes(*range(count)), SIGMA[:count], axes(*range(count), rows=8))
+
+
+def turned(size, seed=0):
+    return torch.linalg.qr(torch.randn(size, size, dtype=WIDE, generator=torch.Generator().manual_seed(seed))).Q
+
+
+def as_dense(delta):
+    return Delta(matrix=delta.dense(dtype=WIDE))
+
+
+both_kinds = pytest.mark.parametrize("kind", [lambda delta: delta, as_dense], ids=["thin", "dense"])
+
+
+def test_errors_of_the_nearest_matrices_of_each_rank():
+    torch.testing.assert_close(an.error_curve(torch.tensor([4.0, 3.0])), torch.tensor([1, 0.6, 0], dtype=WIDE))
+    assert not an.error_curve(torch.zeros(3)).any()
+
+
+@pytest.mark.parametrize(("sigma", "error", "expected"), [
+    ([4.0, 3.0], 0.7, 1), ([4.0, 3.0], 0.05, 2), ([1.0] * 4, 0.5, 3), ([1.0, 0.0, 0.0], 0.05, 1),
+])  # fmt: skip
+def test_how_many_values_come_near(sigma, error, expected):
+    assert an.width(an.error_curve(torch.tensor(sigma)), error) == expected
+
+
+@pytest.mark.parametrize("rate", [0.003, 0.05, 1.0])
+def test_an_exponential_decay_is_found(rate):
+    numbers = torch.arange(1, 101, dtype=WIDE)
+    found = an.exponential_decay(7 * torch.exp(-rate * numbers))
+    assert found == pytest.approx((math.exp(rate), rate, 0), abs=1e-7)
+
+
+def test_equal_values_do_not_decay():
+    assert an.exponential_decay(torch.full((50,), 3.0)) == pytest.approx((1, 0, 0), abs=1e-7)
+
+
+def test_a_matrix_of_low_rank_decays_fast_and_one_that_is_0_not_at_all():
+    flat, low = torch.linspace(2, 1, 60, dtype=WIDE), an.ideal_low_rank((60, 70))
+    assert an.exponential_decay(low).rate > 10 * an.exponential_decay(flat).rate
+    assert all(map(math.isnan, an.exponential_decay(torch.zeros(5))))
+
+
+def test_the_ideal_matrix_is_of_low_rank():
+    found = an.ideal_low_rank((48, 36), seed=3)
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(1, *each, generator=generator, dtype=WIDE)[0] for each in ((48, 3), (3, 36)))
+    values = torch.linalg.svdvals(left @ right)
+    torch.testing.assert_close(found[:3], values[:3] / values[0])
+    assert not found[3:].any()
+    assert an.width(an.error_curve(an.ideal_low_rank((768, 768)))) == 64
+
+
+def test_quartiles_count_upwards():
+    assert an.quartiles(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])) == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("sigma", "expected"), [([3.0] * 4, 4), ([2.0, 0.0], 1), ([0.0, 0.0], 0)])
+def test_effective_rank_of_equal_values_is_their_number(sigma, expected):
+    assert an.effective_rank(torch.tensor(sigma)) == pytest.approx(expected)
+
+
+def test_effective_rank_by_its_equation():
+    p = [0.5, 0.3, 0.2]
+    found = an.effective_rank(torch.tensor([5.0, 3.0, 2.0]))
+    assert found == pytest.approx(math.exp(-sum(each * math.log(each) for each in p)))
+
+
+def test_sizes_by_singular_values():
+    found = an.magnitude(torch.tensor([2.0, 1.0, 0.004, 0.0], dtype=WIDE))
+    energy = 5 + 0.004**2
+    assert (found.spectral, found.rank, found.count) == (2, 3, 2)
+    assert (found.frobenius, found.energy, found.stable_rank) == pytest.approx((energy**0.5, energy, energy / 4))
+
+
+@both_kinds
+def test_the_leading_part_is_at_most_what_there_is(kind):
+    change = Delta.added([pair_of(2, 3, 5.0), pair_of(4, 1, 2.0)])
+    sigma, own = an.leading_part(kind(change), 4)
+    torch.testing.assert_close(sigma[:2], torch.tensor([5.0, 2.0], dtype=WIDE))
+    assert len(own.sigma) == 2
+    torch.testing.assert_close((own.u * own.sigma) @ own.v.mT, change.dense(dtype=WIDE))
+
+
+def test_subspaces_are_similar_by_what_they_share():
+    basis = axes(0, 1, 2, 3)
+    assert an.similarity(basis, basis @ turned(4)) == pytest.approx(1)
+    assert an.similarity(basis, axes(4, 5, 6, 7)) == 0
+    assert an.similarity(basis, axes(2, 3, 8, 9)) == pytest.approx(0.5)
+    half = (axes(0) + axes(9)) / 2**0.5
+    assert an.similarity(axes(0), half) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="of one dimension"):
+        an.similarity(basis, axes(0))
+
+
+def test_random_subspaces_are_orthonormal_and_drawn_by_the_seed():
+    one, again, other = (an.random_basis(12, 3, seed) for seed in (1, 1, 2))
+    torch.testing.assert_close(one.mT @ one, torch.eye(3, dtype=WIDE))
+    assert torch.equal(one, again)
+    assert an.similarity(one, other) < 0.9
+
+
+def test_random_subspaces_share_as_much_as_chance_has_it():
+    shared = [an.similarity(axes(0, 1, 2, rows=12), an.random_basis(12, 3, seed)) for seed in range(200)]
+    assert sum(shared) / len(shared) == pytest.approx(3 / 12, abs=0.03)
+
+
+@both_kinds
+@pytest.mark.parametrize(("left", "right", "both", "of_left", "of_right"), [
+    (1, 1, 1, 1, 1), (2, 0, 1, 1, 1), (1, 5, 0, 1, 0), (9, 2, 0, 0, 1), (8, 7, 0, 0, 0),
+])  # fmt: skip
+def test_one_pair_is_in_the_basis_or_out_of_it(kind, left, right, both, of_left, of_right):
+    found = an.inside(kind(pair_of(left, right, -0.5)), leading(3))
+    assert found[1:] == (both, of_left, of_right)
+    expected = torch.zeros(3, 3, dtype=WIDE)
+    if both:
+        expected[left, right] = -0.5
+    torch.testing.assert_close(found.core, expected)
+
+
+def test_shares_are_of_squares():
+    change = Delta.added([pair_of(0, 0, 2.0), pair_of(7, 7, 1.0)])
+    assert an.inside(change, leading(3))[1:] == pytest.approx((0.8, 0.8, 0.8))
+
+
+def test_of_a_change_that_is_0_there_is_no_share():
+    assert all(map(math.isnan, an.inside(pair_of(0, 0, 0.0), leading(3))[1:]))
+
+
+def test_what_was_changed_less_where_values_are_larger_is_below_0():
+    sigma = torch.tensor([3.0, 2.0, 1.0])
+    assert an.gain_correlation(torch.tensor([0.1, -0.2, 0.3]), sigma) == pytest.approx(-1)
+    assert an.gain_correlation(torch.tensor([-0.9, 0.2, 0.1]), sigma) == pytest.approx(1)
+    assert math.isnan(an.gain_correlation(torch.zeros(3), sigma))
+
+
+@both_kinds
+@pytest.mark.parametrize("place", [0, 5])
+def test_a_change_that_is_one_singular_pair_amplifies_what_was_there(place, kind):
+    change, size = pair_of(place, place, 0.5), 0.5
+    own = SingularTriplets(axes(place), torch.tensor([size], dtype=WIDE), axes(place, rows=8))
+    random = axes(3), axes(3, rows=8)
+    found = an.projections(WEIGHT, kind(change), own, leading(1), random, size)
+    sigma = float(SIGMA[place])
+    within = size if place == 0 else 0.0
+    assert found == (sigma, 8, 5, size, within, size / sigma, size / within if within else math.inf)
+
+
+def test_norms_within_subspaces_do_not_depend_on_their_bases():
+    q = turned(3)
+    found = an.projected_norm(WEIGHT, axes(0, 1, 2) @ q, axes(0, 1, 2, rows=8) @ q.mT)
+    assert found == pytest.approx(float(SIGMA[:3].norm()))
+
+
+@pytest.mark.parametrize("shape", [(14, 9), (9, 14), (9, 9)])
+def test_likeness_is_that_to_all_of_the_weights_vectors(shape):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator)
+    u = torch.linalg.svd(weight.double(), full_matrices=False).U
+    columns = torch.linalg.qr(torch.randn(shape[0], 4, generator=generator, dtype=WIDE)).Q
+    columns[:, 0] = u[:, -1]
+    for known in (2, 9):
+        found = intruders.Likeness(weight, u[:, :known]).of(columns, THRESHOLDS)
+        torch.testing.assert_close(found, (u.mT @ columns).abs().amax(0), atol=1e-5, rtol=0)
+
+
+def test_two_vectors_turned_into_each_other_are_like_either_by_the_cosine():
+    mixed = math.cos(0.6) * axes(0) + math.sin(0.6) * axes(6)
+    found = intruders.Likeness(WEIGHT, axes(0, 1)).of(mixed, [0.9])
+    assert float(found) == pytest.approx(math.cos(0.6))
+
+
+@pytest.mark.parametrize(("path", "place"), [
+    ("model.layers.12.self_attn.q_proj", (12, "self_attn.q_proj")),
+    ("bert.encoder.layer.0.attention.output.dense", (0, "attention.output.dense")),
+    ("model.layers.3.mlp.experts.7.up_proj", (3, "mlp.experts.7.up_proj")),
+    ("lm_head", (None, "lm_head")),
+    ("0.linear", (0, "linear")),
+])  # fmt: skip
+def test_a_place_is_a_layers_number_and_a_kind_of_map(path, place):
+    assert place_of(path) == place
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 65, 768, 4096])
+def test_places_that_are_shown_have_both_ends_and_are_few(count):
+    found = places(count)
+    assert (found[0], found[-1]) == (0, count - 1)
+    assert len(found) == len(set(found)) <= 64
+
+
+def expected(matrix, weight, top):
+    """Measures that need no choice of subspace, by full decompositions."""
+    sigma = torch.linalg.svdvals(matrix)
+    u, values, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    core = u[:, :top].mT @ matrix @ vt[:top].mT
+    total = matrix.square().sum()
+    odd = torch.linalg.svd(weight.double() + matrix, full_matrices=False).U[:, :10]
+    likeness = (u.mT @ odd).abs().amax(0)
+    found = {
+        "spectral": sigma[0],
+        "energy": sigma.square().sum(),
+        "effective_rank": an.effective_rank(sigma),
+        "energy_in_top": core.square().sum() / total,
+        "rho_left": (u[:, :top].mT @ matrix).square().sum() / total,
+        "rho_right": (matrix @ vt[:top].mT).square().sum() / total,
+        "weight_in_weight": values[:2].norm(),
+        "delta_in_delta": sigma[:2].norm(),
+        "delta_in_weight": core[:2, :2].norm(),
+    }
+    own, _, own_t = torch.linalg.svd(matrix)
+    found["weight_in_delta"] = (own[:, :2].mT @ weight.double() @ own_t[:2].mT).norm()
+    found["amplification"] = total.sqrt() / found["weight_in_delta"]
+    found["phi_top"] = (own[:, :2].mT @ u[:, :2]).square().sum() / 2
+    found["phi_bottom"] = (own[:, :2].mT @ u[:, -2:]).square().sum() / 2
+    return {name: float(value) for name, value in found.items()} | {
+        f"intruders_{each:g}": int((likeness < each).sum()) for each in THRESHOLDS
+    }
+
+
+@pytest.mark.parametrize("kind", ["thin", "hadamard", "dense"])
+def test_all_measures_are_those_of_dense_matrices(kind):
+    update, backbone = drawn(kind=kind)
+    found = analyze({"one": update.changes}, backbone, 2, 3).changes["one"]
+    for path, matrix in dense(update, backbone).items():
+        measured = found[path].measures
+        for name, value in expected(matrix, backbone.weights[path], 3).items():
+            assert measured[name] == pytest.approx(value, rel=2e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["BERT", "Llama", "GPT-2"])
+def test_every_architectures_maps_are_measured_beside_their_own_weights(name, base):
+    model, _ = adapted(name, methods.LoRA(rank=2))
+    changes = {path: delta_of(change) for path, change in ad.named_changes(model).items()}
+    found = analyze({"one": changes}, Backbone(str(base(name))), 1, 2).changes["one"]
+    for path, change in ad.named_changes(model).items():
+        matrix = change.delta_weight().detach().double()
+        u, _, vt = torch.linalg.svd(change.weight.detach().double().reshape(matrix.shape))
+        if change.weight.shape != matrix.shape:  # GPT-2's lies transposed
+            u, _, vt = torch.linalg.svd(change.weight.detach().double().mT)
+        share = (u[:, :2].mT @ matrix @ vt[:2].mT).square().sum() / matrix.square().sum()
+        assert found[path].measures["energy_in_top"] == pytest.approx(float(share), rel=1e-3, abs=1e-6)
+
+
+def test_gains_are_what_hip_lora_has_learned(base):
+    model, _ = adapted("BERT", methods.HiPLoRA(rank=2, principal_rank=3))
+    changes = {path: delta_of(change) for path, change in ad.named_changes(model).items()}
+    found = analyze({"one": changes}, Backbone(str(base("BERT"))), 2, 3).changes["one"]
+    for path, change in ad.named_changes(model).items():
+        rest = change.left.detach() @ change.right.detach()
+        u, v = change.u_basis, change.v_basis
+        own = change.delta.detach() + change.scale * (u.mT @ rest @ v).diagonal()  # the draw was not retracted
+        torch.testing.assert_close(found[path].gains.float(), own, atol=1e-5, rtol=0)
+
+
+def test_sources_that_change_other_maps_stand_side_by_side():
+    update, backbone = drawn()
+    one, other = ({path: update.changes[path]} for path in SHAPES)
+    found = analyze({"one": one, "other": other}, backbone, 2, 3)
+    assert {source: list(maps) for source, maps in found.changes.items()} == {"one": ["a"], "other": ["b"]}
+    assert set(found.weights) == {"a", "b"}
+
+
+def test_of_a_change_of_lower_rank_all_that_it_has_is_compared():
+    weight = torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
+    u, _, vt = torch.linalg.svd(weight.double())
+    change = Delta(Pair((u[:, [7]] * 3).float().repeat(1, 2), vt[[7]].float().repeat(2, 1)))
+    measured = analyze({"one": {"a": change}}, Backbone("", {"a": weight}), 2, 3).changes["one"]["a"].measures
+    assert measured["phi_bottom"] == pytest.approx(1, abs=1e-5)
+    assert measured["rank"] == 1
+
+
+def test_a_change_that_is_0_has_sizes_alone():
+    zero = Delta(Pair(torch.zeros(24, 1), torch.ones(1, 16)))
+    _, backbone = drawn()
+    measured = analyze({"one": {"a": zero}}, backbone, 1, 3).changes["one"]["a"].measures
+    assert measured["spectral"] == measured["rank"] == measured["intruders_0.9"] == 0
+    assert "phi_top" not in measured
+
+
+def test_draws_are_by_the_seed_and_the_map_whatever_else_is_measured():
+    update, backbone = drawn()
+
+    def norm(changes, seed):
+        return analyze({"one": changes}, backbone, 2, 3, seed).changes["one"]["a"].measures["weight_in_random"]
+
+    alone = {"a": update.changes["a"]}
+    assert norm(update.changes, 1) == norm(alone, 1) != norm(alone, 2)
+
+
+@pytest.mark.parametrize(("rank", "top", "said"), [
+    (13, 3, "b is 12 x 20, and --rank is 13; give at most 12"),
+    (2, 14, "b is 12 x 20, and --top is 14; give at most 12"),
+])  # fmt: skip
+def test_subspaces_above_a_matrix_are_refused(rank, top, said):
+    update, backbone = drawn()
+    with pytest.raises(InputError, match=said):
+        analyze({"one": update.changes}, backbone, rank, top)
+
+
+def test_another_backbone_is_refused():
+    with pytest.raises(InputError, match="it has no b, which the adapter changes"):
+        analyze({"one": drawn()[0].changes}, Backbone("", {"a": torch.ones(24, 16)}), 2, 3)
+
+
+def test_an_update_is_left_as_it_is():
+    update, backbone = drawn(kind="hadamard")
+    before = Update({path: delta.to() for path, delta in update.changes.items()})
+    analyze({"one": update.changes}, backbone, 2, 3)
+    for path, delta in update.changes.items():
+        assert all(map(torch.equal, delta.tensors(), before.changes[path].tensors()))
