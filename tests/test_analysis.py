@@ -10,6 +10,7 @@ from test_mending import SHAPES, dense, drawn
 from lit_spectral import adapters as ad
 from lit_spectral import analysis as an
 from lit_spectral import methods
+from lit_spectral.adapters.linear import weight_matrix
 from lit_spectral.analysis.measuring import THRESHOLDS, analyze, place_of
 from lit_spectral.analysis.results import places
 from lit_spectral.errors import InputError
@@ -270,9 +271,7 @@ def test_every_architectures_maps_are_measured_beside_their_own_weights(name, ba
     found = analyze({"one": changes}, Backbone(str(base(name))), 1, 2).changes["one"]
     for path, change in ad.named_changes(model).items():
         matrix = change.delta_weight().detach().double()
-        u, _, vt = torch.linalg.svd(change.weight.detach().double().reshape(matrix.shape))
-        if change.weight.shape != matrix.shape:  # GPT-2's lies transposed
-            u, _, vt = torch.linalg.svd(change.weight.detach().double().mT)
+        u, _, vt = torch.linalg.svd(weight_matrix(change.base_layer).detach().double())
         share = (u[:, :2].mT @ matrix @ vt[:2].mT).square().sum() / matrix.square().sum()
         assert found[path].measures["energy_in_top"] == pytest.approx(float(share), rel=1e-3, abs=1e-6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lit_spectral.analysis.measuring import analyze
+from lit_spectral.analysis.measuring import Analysis, analyze, place_of
 from lit_spectral.analysis.page import write_page
 from lit_spectral.analysis.results import table, write_tables
 from lit_spectral.analysis.views import write_overview
@@ -25,7 +26,9 @@ from lit_spectral.updates.sizes import spectral_norms
 from lit_spectral.updates.update import Update, check_same_backbone
 from lit_spectral.updates.weights import Weights
 
-__all__ = ["run"]
+__all__ = ["measured", "parse", "run"]
+
+log = logging.getLogger(__name__)
 
 # Dimensions of the subspaces that are compared, at most, where --rank is left out.
 RANK = 8
@@ -35,37 +38,47 @@ def run(args: list[str]) -> Path:
     """Read the sources, measure, print a table, write page, CSV and PNG; returns the page's file.
 
     Raises:
-        InputError: a flag that there isn't; a source that changes no linear map, or none that has a rank; sources of
-            different backbones, or another backbone's; as `sources.read`, and `analyze`.
+        InputError: a flag that there isn't; a place that can't be written to; as `measured`.
     """
     show_notes()
-    given = _parse(args)
+    given = parse(args)
     folder = Path(given.output_folder or Path("runs") / "analyze" / _name(given.sources))
-    for name in ("index.html", "overview.png", "changes.csv", "weights.csv", "values.csv"):
-        check_place(folder / name, "analyze: --output_folder")
-    from lit_spectral.updates import sources  # which load what can read them all
-
-    read = {source: sources.read(source, given.backbone) for source in given.sources}
-    check_same_backbone(read)
-    named = Backbone(given.backbone or next((update.backbone for update in read.values() if update.backbone), ""))
-    files = named.files()
-    updates = {label: _checked(*each, files) for label, each in zip(_labels(read), read.items(), strict=True)}
-    check_same_backbone(updates)  # once more, by the paths that their backbone has
-    rank = _rank(given.rank, updates)
-    changes = {label: update.changes for label, update in updates.items()}
-    analysis = analyze(changes, Backbone(named.name, files), rank, given.top, given.seed)
-    Console().print(table(analysis))
-    page = folder / "index.html"
-    write_tables(analysis, folder)
-    write_overview(analysis, folder / "overview.png")
-    write_text(page, write_page(analysis, Path(named.name).name, f"lit-spectral analyze {shlex.join(args)}"))
+    page, overview = folder / "index.html", folder / "overview.png"
+    for file in (page, overview):
+        check_place(file, "analyze: --output_folder")
+    analysis, backbone = measured(given)
     console = Console()
+    console.print(table(analysis))
+    write_tables(analysis, folder)
+    write_overview(analysis, overview)
+    write_text(page, write_page(analysis, backbone, f"lit-spectral analyze {shlex.join(args)}"))
     console.print(escape(f"tables: {folder / 'changes.csv'}, weights.csv, values.csv; overview.png"), soft_wrap=True)
     console.print(f"page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
     return page
 
 
-def _parse(args: list[str]) -> argparse.Namespace:
+def measured(given: argparse.Namespace) -> tuple[Analysis, str]:
+    """What flags ask for, and the backbone's name.
+
+    Raises:
+        InputError: a source that changes no linear map; sources of different backbones, or another backbone's; a
+            --rank above a change's; as `sources.read`, and `analyze`.
+    """
+    from lit_spectral.updates import sources  # which load what can read them all
+
+    read = {source: sources.read(source, given.backbone) for source in given.sources}
+    check_same_backbone(read)
+    named = Backbone(given.backbone or next((update.backbone for update in read.values() if update.backbone), ""))
+    files, least = named.files(), max(given.top, given.rank or RANK)
+    updates = {label: _checked(*each, files, least) for label, each in zip(_labels(read), read.items(), strict=True)}
+    check_same_backbone(updates)  # once more, by the paths that their backbone has
+    rank = _rank(given.rank, updates)
+    changes = {label: update.changes for label, update in updates.items()}
+    return analyze(changes, Backbone(named.name, files), rank, given.top, given.seed), Path(named.name).name
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The flags; InputError for one that there isn't, or can't be."""
     parser = Parser(
         prog="lit-spectral analyze",
         description="How large the changes of adapters are, and how they lie beside their backbone's weights: sizes "
@@ -108,14 +121,24 @@ def _method(method: Any) -> str:
     return str(method.get("name", "")) if isinstance(method, Mapping) else str(method or "")
 
 
-def _checked(source: str, update: Update, files: Weights) -> Update:
-    """The update by paths of the backbone; InputError where it changes nothing, or was trained on another."""
+def _checked(source: str, update: Update, files: Weights, least: int) -> Update:
+    """The update by paths of the backbone, without heads that have less than the `least` dimensions.
+
+    Raises:
+        InputError: it changes nothing, or was trained on another backbone.
+    """
     thin = {path: delta.factors for path, delta in update.changes.items() if delta.is_thin and delta.factors}
     if len(thin) == len(update.changes) and not any(spectral_norms(thin).values()):
         raise InputError(f"{source}: it changes no linear map, so that there is no ΔW to look at; give another")
     files.check_digest(update)
-    changes = {files.path(path) if path in files else path: delta for path, delta in update.changes.items()}
-    return replace(update, changes=changes)
+    kept = {}
+    for path, delta in update.changes.items():
+        if place_of(path).layer is None and min(delta.shape) < least and len(update.changes) > 1:
+            size = f"{delta.shape[0]} x {delta.shape[1]}"
+            log.info("%s: %s is %s, too small for subspaces of %d: left out", source, path, size, least)
+            continue
+        kept[files.path(path) if path in files else path] = delta
+    return replace(update, changes=kept)
 
 
 def _rank(asked: int | None, updates: Mapping[str, Update]) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
-from zlib import crc32
 
 from rich.progress import track
 from torch import Tensor
@@ -135,10 +135,8 @@ def analyze(
     for path in track(sorted(paths, key=_order), description="ΔW beside W₀", transient=True):
         weight, own = weights[path].float(), {part: each[path] for part, each in parts.items()}
         looked[path] = _look(weight, values[path])
-        # By the path, so that maps differ, and a map's draw is the same whatever else is changed.
-        drawn = [random_basis(size, rank, seed * 2**33 + 2 * crc32(path.encode()) + side)
-                 for side, size in enumerate(weight.shape)]  # fmt: skip
-        known = _Known(weight, own, (drawn[0], drawn[1]), Likeness(weight, own["top"].u))
+        drawn = _random_bases(path, weight.shape, rank, seed)
+        known = _Known(weight, own, drawn, Likeness(weight, own["top"].u))
         for source, deltas in changes.items():
             if path in deltas:
                 found[source][path] = _measure(deltas[path], known, rank, top)
@@ -177,6 +175,14 @@ def _measure(delta: Delta, known: _Known, rank: int, top: int) -> Changed:
     likeness = known.likeness.of(leading_left(known.weight + delta.dense()), THRESHOLDS)
     measures |= {f"intruders_{each:g}": int((likeness < each).sum()) for each in THRESHOLDS}
     return Changed(measures, sigma, gains)
+
+
+def _random_bases(path: str, shape: tuple[int, ...], rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """For either side of a map, by its path: maps differ, and each has its own whatever others are measured."""
+    digest = hashlib.blake2b(f"{seed}/{path}".encode(), digest_size=8).digest()
+    # A generator on the CPU looks at 32 bits of its seed.
+    left, right = (int.from_bytes(part, "little") for part in (digest[:4], digest[4:]))
+    return random_basis(shape[0], rank, left), random_basis(shape[1], rank, right)
 
 
 def _cut(triplets: SingularTriplets, kept: slice) -> SingularTriplets:

@@ -47,7 +47,9 @@ def _curves(
     """A line a source over layers."""
     for number, (source, changes) in enumerate(analysis.changes.items()):
         layers = by_layer(changes)
-        ax.plot(layers, [of(maps) for maps in layers.values()], f"C{number % 10}.-", lw=1.2, label=pages.plain(source))
+        ax.plot(
+            list(layers), [of(maps) for maps in layers.values()], f"C{number % 10}.-", lw=1.2, label=pages.plain(source)
+        )
     if log:
         ax.set_yscale("log")
     _label(ax, title, "layer")
