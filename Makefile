@@ -4,8 +4,9 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 # Set-up is done again when what is to be installed has changed.
 READY := .venv/.ready
+DOCS := .venv-docs
 
-.PHONY: quickstart test lint slow real bench clean
+.PHONY: quickstart test lint slow real bench docs clean
 
 quickstart: $(READY)  ## LoRA beside FCLoRA on text that ships with Python
 	$(BIN)/lit-spectral quickstart
@@ -30,10 +31,21 @@ real: $(READY)  ## a few dozen steps on a real backbone and MRPC, from LIT_SPECT
 bench: $(READY)  ## ours beside peft's, half an hour on a machine that does nothing else
 	$(BIN)/python -m benchmarks
 
+docs: $(DOCS)/.ready  ## the documentation site, in build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
+	@echo "site: build/site/index.html"
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Its own environment: no torch, so that it is there in seconds, and nobody waits for it who tests.
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet 'pip>=25.1'  # the first with --group
+	$(DOCS)/bin/pip install --quiet --constraint constraints.txt --group docs
+	touch $@
+
 clean:
-	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(DOCS) build runs .mypy_cache .pytest_cache .ruff_cache
