@@ -1,0 +1,164 @@
+"""What README and docs/ tell readers to type is understood by what they type it to."""
+
+import argparse
+import contextlib
+import inspect
+import io
+import re
+import runpy
+import sys
+from dataclasses import fields
+
+import pytest
+import yaml
+from doc_pages import PAGES, ROOT, blocks, commands, ours, spans
+from lightning.pytorch import Trainer
+
+from lit_spectral import cli, datamodules, methods, tasks
+from lit_spectral.comparison import command as compare
+from lit_spectral.comparison.variants import pairs_of, variants
+from lit_spectral.lightning_cli import SpectralCLI
+from lit_spectral.verbs import LIGHTNING, VERBS
+
+CONFIG = "configs/lora_roberta_mrpc.yaml"
+# What stands for something of the reader's that the parser looks at.
+STAND_INS = {"METHOD": "LoRA", "RATE": "1e-3", "SEED": "0"}
+STAND_INS |= dict.fromkeys(("CONFIG", "config.yaml", "study.yaml", "reviews.yaml"), CONFIG)
+# Their commands are run (test_guides.py).
+RUN = [page for page in PAGES if page.parent.name == "guides"]
+COMMANDS = {
+    " ".join(words): words
+    for page in PAGES
+    if page not in RUN
+    for block in blocks(page)
+    if block.kind == "sh"
+    for words in commands(block.text)
+}
+IN_LINES = {
+    f"{page.relative_to(ROOT)}:{line} {span[:60]}": span
+    for page in PAGES
+    for line, span in spans(page)
+    if re.match(rf"(lit-spectral |make |--\w|({'|'.join([*LIGHTNING, *VERBS])}) (…|--|[A-Z]+\b))", span)
+}
+# Flags of other programs that pages speak of.
+ELSEWHERE = {"--enable-lora", "--lora-modules"}
+
+
+def is_target(name):
+    """Whether make knows it."""
+    return re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+class Parsed(BaseException):
+    """Raised where a command has been understood, before it does anything."""
+
+
+@pytest.fixture
+def understand(monkeypatch, capsys):
+    """Have what a command names parse it, as far as goes without files, network or time."""
+    whole = argparse.ArgumentParser.parse_args
+
+    def parse(self, *args, **kwargs):
+        whole(self, *args, **kwargs)
+        raise Parsed
+
+    def run(words):
+        words = [STAND_INS.get(word, word) for word in words]
+        words = [CONFIG if word == "…" and words[n - 1] == "--config" else word for n, word in enumerate(words)]
+        words = [word for n, word in enumerate(words) if word != "…" or words[n - 1] == "--ckpt_path"]
+        program, *rest = words
+        if (given := ours(words)) is not None:
+            verb(*given)
+        elif program == "make":
+            assert is_target(rest[0])
+        elif program == "python" and rest[0] == "-m":
+            monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+            monkeypatch.setattr(sys, "argv", rest[1:])
+            with pytest.raises(Parsed):
+                runpy.run_module(rest[1], run_name="__main__")
+        elif program == "python":
+            assert (ROOT / rest[0]).is_file()
+        else:
+            assert program in {"pip", "tensorboard"}
+
+    def verb(name, *flags):
+        if name in LIGHTNING:
+            given = {"--config", "--model", "--help"} & {flag.partition("=")[0] for flag in flags}
+            with pytest.raises(SystemExit) as stop:
+                cli.run([name, *([] if given else ["--config", CONFIG]), *flags, "--print_config"])
+            assert not stop.value.code
+        elif name == "compare":
+            config = [] if "--config" in flags else ["--config", CONFIG]
+            given, rest = compare._parse([*config, *flags])
+            last = {variant.method: variant for variant in variants(given.methods, pairs_of(rest))}
+            for variant in last.values():
+                SpectralCLI([*(f"--config={file}" for file in given.config), *variant.flags()], run=False)
+        elif name == "--help":
+            with pytest.raises(SystemExit):
+                cli.main([name])
+        else:
+            monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+            with pytest.raises(Parsed):
+                VERBS[name].run([*flags])
+
+    monkeypatch.chdir(ROOT)
+    return run
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_is_understood(understand, words):
+    understand(words)
+
+
+def parameters(classes):
+    """Of the classes and what they inherit from."""
+    mro = {each for kind in classes if inspect.isclass(kind) for each in inspect.getmro(kind)[:-1]}
+    return {name for each in mro for name in inspect.signature(each).parameters}
+
+
+@pytest.fixture(scope="module")
+def named():
+    """Names of flags: those that `--help` of a verb shows, those of benchmarks, and of what stands behind a dot."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        for name in (*LIGHTNING, *VERBS):
+            with pytest.raises(SystemExit):
+                cli.main([name, "--help"])
+    shown = {*re.findall(r"--[\w-]+", said.getvalue()), "--print_config"}
+    theirs = {
+        flag for file in (ROOT / "benchmarks").glob("*.py") for flag in re.findall(r'"(--\w+)"', file.read_text())
+    }
+    method = {field.name for name in methods.__all__ if name != "Bound" for field in fields(getattr(methods, name))}
+    found = {"method": method | {"help"}, "trainer": parameters([Trainer])}
+    found |= {"model": parameters(vars(tasks).values()), "data": parameters(vars(datamodules).values())}
+    return found | {"": shown | theirs | ELSEWHERE}
+
+
+@pytest.mark.parametrize("span", IN_LINES.values(), ids=IN_LINES)
+def test_what_stands_within_a_line_names_what_there_is(named, span):
+    program, *rest = span.split()
+    if program == "make":
+        assert is_target(rest[0])
+    if program == "lit-spectral":
+        assert rest[0] in {*LIGHTNING, *VERBS, "--help"}
+    for flag in re.findall(r"(?<![\w-])--[\w.+-]*\w", span):
+        first, *path = flag.strip("-").split(".")
+        if not path:
+            assert flag in named[""]
+        elif path[0] == "method":
+            assert path[1:] == [] or path[1] in named["method"]
+        elif first in named:
+            assert path[0] in named[first] | {"help"}
+        else:  # of compare: a method's, or one that --methods has named
+            assert path[0] in named["method"] | {"model", "X"}
+
+
+CODE = [block for page in PAGES for block in blocks(page) if block.kind in {"python", "yaml"}]
+
+
+@pytest.mark.parametrize("block", CODE, ids=[block.place for block in CODE])
+def test_python_and_yaml_are_that(block):
+    if block.kind == "python":
+        compile(block.text, block.place, "exec")
+    else:
+        assert isinstance(yaml.safe_load(block.text), dict)

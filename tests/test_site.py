@@ -1,0 +1,50 @@
+"""The site's pages beside the code that they are about; `make docs` itself refuses one that lacks a public name."""
+
+import inspect
+import re
+import runpy
+from dataclasses import fields
+
+import pytest
+from doc_pages import ROOT
+
+from lit_spectral import methods
+
+METHOD_PAGES = {"fclora": "FCLoRA", "hilora": "HiLoRA", "hiplora": "HiPLoRA", "hira": "HiRA", "milora": "MiLoRA"}
+
+
+@pytest.mark.parametrize(("page", "name"), METHOD_PAGES.items())
+def test_a_methods_page_has_its_own_settings_and_their_defaults(page, name):
+    text = (ROOT / "docs" / "methods" / f"{page}.md").read_text()
+    shown = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", text, re.MULTILINE))
+    kind = getattr(methods, name)
+    defaults = {field.name: str(field.default) for field in fields(kind)}
+    assert shown == {setting: defaults[setting] for setting in shown}
+    told = {*re.findall(r"`(\w+)", text)}
+    assert {*inspect.get_annotations(kind)} <= told | {"part"}
+
+
+def test_every_method_has_a_page_or_a_row_of_the_baselines():
+    told = set(METHOD_PAGES.values())
+    rows = (ROOT / "docs" / "methods" / "baselines.md").read_text()
+    told |= {*re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)}
+    assert told == {*methods.__all__} - {"Bound", "Method", "LowRankMethod"}
+
+
+def test_the_picture_of_questions_is_the_scripts():
+    script = runpy.run_path(str(ROOT / "docs" / "choose.py"))
+    assert script["FILE"].read_text(encoding="utf-8") == script["render"]()
+    assert {line for *_, take in script["QUESTIONS"] for line in take} & {*methods.__all__}
+
+
+def test_every_package_with_public_names_is_in_the_reference():
+    shown = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    packages = {*re.findall(r"^::: (\S+)", shown, re.MULTILINE)}
+    exporting = [
+        file
+        for folder in ("lit_spectral", "callbacks", "datamodules")
+        for file in (ROOT / folder).rglob("__init__.py")
+        if "__all__" in file.read_text()
+    ]
+    inside = {".".join(file.parent.relative_to(ROOT).parts) for file in exporting}
+    assert {name if name.startswith("lit_spectral") else f"lit_spectral.{name}" for name in inside} <= packages
