@@ -36,9 +36,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Refuse a page with a table or a list that was taken for text: GitHub needs no empty line before one."""
+    """Refuse a page that takes anything from a network, and one with a table or a list that was taken for text."""
+    taken = re.search(r"<(?:script|img|iframe)[^>]*\ssrc=\"?https?:[^>]*|<link[^>]*stylesheet[^>]*https?:[^>]*", output)
+    if taken:
+        raise PluginError(f"{page.file.src_uri}: {taken[0]}> would come from a network; have it in docs/")
     for paragraph in re.findall(r"<p>(.*?)</p>", output, re.DOTALL):
-        if re.search(r"\|\s*:?---|\n\s*(?:[-*]|\d+\.) ", re.sub(r"<code>.*?</code>", "", paragraph, flags=re.DOTALL)):
+        text = re.sub(r"<code>.*?</code>", "", paragraph, flags=re.DOTALL)
+        if re.search(r"\|\s*:?---|\n\s*(?:[-*]|\d+\.) ", text):  # GitHub needs no empty line before one
             raise PluginError(f"{page.file.src_uri}: a table or list is shown as text; leave a line free before it")
     return output
 

@@ -31,10 +31,11 @@ def test_every_method_has_a_page_or_a_row_of_the_baselines():
     assert told == {*methods.__all__} - {"Bound", "Method", "LowRankMethod"}
 
 
-def test_the_picture_of_questions_is_the_scripts():
-    script = runpy.run_path(str(ROOT / "docs" / "choose.py"))
-    assert script["FILE"].read_text(encoding="utf-8") == script["render"]()
-    assert {line for *_, take in script["QUESTIONS"] for line in take} & {*methods.__all__}
+def test_pictures_are_what_their_scripts_draw():
+    choose, shapes = (runpy.run_path(str(ROOT / "docs" / f"{name}.py")) for name in ("choose", "shapes"))
+    assert choose["FILE"].read_text(encoding="utf-8") == choose["render"]()
+    drawn = {f"{name}.svg": shapes["render"](name) for name in shapes["PARTS"]}
+    assert drawn == {file.name: file.read_text(encoding="utf-8") for file in shapes["FOLDER"].glob("*.svg")}
 
 
 def test_every_package_with_public_names_is_in_the_reference():
