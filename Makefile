@@ -12,18 +12,18 @@ quickstart: $(READY)  ## LoRA beside FCLoRA on text that ships with Python
 	$(BIN)/lit-spectral quickstart
 
 test: $(READY) lint  ## all tests but the slow ones, in parallel
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(READY)  ## style, and types of the package as it is built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/lib build/typed  # and not build: a strict editable install lies there
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 	rm -rf build/lib build/typed
 
 slow: $(READY)  ## tests that take long: whole processes, every architecture under every method
-	$(BIN)/pytest -n auto -m slow
+	$(BIN)/pytest -n auto --dist worksteal -m slow
 
 real: $(READY)  ## a few dozen steps on a real backbone and MRPC, from LIT_SPECTRAL_BACKBONE and LIT_SPECTRAL_MRPC
 	$(BIN)/pytest -m real

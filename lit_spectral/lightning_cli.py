@@ -104,6 +104,8 @@ class SpectralCLI(LightningCLI):
             parser_kwargs={**shared, **named, **dict.fromkeys(self.subcommands(), shared)} if run else shared,
             args=args,
             run=run,
+            # Lightning would write all settings out once more, for hyper-parameters that nothing here reads.
+            load_from_checkpoint_support=False,
         )
 
     def _parse_ckpt_path(self) -> None:

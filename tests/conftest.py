@@ -1,6 +1,7 @@
 """Tiny random backbones and data folders, made once a session; nothing is downloaded."""
 # ruff: noqa: E402
 
+import gc
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ for name in [name for name in os.environ if name.startswith(("GIT_", "HF_", "XDG
     del os.environ[name]
 os.environ |= {"HOME": HOME.name, "GIT_CONFIG_NOSYSTEM": "1"}
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run in parallel, one process a core, and what they start as well
 if "LIT_SPECTRAL_BACKBONE" not in os.environ:  # tests on a real one take what there is
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # figures are compared to their last digits
 
@@ -24,6 +26,8 @@ import tokenizers
 import torch
 import transformers
 import yaml
+from filelock import FileLock
+from lightning.pytorch.callbacks import Checkpoint
 from lit_spectral.datamodules import GLUE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,7 +35,10 @@ from lit_spectral import cli
 from lit_spectral.tasks import SequenceClassification
 from lit_spectral.tiny import train_tokenizer
 
-torch.set_num_threads(1)  # tests run in parallel, one process a core
+torch.set_num_threads(1)  # which may have been imported with more
+# A tenth of the time would go by looking through the libraries for garbage.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WORDS = [
@@ -86,6 +93,20 @@ ARCHITECTURES = {
         transformers.DistilBertConfig(vocab_size=64, dim=32, n_layers=2, n_heads=2, hidden_dim=48, pad_token_id=0)
     ),
 }
+
+
+def made_once(tmp_path_factory, name, make):
+    """A folder that `make` fills when it is first asked for, by any of the processes that share a session's tests."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder, done = shared / name, shared / f"{name}.made"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # one that came to no end
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -245,16 +266,18 @@ class Watch(pl.Callback):
 
 @pytest.fixture
 def train(backbone_folder, mrpc_folder, tmp_path):
-    """Fit a method on the tiny MRPC; returns the trainer."""
+    """Fit a method on the tiny MRPC, which leaves checkpoints where a callback writes some; returns the trainer."""
 
     def run(method, *callbacks, lr=1e-2, ckpt_path=None, task=None, **options):
         pl.seed_everything(0)
         task = task or SequenceClassification(
             backbone_folder("bert"), method, optimizer=lambda params: torch.optim.AdamW(params, lr=lr)
         )
+        saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
         trainer = pl.Trainer(
             **{"max_epochs": 2, "accelerator": "cpu", "default_root_dir": tmp_path, "log_every_n_steps": 1}
             | {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": list(callbacks)}
+            | {"enable_checkpointing": saves, "num_sanity_val_steps": 0}
             | {"gradient_clip_val": 1.0, "logger": pl.loggers.TensorBoardLogger(tmp_path)}
             | options
         )

@@ -11,6 +11,7 @@ import torch
 import transformers
 import yaml
 from conftest import WORDS
+from crossing import crossed
 
 from lit_spectral import cli
 from lit_spectral.adapters import adapters
@@ -217,8 +218,10 @@ def test_perplexity_of_a_text_is_that_of_its_windows(command, folder, decoder_fo
     assert float(done.trainer.callback_metrics["val/perplexity"]) == pytest.approx(math.exp(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("method", ["LoRA", "PiSSA", "MiLoRA", "SORSA", "FCLoRA", "FullFineTuning"])
+@pytest.mark.parametrize(
+    ("method", "architecture"),
+    crossed(["LoRA", "PiSSA", "MiLoRA", "SORSA", "FCLoRA", "FullFineTuning"], ["llama", "gpt2"]),
+)
 def test_fit_trains_the_adapter_and_logs(command, method, architecture):
     flags = [f"--model.method={method}", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=0.01"]
     done = command("fit", *flags, architecture=architecture)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import WORDS
+from crossing import crossed
 from harness_tasks import data  # noqa: F401 (a fixture)
 from stored import TASKS, assert_near, outputs, store, task_of
 from test_methods import OURS
@@ -45,7 +46,7 @@ def export(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(("name", "task"), [(name, task) for name in LOW_RANK for task in TASKS])
+@pytest.mark.parametrize(("name", "task"), crossed(LOW_RANK, TASKS, also=["FCLoRA"]))
 def test_loaded_it_computes_what_its_source_does(stored, export, name, task):
     source, model = stored(OURS[name], task)
     out = load(export(source))

@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from checkpoint_ways import damage, enter, good, one_line, trained  # noqa: F401 (fixtures)
+from crossing import crossed
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, Timer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lit_spectral.callbacks import SpectralMonitor
@@ -47,8 +48,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("way", ["fit", "validate", "load", "load_from_checkpoint of data"])
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize(
+    ("kind", "way"), crossed(BAD, ["fit", "validate", "load", "load_from_checkpoint of data"], also=["missing", "text"])
+)
 def test_what_is_no_checkpoint_is_refused_by_name_and_remedy(enter, tmp_path, kind, way):
     write, message = BAD[kind]
     write(tmp_path / "bad.ckpt")

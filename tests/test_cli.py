@@ -29,11 +29,12 @@ from lit_spectral.verbs import LIGHTNING, SYNONYMS, VERBS
         ("fclora_roberta_mrpc", "roberta", 12),
         ("fclora_deberta_mrpc_r8", "deberta", 12),
         ("hilora_roberta_mrpc", "bert", 12),
-        ("lora_roberta_mrpc", "mpnet", 12),
-        ("lora_roberta_mrpc", "distilbert", 12),
-        ("fclora_roberta_mrpc", "electra", 12),
+        # On every run one of each kind; the zoo has all of them.
+        pytest.param("lora_roberta_mrpc", "mpnet", 12, marks=pytest.mark.slow),
+        pytest.param("lora_roberta_mrpc", "distilbert", 12, marks=pytest.mark.slow),
+        pytest.param("fclora_roberta_mrpc", "electra", 12, marks=pytest.mark.slow),
         ("fclora_roberta_mrpc", "albert", 6),  # one block, used twice
-        ("fclora_roberta_mrpc", "gpt2", 8),
+        pytest.param("fclora_roberta_mrpc", "gpt2", 8, marks=pytest.mark.slow),
         ("fclora_roberta_mrpc", "llama", 10),
     ],
 )

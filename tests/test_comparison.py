@@ -79,6 +79,27 @@ def compare(backbone_folder, mrpc_folder, tmp_path, monkeypatch):
 FOLDER = Path("runs/compare/tiny")
 
 
+@pytest.fixture(scope="module")
+def finished():
+    """Copies of what comparisons left, by what was asked for."""
+    return {}
+
+
+@pytest.fixture
+def done(compare, finished, tmp_path_factory):
+    """Have what a comparison leaves in its folder: each is made once, and then copied."""
+
+    def have(*flags, **how):
+        asked = str((flags, how))
+        if asked in finished:
+            shutil.copytree(finished[asked], FOLDER)
+        else:
+            compare(*flags, **how)
+            finished[asked] = shutil.copytree(FOLDER, tmp_path_factory.mktemp("finished") / "tiny")
+
+    return have
+
+
 def test_runs_are_made_once_and_the_tables_tell_all(compare):
     text = ["--corpora", "text.txt"]
     assert len(compare(*text)) == 2
@@ -147,8 +168,8 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
         Records(tmp_path / "r.jsonl")
 
 
-def test_fronts_are_those_of_the_first_method_and_of_all(compare):
-    compare(*FRONT)
+def test_fronts_are_those_of_the_first_method_and_of_all(done):
+    done(*FRONT)
     with open(FOLDER / "fronts.csv", encoding="utf-8") as file:
         lora, fclora = csv.DictReader(file)
     assert (lora["method"], fclora["method"]) == ("LoRA", "FCLoRA")
@@ -159,8 +180,8 @@ def test_fronts_are_those_of_the_first_method_and_of_all(compare):
     assert "What each method reaches" in (FOLDER / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_damaged_front_is_told_and_stops_no_other(compare, capsys):
-    compare(*FRONT)
+def test_a_damaged_front_is_told_and_stops_no_other(compare, done, capsys):
+    done(*FRONT)
     (FOLDER / "LoRA/seed_0/front.json").write_text("{}")
     with pytest.raises(SystemExit):
         compare(*FRONT)
@@ -169,15 +190,16 @@ def test_a_damaged_front_is_told_and_stops_no_other(compare, capsys):
     assert "page:" in told
 
 
-def test_the_page_needs_nothing_else_and_shows_what_was_lost(compare):
-    compare("--corpora", "text.txt")
+def test_the_page_needs_nothing_else_and_shows_what_was_lost(done):
+    done("--corpora", "text.txt")
     html = (FOLDER / "index.html").read_text(encoding="utf-8")
     assert "<td>" in html
     assert "loss of text accuracy (less is better)" in html
     assert not [part for part in ('src="', "<link", "@import", 'href="http', "url(http") if part in html]
 
 
-def test_the_table_is_printed_whatever_the_terminal_can_show(compare, monkeypatch):
+def test_the_table_is_printed_whatever_the_terminal_can_show(compare, done, monkeypatch):
+    done(methods=["LoRA"])
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
     compare(methods=["LoRA"])
@@ -266,15 +288,15 @@ def test_a_broken_run_goes_on_from_its_checkpoint(compare, monkeypatch):
     assert json.loads((RUN / "record.json").read_text())["steps"] == 8
 
 
-def test_a_run_that_lost_its_record_is_done_again(compare):
-    compare(methods=["LoRA"])
+def test_a_run_that_lost_its_record_is_done_again(compare, done):
+    done(methods=["LoRA"])
     (RUN / "record.json").unlink()
     assert [command[-1] == RESUMED for command in compare(methods=["LoRA"])] == [True, False]
     assert (RUN / "record.json").exists()
 
 
-def test_a_folder_of_other_settings_is_refused_by_what_differs(compare, capsys):
-    compare(methods=["LoRA"])
+def test_a_folder_of_other_settings_is_refused_by_what_differs(compare, done, capsys):
+    done(methods=["LoRA"])
     with pytest.raises(SystemExit):
         compare("--trainer.max_epochs=2", methods=["LoRA"])
     assert "has a run of other settings (--trainer.max_epochs=2)" in capsys.readouterr().err
@@ -299,11 +321,11 @@ def test_a_metric_that_is_not_logged_is_named_with_those_that_are(compare, capsy
     assert "RunRecord: val/acuracy is not logged; there are" in capsys.readouterr().err
 
 
-def test_an_interrupted_comparison_shows_what_is_done(compare, monkeypatch):
+def test_an_interrupted_comparison_shows_what_is_done(compare, done, monkeypatch):
     def interrupt(planned, expected, metric):
         raise KeyboardInterrupt
 
-    compare(methods=["LoRA"])
+    done(methods=["LoRA"])
     (FOLDER / "index.html").unlink()
     monkeypatch.setattr(command, "_fit", interrupt)
     with pytest.raises(SystemExit) as stopped:
@@ -331,13 +353,22 @@ def test_a_run_whose_starter_is_gone_is_left_alone(compare, capsys, monkeypatch)
 
 @pytest.mark.parametrize("file", ["command.json", "record.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_a_damaged_file_of_one_run_stops_no_other(compare, capsys, file, content):
-    compare(methods=["LoRA"])
+def test_a_damaged_file_of_one_run_is_told_beside_what_others_came_to(compare, done, capsys, file, content):
+    done()
     (FOLDER / "LoRA/seed_0" / file).write_text(content)
     with pytest.raises(SystemExit) as stopped:
         compare()
     assert stopped.value.code == 1
     assert "failed: 1 of 2: LoRA, seed 0: " in capsys.readouterr().out
+    with open(FOLDER / "runs.csv", encoding="utf-8") as table:
+        assert [row["method"] for row in csv.DictReader(table)] == ["FCLoRA"]
+
+
+def test_a_damaged_file_of_one_run_stops_no_other(compare, done):
+    done(methods=["LoRA"])
+    (FOLDER / "LoRA/seed_0/record.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        compare()
     assert (FOLDER / "FCLoRA/seed_0/record.json").exists()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from crossing import crossed
 
 from lit_spectral.lightning_cli import SpectralCLI
 
@@ -14,6 +15,24 @@ ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 SCALES = [name for name in ALL if name.startswith("scale_")]  # that go over another config
 PROTOCOLS = [name for name in ALL if name.startswith("protocol_")]  # of others' comparisons, each by itself
 NAMES = [name for name in ALL if name not in SCALES]
+
+
+def structure(settings):
+    """Sections, names of settings, classes and kinds of values: what a config is, but for the values."""
+    if isinstance(settings, dict):
+        return tuple((key, value if key == "class_path" else structure(value)) for key, value in settings.items())
+    if isinstance(settings, list):
+        return tuple(map(structure, settings))
+    return type(settings)
+
+
+# The first of each structure is instantiated on every run, and those of README; others differ from it by values, which
+# are those of the tables.
+FIRST = {structure(yaml.safe_load((CONFIGS / name).read_text())): name for name in reversed(NAMES)}
+README = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+EACH = [
+    pytest.param(name, marks=[] if name in FIRST.values() or name in README else pytest.mark.slow) for name in NAMES
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +88,9 @@ def test_rows_are_as_printed(source, task, expected):
     assert len({row["rank"] for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("name", SCALES)
-@pytest.mark.parametrize("experiment", ["hira_llama3_gsm8k.yaml", "hiplora_llama31_code.yaml"])
+@pytest.mark.parametrize(
+    ("name", "experiment"), crossed(SCALES, ["hira_llama3_gsm8k.yaml", "hiplora_llama31_code.yaml"])
+)
 def test_a_scale_changes_how_an_experiment_runs_and_not_what_it_is(name, experiment, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
@@ -87,7 +107,7 @@ def test_a_scale_changes_how_an_experiment_runs_and_not_what_it_is(name, experim
     assert cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches * processes == 32
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_config_instantiates_with_the_settings_it_names(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cli = SpectralCLI([f"--config={CONFIGS / name}", "--trainer.accelerator=cpu"], run=False)

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import scalars
+from crossing import crossed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lit_spectral.callbacks import RetentionMonitor, StepCheckpoint
@@ -27,7 +28,8 @@ SCHEDULES = {
     "a part of each epoch": {"limit_train_batches": 5, "max_epochs": 3},
 }
 
-QUICK = {"plain", "accumulated", "by steps"}
+# On every run some steps of these; where there is time every step of the first two, and some of all.
+QUICK = ["plain", "accumulated", "by steps"]
 
 
 class Keep(StepCheckpoint):
@@ -69,12 +71,16 @@ def resumable(run, mrpc_folder, tmp_path):
     return fit
 
 
+def outcome(trainer):
+    """A copy of the state that a run ends with, and the points of its log."""
+    return {name: tensor.clone() for name, tensor in state(trainer).items()}, scalars(trainer)
+
+
 def check_equal(found, expected):
-    """Two runs end in the same state, and their logs hold the same points."""
-    states = [state(trainer) for trainer in (found, expected)]
+    """A run ends in this state, and its log holds these points."""
+    states, curves = zip(outcome(found), expected, strict=True)
     assert states[0].keys() == states[1].keys()
     assert [name for name, tensor in states[1].items() if not torch.equal(states[0][name], tensor)] == []
-    curves = [scalars(trainer) for trainer in (found, expected)]
     assert {tag for tag in curves[0].keys() | curves[1].keys() if curves[0].get(tag) != curves[1].get(tag)} == set()
 
 
@@ -83,17 +89,24 @@ def with_dropout():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [pytest.param(options, marks=[] if name in QUICK else pytest.mark.slow) for name, options in SCHEDULES.items()],
-    ids=SCHEDULES,
+    ("options", "each"),
+    [
+        *(
+            pytest.param(options, 3, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+            for name, options in SCHEDULES.items()
+        ),
+        *(pytest.param(SCHEDULES[name], 1, id=f"{name}, each", marks=pytest.mark.slow) for name in QUICK[:2]),
+    ],
 )
-def test_from_any_step_a_run_goes_on_as_if_it_had_not_been_stopped(resumable, tmp_path, options):
+def test_from_any_step_a_run_goes_on_as_if_it_had_not_been_stopped(resumable, tmp_path, options, each):
     whole = resumable(with_dropout, "whole", Keep(tmp_path / "kept"), **options)
     files = list((tmp_path / "kept").glob("[0-9]*.ckpt"))
     assert len(files) == whole.global_step
-    for file in files:
+    files.sort(key=lambda file: int(file.stem))
+    expected = outcome(whole)
+    for file in {*files[each // 2 :: each], files[-1]}:  # the end of an epoch, 8, is among them
         folder = shutil.copytree(whole.log_dir, tmp_path / "logs" / file.stem)  # killed at its very end
-        check_equal(resumable(with_dropout, file.stem, path=shutil.copy(file, folder), **options), whole)
+        check_equal(resumable(with_dropout, file.stem, path=shutil.copy(file, folder), **options), expected)
 
 
 METHODS = {
@@ -108,7 +121,7 @@ METHODS = {
 def test_from_inside_an_epoch_every_kind_of_state_goes_on(resumable, tmp_path, method):
     whole = resumable(method, "whole", Keep(tmp_path / "kept"))
     folder = shutil.copytree(whole.log_dir, tmp_path / "logs" / "rest")
-    check_equal(resumable(method, "rest", path=shutil.copy(tmp_path / "kept" / "5.ckpt", folder)), whole)
+    check_equal(resumable(method, "rest", path=shutil.copy(tmp_path / "kept" / "5.ckpt", folder)), outcome(whole))
 
 
 class Interrupt(pl.Callback):
@@ -124,32 +137,40 @@ class Interrupt(pl.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("hook", "batch"),
-    [
-        ("on_train_batch_start", 6),
-        ("on_after_backward", 5),
-        ("on_before_zero_grad", 4),
-        ("on_after_backward", 9),
-        ("on_train_epoch_start", 2),
-        ("on_validation_batch_start", 1),
-        ("on_validation_batch_end", 2),
-        ("on_validation_epoch_end", 1),
-    ],
-)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"accumulate_grad_batches": 3}, {"val_check_interval": 4, "accumulate_grad_batches": 3}],
-    ids=["plain", "accumulated", "validated between steps"],
-)
-def test_an_interrupted_run_goes_on_from_its_last_step(resumable, tmp_path, hook, batch, options):
+STRIKES = [
+    ("on_train_batch_start", 6),
+    ("on_after_backward", 5),
+    ("on_before_zero_grad", 4),
+    ("on_after_backward", 9),
+    ("on_train_epoch_start", 2),
+    ("on_validation_batch_start", 1),
+    ("on_validation_batch_end", 2),
+    ("on_validation_epoch_end", 1),
+]
+STEPS = {
+    "plain": {},
+    "accumulated": {"accumulate_grad_batches": 3},
+    "validated between steps": {"val_check_interval": 4, "accumulate_grad_batches": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Outcomes by the names of STEPS, each of a run that is made once."""
+    return {}
+
+
+@pytest.mark.parametrize(("strike", "name"), crossed(STRIKES, STEPS))
+def test_an_interrupted_run_goes_on_from_its_last_step(resumable, tmp_path, uninterrupted, strike, name):
     """Also where gradients of some micro-batches are lost; they are computed again."""
-    options = {"num_sanity_val_steps": 0} | options
-    whole = resumable(with_dropout, "whole", **options)
+    options = {"num_sanity_val_steps": 0} | STEPS[name]
+    if name not in uninterrupted:
+        uninterrupted[name] = outcome(resumable(with_dropout, "whole", **options))
     keep = StepCheckpoint(1000, str(tmp_path / "logs" / "rest"))
     with pytest.raises(SystemExit):
-        resumable(with_dropout, "rest", Interrupt(hook, batch), keep, **options)
-    check_equal(resumable(with_dropout, "rest", path=tmp_path / "logs" / "rest" / "last.ckpt", **options), whole)
+        resumable(with_dropout, "rest", Interrupt(*strike), keep, **options)
+    rest = resumable(with_dropout, "rest", path=tmp_path / "logs" / "rest" / "last.ckpt", **options)
+    check_equal(rest, uninterrupted[name])
 
 
 @pytest.mark.parametrize("batch", [3, 8, 11])

@@ -7,9 +7,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import Watch, scalars
+from crossing import crossed
 from lit_spectral.callbacks import RetentionMonitor
 from lit_spectral.datamodules import GLUE, PromptedText
-from test_methods import METHODS
+from test_methods import ALIKE, METHODS
 from test_odd_weights import METHODS as BOUNDED
 from test_odd_weights import outside
 
@@ -27,20 +28,19 @@ PRECISIONS = {
     "bf16-mixed on bfloat16 weights": ("bf16-mixed", "bfloat16"),
 }
 ADALORA = Peft(config={"peft_type": "ADALORA", "init_r": 6, "target_r": 3, "tinit": 1, "tfinal": 2})
+EVERY = {name: method for name, method in (METHODS | BOUNDED | {"AdaLoRA": ADALORA}).items() if name != "FourierFT"}
 QUICK = {"LoRA", "FCLoRA by Gram-Schmidt in a ball", "HiRA", "HiPLoRA in a ball"}
+# Those with adapters of another's in one precision each.
+TABLE = [
+    pytest.param(*pair.values, marks=[] if pair.values[0] in QUICK else pytest.mark.slow)
+    for pair in crossed(EVERY, PRECISIONS, also=EVERY.keys() - ALIKE.keys())
+    if not pair.marks
+]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(method, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, method in (METHODS | BOUNDED | {"AdaLoRA": ADALORA}).items()
-        if name != "FourierFT"
-    ],
-)
-def test_every_method_trains_in_float32_beside_a_backbone_in_any_precision(backbone_folder, train, method, precision):
-    computed, kept = precision
+@pytest.mark.parametrize(("name", "precision"), TABLE)
+def test_every_method_trains_in_float32_beside_a_backbone_in_any_precision(backbone_folder, train, name, precision):
+    method, (computed, kept) = EVERY[name], PRECISIONS[precision]
     task = SequenceClassification(backbone_folder("bert"), method, dtype=kept)
     found = []
 

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from conftest import Watch
 from lit_spectral.callbacks import HeldBackbone
-from test_methods import OURS
+from test_methods import ALIKE, OURS
 
 from lit_spectral.adapters import adapters
 from lit_spectral.adapters.stacking import stack_factors
@@ -55,6 +55,19 @@ KINDS = {
 OPTIMIZERS = {"default": {"lr": 4e-4}, "diverging": {"lr": 1e3}, "diverging and decaying": {"lr": 1e3, "decay": 0.01}}
 # On every run the hardest of each set; all of them where there is time.
 QUICK = {"ProjLoRA in a ball", "HiPLoRA in a ball", "LoRA in a ball"}
+
+
+def differs(name, kind, how):
+    """Whether a run can end otherwise than that of another row.
+
+    Weights that are no numbers are refused when they are read, before there is a method or an optimizer. Decay of
+    10 a step makes larger numbers, of both signs, than the rate alone.
+    """
+    if kind in {"NaN", "infinity"} or how == "diverging":
+        return name in QUICK
+    return name not in ALIKE or how == "diverging and decaying"
+
+
 TABLE = [
     pytest.param(
         *(method, kind, optimizer),
@@ -64,6 +77,7 @@ TABLE = [
     for name, method in METHODS.items()
     for kind in KINDS
     for how, optimizer in OPTIMIZERS.items()
+    if differs(name, kind, how)
 ]
 
 
@@ -119,7 +133,7 @@ def test_sets_are_held_or_the_run_ends(odd_folder, train, method, kind, optimize
 
     ended = None
     try:
-        train(method, Watch(look), HeldBackbone(enabled=False), task=task, logger=False, enable_checkpointing=False)
+        train(method, Watch(look), HeldBackbone(enabled=False), task=task, logger=False, limit_val_batches=0)
     except InputError as error:
         ended = str(error)
     assert [(what, amount) for what, amount in found if not amount <= 0] == []

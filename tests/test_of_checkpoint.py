@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from crossing import crossed
 from stored import TASKS, store, task_of
 from test_methods import METHODS
 
@@ -53,7 +54,8 @@ def loadable(name, task):
     return not (name == "BitFit" and task in {"classes, Llama", "next, Llama"})  # which have no biases
 
 
-@pytest.mark.parametrize(("name", "task"), [(name, task) for name in METHODS for task in TASKS if loadable(name, task)])
+# One of each kind of ΔW in all tasks.
+@pytest.mark.parametrize(("name", "task"), crossed(METHODS, TASKS, loadable, also=["FCLoRA", "HiRA truncated"]))
 def test_it_is_that_of_the_loaded_model_to_the_bit(backbone_folder, tmp_path, monkeypatch, name, task):
     trained = task_of(task, METHODS[name], backbone_folder)
     path = store(trained, tmp_path / "a.ckpt")

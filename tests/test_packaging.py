@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from conftest import made_once
 
 import lit_spectral
 
@@ -30,15 +30,7 @@ def run(*command, cwd="/", **environment):
 @pytest.fixture(scope="session")
 def places(tmp_path_factory):
     """A folder with a `checkout`, what is built of it, environments, and a user's folder full of `decoys`."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    folder, made = shared / "packaging", shared / "packaging" / "made"
-    with FileLock(shared / "packaging.lock"):  # made once for all processes of a session
-        if not made.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # one that came to no end
-            make(folder)
-            made.touch()
-    return folder
+    return made_once(tmp_path_factory, "packaging", make)
 
 
 def make(folder):

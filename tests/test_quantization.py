@@ -9,10 +9,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import CONFIGS, Watch
+from crossing import crossed
 from harness_tasks import data, quick  # noqa: F401 (fixtures)
 from lit_spectral.datamodules import PromptedText
 from test_loading import ADALORA
-from test_methods import METHODS
+from test_methods import ALIKE, METHODS
 from test_odd_weights import METHODS as BOUNDED
 from test_odd_weights import outside
 
@@ -101,15 +102,16 @@ def test_a_map_and_its_gradients_are_those_of_a_plain_one_with_its_values(backbo
         torch.testing.assert_close(mine, theirs, rtol=0.02 if autocast else 1e-5, atol=0.05 if autocast else 1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "method",
+    ("name", "kind"),
     [
-        pytest.param(method, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, method in TRAINED.items()
+        pytest.param(*pair.values, marks=[] if pair.values[0] in QUICK else pytest.mark.slow)
+        for pair in crossed(TRAINED, KINDS, also=TRAINED.keys() - ALIKE.keys())
+        if not pair.marks
     ],
 )
-def test_every_method_starts_at_the_backbone_trains_and_leaves_its_codes_alone(backbone_folder, train, method, kind):
+def test_every_method_starts_at_the_backbone_trains_and_leaves_its_codes_alone(backbone_folder, train, name, kind):
+    method = TRAINED[name]
     task = SequenceClassification(backbone_folder("bert"), method, quantization=kind)
     found, before = [], {}
 

@@ -296,12 +296,12 @@ def test_the_monitor_is_configured_from_the_command_line(fit, text):
 
 
 def test_a_checkpoint_is_measured_through_the_command_line(train, text, tmp_path, capsys):
-    trainer = train(LoRA(rank=2), RetentionMonitor({"words": text}, max_length=16), lr=0.5)
+    monitor = RetentionMonitor({"words": text}, max_length=16)
+    train(LoRA(rank=2), monitor, lr=0.5, enable_checkpointing=True)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     cli.main(["retain", "--checkpoint", str(checkpoint), "--corpora", f"words={text}", "--max_length", "16"])
     assert "forgetting loss" in capsys.readouterr().out
     report = json.loads((checkpoint.parents[1] / "retention.json").read_text())
-    monitor = next(c for c in trainer.callbacks if isinstance(c, RetentionMonitor))
     assert report["retention"] == pytest.approx(monitor.latest, rel=1e-5)
     assert report["model"]["method"]["name"] == "LoRA"
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import Watch, scalars
+from crossing import crossed
 from lit_spectral.callbacks import HeldBackbone, SigmaClamp, SpectralBall
 
 from lit_spectral.adapters import adapters, trained_state
@@ -11,13 +12,12 @@ from lit_spectral.spectra import linalg
 from lit_spectral.tasks import SequenceClassification
 
 CONFINED = [HiPLoRA(rank=4, principal_rank=6), ProjLoRA(rank=4, principal_rank=6)]
-RUNS = [{}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}]
-ids = {"ids": ["plain", "accumulated", "bf16"]}
+RUNS = {"plain": {}, "accumulated": {"accumulate_grad_batches": 3}, "bf16": {"precision": "bf16-mixed"}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", CONFINED, ids=["HiPLoRA", "ProjLoRA"])
-@pytest.mark.parametrize("options", RUNS, **ids)
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 def test_the_residual_channel_keeps_out_of_the_principal_directions(train, method, options):
     """To 1e-5 relative, after each of 50 steps."""
     found = []
@@ -75,7 +75,7 @@ def test_without_projection_the_residual_channel_enters_the_principal_directions
     assert max(inside) > 0.1
 
 
-@pytest.mark.parametrize("options", RUNS, **ids)
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 def test_gram_schmidt_keeps_the_vectors_orthonormal_after_every_step(train, options):
     errors = []
 
@@ -101,17 +101,14 @@ BALLS = {
 }
 
 
-@pytest.mark.parametrize(
-    "options", [RUNS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in RUNS[1:])], **ids
-)
-@pytest.mark.parametrize("method", BALLS.values(), ids=BALLS)
-def test_the_change_stays_in_the_ball_after_every_step(train, method, options):
+@pytest.mark.parametrize(("name", "options"), crossed(BALLS, RUNS, also=["FCLoRA"]))
+def test_the_change_stays_in_the_ball_after_every_step(train, name, options):
     norms = []
 
     def look(task):
         norms.extend(float(torch.linalg.svdvals(a.delta_weight().double())[0]) for a in adapters(task.model))
 
-    train(method, Watch(look), **options)
+    train(BALLS[name], Watch(look), **RUNS[options])
     assert max(norms) <= 0.03 * (1 + 1e-5)
     assert max(norms) > 0.027  # the bound was felt
 

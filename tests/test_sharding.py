@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import made_once
 from fits import ROWS, fit, methods, together
 from squad_rows import passage, write
 
@@ -36,8 +37,11 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def left(data, decoder_folder, tmp_path_factory):
     """From a method to what its fits left: by one process, by two under each strategy, and gone on with."""
-    folder = tmp_path_factory.mktemp("fits")
-    base = {"backbone": decoder_folder(), "data": data}
+    return made_once(tmp_path_factory, "fits", lambda folder: fit_all(folder, decoder_folder(), data))
+
+
+def fit_all(folder, backbone, data):
+    base = {"backbone": backbone, "data": data}
     other = dict(zip(STRATEGIES, reversed(STRATEGIES), strict=True))
     # A cache for each method, else one of a larger rank would be read in place of what another has computed.
     caches = {method: str(folder / f"{method} cache") for method in [*MATRIX, *OTHERS]}
@@ -59,7 +63,6 @@ def left(data, decoder_folder, tmp_path_factory):
         patch.setenv("LIT_SPECTRAL_CACHE", "")  # to be put back; `fit` sets it
         for method, cache in caches.items():
             fit(**base, method=method, strategy="auto", out=str(folder / f"one {method}"), cache=cache)
-    return folder
 
 
 def read(folder, name, rank=0):

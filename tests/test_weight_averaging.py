@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from conftest import scalars
+from crossing import crossed
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 from lit_spectral.datamodules import GLUE
@@ -65,11 +66,10 @@ def read(path):
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(("method", "name"), crossed(METHODS, CALLBACKS, also=["LoRA"]))
 def test_a_checkpoint_holds_the_averages_of_what_is_trained_and_no_backbone(train, tmp_path, method, name):
     by_hand = ByHand(mean=name == "mean")
-    train(method, CALLBACKS[name](), by_hand, Save(tmp_path / "a.ckpt"), max_epochs=1, lr=1e-3)
+    train(METHODS[method], CALLBACKS[name](), by_hand, Save(tmp_path / "a.ckpt"), max_epochs=1, lr=1e-3)
     content = read(tmp_path / "a.ckpt")
     expected = {f"model.{name}": tensor for name, tensor in by_hand.averages.items()}
     assert content["state_dict"].keys() == content["current_model_state"].keys() == expected.keys()

@@ -1,4 +1,4 @@
-"""Writes index.html, table.csv, runs.csv and fronts.csv beside every records.jsonl: python docs/results/pages.py"""
+"""Writes index.html, table.csv, runs.csv and fronts.csv beside every records.jsonl."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from conftest import WORDS
+from test_methods import ALIKE
 
 from lit_spectral import adapters as ad
 from lit_spectral import methods
@@ -33,6 +34,8 @@ OTHERS = {
     "FullFineTuning": methods.FullFineTuning(),
     "DoRA of peft": methods.Peft(config={"peft_type": "LORA", "r": 4, "use_dora": True}),
 }
+# Those with adapters of another's need no more than one model of each kind of linear map and of sharing.
+FEW = {"BERT", "GPT-2", "Llama, tied", "ALBERT", "T5", "Mixtral"}
 # peft names a module of Mamba that it refuses, since kernels there read past its layers.
 REFUSED = {("Mamba", "DoRA of peft")}
 EVERY = [
@@ -41,7 +44,7 @@ EVERY = [
         pytest.param(name, method, marks=pytest.mark.slow)
         for name in MODELS
         for method in OTHERS
-        if (name, method) not in REFUSED
+        if (name, method) not in REFUSED and (method not in ALIKE or name in FEW)
     ),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore")
