@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from lit_spectral import tasks
 from lit_spectral.adapters import Adapter
+from lit_spectral.comparison.variants import pairs_of, variants
 from lit_spectral.errors import InputError
 from lit_spectral.generation import sample
 from lit_spectral.methods import LoRA
@@ -421,8 +422,26 @@ def test_a_models_own_text_ends_where_it_says_so(writer):
     assert len(lengths) > 5
 
 
+@pytest.mark.parametrize("text", ["self", "prompts", "CORPUS"])
+def test_a_decoder_is_held_by_the_command_line(text, command, corpus, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"q": "the dog", "a": "sat on the mat"}\n' * 8)
+    (tmp_path / "validation.jsonl").write_text('{"q": "the dog", "a": "sat on the mat"}\n')
+    flags = ["--data=PromptedText", f"--data.path={tmp_path}", "--data.prompt={q}", "--data.answer={a}"]
+    flags += ["--data.batch_size=2", "--model.anchor.every=2", "--model.anchor.limit=4", "--model.anchor.max_length=12"]
+    done = command("fit", *flags, f"--model.anchor.text={corpus if text == 'CORPUS' else text}")
+    logged = scalars(done.trainer)["train/anchor"]
+    assert [step for step, _ in logged] == [1, 3]
+    assert logged[-1][1] > 0
+
+
+def test_a_weight_is_swept():
+    found = variants(["LoRA"], pairs_of(["--model.anchor.weight", "0.1,1", "--model.anchor.text", "self"]))
+    assert [variant.name for variant in found] == ["LoRA weight=0.1", "LoRA weight=1"]
+    assert found[1].flags() == ["--model.anchor.weight=1", "--model.anchor.text=self", "--model.method=LoRA"]
+
+
 def test_it_is_set_by_flags_and_in_yaml(fit, tmp_path):
-    """With `compare`'s flags, which are these; a mistake in one is a line that names it."""
+    """A mistake in a flag is a line that names it."""
     (tmp_path / "anchor.yaml").write_text("model: {init_args: {anchor: {every: 1, text: prompts}}}\n")
     flags = [f"--config={tmp_path}/anchor.yaml", "--model.anchor.weight=0.1", "--trainer.max_steps=2"]
     done = fit("lora_roberta_mrpc", *flags)
