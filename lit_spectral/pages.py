@@ -24,7 +24,8 @@ color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 h1, p { overflow-wrap: anywhere } .wide { overflow-x: auto } svg { width: 100%; height: auto }
 svg text { fill: var(--ink) } svg [style*="stroke: #000000"] { stroke: var(--ink) !important }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem 2rem }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr));
+gap: 1rem 2rem; margin-top: 1rem }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; white-space: nowrap }
 th { border-bottom: 2px solid var(--ink); vertical-align: bottom; white-space: normal; min-width: 5rem }
 td { border-bottom: 1px solid var(--line); vertical-align: top }

@@ -106,7 +106,7 @@ def test_effective_rank_by_its_equation():
 def test_sizes_by_singular_values():
     found = an.magnitude(torch.tensor([2.0, 1.0, 0.004, 0.0], dtype=WIDE))
     energy = 5 + 0.004**2
-    assert (found.spectral, found.rank, found.count) == (2, 3, 2)
+    assert (found.spectral, found.rank, found.exceeding) == (2, 3, 2)
     assert (found.frobenius, found.energy, found.stable_rank) == pytest.approx((energy**0.5, energy, energy / 4))
 
 

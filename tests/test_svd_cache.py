@@ -23,7 +23,7 @@ def weight():
 def counted(monkeypatch):
     """How many matrices were decomposed, by call."""
     calls = []
-    for name in ("partial_svd", "inner_svd"):
+    for name in ("partial_svd", "inner_svd", "singular_values"):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda w, *args, f=original: calls.append(len(w)) or f(w, *args))
     return calls
@@ -267,6 +267,14 @@ def test_quantiles_are_those_of_all_values(tmp_path, shape):
     values = torch.linalg.svdvals(weight.double())
     expected = torch.quantile(values, torch.tensor(levels).double())
     torch.testing.assert_close(torch.tensor(found).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_all_values_are_read_from_disk_the_second_time(tmp_path, weight, counted):
+    cache = SVDCache(tmp_path)
+    first, second = (cache.singular_values({"layer": weight})["layer"] for _ in range(2))
+    assert counted == [1]
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first.double(), torch.linalg.svdvals(weight.double()), atol=1e-5, rtol=1e-4)
 
 
 def test_a_draw_and_a_quantile_cost_one_decomposition_and_serve_each_alone(tmp_path, weight, counted):

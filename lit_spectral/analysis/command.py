@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lit_spectral.analysis.measuring import Analysis, analyze, place_of
-from lit_spectral.analysis.page import write_page
+from lit_spectral.analysis.page import title_of, write_page
 from lit_spectral.analysis.results import table, write_tables
 from lit_spectral.analysis.views import write_overview
 from lit_spectral.errors import InputError, Parser, check_at_least
@@ -49,9 +49,10 @@ def run(args: list[str]) -> Path:
     analysis, backbone = measured(given)
     console = Console()
     console.print(table(analysis))
+    title = title_of(analysis, backbone)
     write_tables(analysis, folder)
-    write_overview(analysis, overview)
-    write_text(page, write_page(analysis, backbone, f"lit-spectral analyze {shlex.join(args)}"))
+    write_overview(analysis, title, overview)
+    write_text(page, write_page(analysis, title, f"lit-spectral analyze {shlex.join(args)}"))
     console.print(escape(f"tables: {folder / 'changes.csv'}, weights.csv, values.csv; overview.png"), soft_wrap=True)
     console.print(f"page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
     return page

@@ -22,7 +22,7 @@ class Magnitude(NamedTuple):
     """Sizes of ΔW.
 
     `spectral` ‖ΔW‖₂; `frobenius` ‖ΔW‖_F; `energy` Σσ² (HiRA Fig. 5); `rank`, the number of σ that are more than
-    rounding (Fig. 7); `stable_rank` ‖ΔW‖_F² / ‖ΔW‖₂²; `effective_rank` (Fig. 8); `count` of σ above 0.005 (Fig. 4).
+    rounding (Fig. 7); `stable_rank` ‖ΔW‖_F² / ‖ΔW‖₂²; `effective_rank` (Fig. 8); `exceeding`, how many σ are above 0.005 (Fig. 4).
     """
 
     spectral: float
@@ -31,7 +31,7 @@ class Magnitude(NamedTuple):
     rank: int
     stable_rank: float
     effective_rank: float
-    count: int
+    exceeding: int
 
 
 def magnitude(sigma: Tensor, above: float = ABOVE) -> Magnitude:

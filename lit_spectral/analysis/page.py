@@ -11,7 +11,7 @@ from lit_spectral.analysis.results import intruders_by_threshold, projections_by
 from lit_spectral.analysis.views import figures
 from lit_spectral.updates.intruders import AMONG
 
-__all__ = ["write_page"]
+__all__ = ["title_of", "write_page"]
 
 _LEGEND = """ΔW is what an adapter adds to a weight W₀ of its backbone. U and V are W₀'s k leading left and right
 singular vectors. φ is the similarity of the r leading left singular vectors of ΔW with W₀'s r largest, smallest, or
@@ -28,15 +28,19 @@ _WEIGHTS = """Means over layers. σ⁽¹⁾ to σ⁽³⁾ are the quartiles of a
 values it takes to come within 5 % of W₀ (dotted), beside those of a random matrix of low rank. FCLoRA's appendix H."""
 
 
-def write_page(analysis: Analysis, backbone: str, command: str) -> str:
+def title_of(analysis: Analysis, backbone: str) -> str:
+    """What page and picture show."""
+    return f"What {', '.join(analysis.changes)} change{'s' * (len(analysis.changes) == 1)} in {backbone}"
+
+
+def write_page(analysis: Analysis, title: str, command: str) -> str:
     """The page's HTML: a summary, then sizes, places, intruders and W₀, each with pictures, and how to run it again.
 
     Args:
         analysis: what was measured.
-        backbone: its name.
+        title: of the page.
         command: that measured it.
     """
-    title = f"What {', '.join(analysis.changes)} change{'s' * (len(analysis.changes) == 1)} in {backbone}"
     settings = f"{len(analysis.weights)} maps · r = {analysis.rank}, k = {analysis.top}, seed {analysis.seed}"
     parts = [
         _note(_LEGEND),

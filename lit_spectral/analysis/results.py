@@ -107,16 +107,16 @@ def summary(analysis: Analysis) -> list[list[str]]:
         "rank, mean": lambda maps: f"{mean(maps, 'rank'):.1f}",
         "stable rank, mean": lambda maps: f"{mean(maps, 'stable_rank'):.2f}",
         "effective rank, mean": lambda maps: f"{mean(maps, 'effective_rank'):.2f}",
-        f"σ > {ABOVE}, mean": lambda maps: f"{mean(maps, 'count'):.1f}",
+        f"σ > {ABOVE}, mean": lambda maps: f"{mean(maps, 'exceeding'):.1f}",
         f"of ‖ΔW‖_F² in U_{analysis.top} and V_{analysis.top}": lambda maps: _share(maps, "energy_in_top"),
         f"in U_{analysis.top}": lambda maps: _share(maps, "rho_left"),
         f"in V_{analysis.top}": lambda maps: _share(maps, "rho_right"),
         "correlation of |gain| with σ, mean": lambda maps: f"{mean(maps, 'gain_correlation'):+.2f}",
         "factor W→ΔW, median": lambda maps: f"{median(maps, 'amplification'):.3g}",
         "factor ΔW→W, median": lambda maps: f"{median(maps, 'novelty'):.3g}",
-        "φ with W₀'s top, mean": lambda maps: f"{mean(maps, 'phi_top'):.4f}",
-        "φ with W₀'s bottom, mean": lambda maps: f"{mean(maps, 'phi_bottom'):.4f}",
-        "φ with W₀'s random, mean": lambda maps: f"{mean(maps, 'phi_random'):.4f}",
+        "φ with W₀'s top vectors, mean": lambda maps: f"{mean(maps, 'phi_top'):.4f}",
+        "φ with W₀'s bottom vectors, mean": lambda maps: f"{mean(maps, 'phi_bottom'):.4f}",
+        "φ with random ones of W₀'s, mean": lambda maps: f"{mean(maps, 'phi_random'):.4f}",
         f"intruders below {SHOWN}, of {AMONG} a map": lambda maps: str(intruders(maps, SHOWN)),
     }
     sources = [list(maps.values()) for maps in analysis.changes.values()]
@@ -203,7 +203,7 @@ def _values(analysis: Analysis) -> Iterator[dict[str, Any]]:
     """Singular values of W₀ and ΔW by their numbers from 1, at most 64 of a matrix, and gains on W₀'s."""
     for path, weight in analysis.weights.items():
         for place in places(len(weight.sigma)):
-            yield {"source": "W0", "module": path, "number": place + 1, "sigma": float(weight.sigma[place])}
+            yield {"source": "W0", "module": path, "number": place + 1, "sigma": _at(weight.sigma, place)}
     for source, maps in analysis.changes.items():
         for path, each in maps.items():
             numbers = {**dict.fromkeys(places(len(each.sigma))), **dict.fromkeys(range(len(each.gains)))}
@@ -217,8 +217,8 @@ def _values(analysis: Analysis) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _at(values: Tensor, place: int) -> float | None:
-    return float(values[place]) if place < len(values) else None
+def _at(values: Tensor, place: int) -> str:
+    return f"{float(values[place]):.6g}" if place < len(values) else ""
 
 
 def _share(maps: Sequence[Changed], measure: str) -> str:

@@ -20,7 +20,7 @@ from lit_spectral.files import written
 
 __all__ = ["PANELS", "View", "figures", "write_overview"]
 
-# Of the overview: title and panel's place in PANELS.
+# Panels of the overview.
 _OVERVIEW = ("spectra", "norms", "effective rank", "phi top", "phi bottom", "energy", "gains", "intruders")
 
 
@@ -39,6 +39,11 @@ def _label(ax: Any, title: str, across: str, up: str = "") -> None:
 
 def _legend(ax: Any) -> None:
     ax.legend(fontsize=8, frameon=False)
+
+
+def _from_0(ax: Any) -> None:
+    """For counts, which may all be 0."""
+    ax.set_ylim(0, max(1, ax.get_ylim()[1]))
 
 
 def _curves(
@@ -117,7 +122,14 @@ def _thresholds(ax: Any, analysis: Analysis) -> None:
         counts = [intruders(list(changes.values()), each) for each in THRESHOLDS]
         ax.plot(THRESHOLDS, counts, f"C{number % 10}.-", lw=1.2, label=pages.plain(source))
     _label(ax, "intruder dimensions of W₀ + ΔW, all maps", "threshold of |cosine|", "number")
+    _from_0(ax)
     _legend(ax)
+
+
+def _intruders_by_layer(ax: Any, analysis: Analysis) -> None:
+    title = f"intruder dimensions below {SHOWN}, all of a layer's maps"
+    _curves(ax, analysis, partial(intruders, threshold=SHOWN), title)
+    _from_0(ax)
 
 
 def _errors(ax: Any, analysis: Analysis) -> None:
@@ -158,7 +170,7 @@ PANELS: dict[str, dict[str, View]] = {
         "spectra": View(_spectra),
         "norms": _mean_by_layer("spectral", "‖ΔW‖₂, mean of a layer's maps"),
         "energy sum": View(lambda ax, a: _curves(ax, a, _total_energy, "Σσ², all of a layer's maps", True), True),
-        "count": _mean_by_layer("count", f"σ > {ABOVE}, mean of a layer's maps"),
+        "exceeding": _mean_by_layer("exceeding", f"σ > {ABOVE}, mean of a layer's maps"),
         "rank": _mean_by_layer("rank", "rank, mean of a layer's maps"),
         "effective rank": _mean_by_layer("effective_rank", "effective rank, mean of a layer's maps"),
     },
@@ -171,8 +183,7 @@ PANELS: dict[str, dict[str, View]] = {
     },
     "intruders": {
         "intruders": View(_thresholds),
-        "by layer": View(lambda ax, a: _curves(ax, a, partial(intruders, threshold=SHOWN),
-                                               f"intruder dimensions below {SHOWN}, all of a layer's maps"), True),
+        "by layer": View(_intruders_by_layer, True),
     },
     "weights": {"errors": View(_errors), "decays": View(_decays)},
 }  # fmt: skip
@@ -188,7 +199,7 @@ def figures(analysis: Analysis, section: str) -> list[Any]:
     return made
 
 
-def write_overview(analysis: Analysis, file: Path) -> None:
+def write_overview(analysis: Analysis, title: str, file: Path) -> None:
     """Some of the panels on one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -201,6 +212,7 @@ def write_overview(analysis: Analysis, file: Path) -> None:
         view.draw(ax, analysis)
     for ax in found[len(views) :]:
         ax.set_axis_off()
+    figure.suptitle(pages.plain(title), fontsize="large")
     with written(file) as scratch:
         FigureCanvasAgg(figure).print_figure(scratch, format="png", dpi=110)
 

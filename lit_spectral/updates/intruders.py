@@ -102,8 +102,9 @@ def _all_left(weight: Tensor) -> Tensor:
     """
     wide = weight.double()
     if wide.shape[0] <= wide.shape[1]:
-        left: Tensor = torch.linalg.eigh(gram(wide.mT.unsqueeze(0))[0]).eigenvectors
-        return left
+        vectors: Tensor = torch.linalg.eigh(gram(wide.mT.unsqueeze(0))[0]).eigenvectors
+        return vectors
     squares, right = torch.linalg.eigh(gram(wide.unsqueeze(0))[0])
     kept = squares > 1e-12 * squares[-1]
-    return wide @ right[:, kept] / squares[kept].sqrt()
+    left: Tensor = wide @ right[:, kept] / squares[kept].sqrt()
+    return left
