@@ -53,14 +53,20 @@ class Parsed(BaseException):
     """Raised where a command has been understood, before it does anything."""
 
 
+def then_stop(parse):
+    """A parser's method that raises Parsed once it has done its work."""
+
+    def parsed(*args, **kwargs):
+        parse(*args, **kwargs)
+        raise Parsed
+
+    return parsed
+
+
 @pytest.fixture
 def understand(monkeypatch, capsys):
     """Have what a command names parse it, as far as goes without files, network or time."""
-    whole = argparse.ArgumentParser.parse_args
-
-    def parse(self, *args, **kwargs):
-        whole(self, *args, **kwargs)
-        raise Parsed
+    parsed = then_stop(argparse.ArgumentParser.parse_args)
 
     def run(words):
         words = [STAND_INS.get(word, word) for word in words]
@@ -72,7 +78,7 @@ def understand(monkeypatch, capsys):
         elif program == "make":
             assert is_target(rest[0])
         elif program == "python" and rest[0] == "-m":
-            monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+            monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
             monkeypatch.setattr(sys, "argv", rest[1:])
             with pytest.raises(Parsed):
                 runpy.run_module(rest[1], run_name="__main__")
@@ -82,27 +88,28 @@ def understand(monkeypatch, capsys):
             assert program in {"pip", "tensorboard"}
 
     def verb(name, *flags):
-        if name in LIGHTNING:
-            given = {"--config", "--model", "--help"} & {flag.partition("=")[0] for flag in flags}
-            with pytest.raises(SystemExit) as stop:
-                cli.run([name, *([] if given else ["--config", CONFIG]), *flags, "--print_config"])
-            assert not stop.value.code
-        elif name == "compare":
-            config = [] if "--config" in flags else ["--config", CONFIG]
-            given, rest = compare._parse([*config, *flags])
-            # Methods that are given the same flags are understood alike.
-            told = [variant.flags() for variant in variants(given.methods, pairs_of(rest))]
-            each = {tuple(flag for flag in flags if not flag.startswith("--model.method=")): flags for flags in told}
-            for flags in each.values():
-                SpectralCLI([*(f"--config={file}" for file in given.config), *flags], run=False)
-        elif name == "--help":
+        named = {flag.partition("=")[0] for flag in flags}
+        base = [] if named & {"--config", "--model", "--help"} else [f"--config={CONFIG}"]
+        if name == "--help":
             with pytest.raises(SystemExit):
                 cli.main([name])
+        elif name in LIGHTNING:
+            with pytest.raises(Parsed):
+                cli.run([name, *base, *flags])
+        elif name == "compare":
+            given, rest = compare._parse([*base, *flags])
+            told = [variant.flags() for variant in variants(given.methods, pairs_of(rest))]
+            # Methods that are given the same flags are understood alike.
+            each = {tuple(flag for flag in flags if not flag.startswith("--model.method=")): flags for flags in told}
+            for flags in each.values():
+                with pytest.raises(Parsed):
+                    SpectralCLI([*(f"--config={file}" for file in given.config), *flags], run=False)
         else:
-            monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+            monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
             with pytest.raises(Parsed):
                 VERBS[name].run([*flags])
 
+    monkeypatch.setattr(SpectralCLI, "parse_arguments", then_stop(SpectralCLI.parse_arguments))
     monkeypatch.chdir(ROOT)
     return run
 
