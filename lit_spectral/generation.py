@@ -7,13 +7,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import Tensor
 from torch.nn import functional as F
 
 from lit_spectral.errors import InputError, refusals_of
 
-__all__ = ["continue_batch", "generate", "pad_left", "sample"]
+__all__ = ["continue_batch", "draw", "generate", "pad_left", "sample"]
 
 # Transformers' defaults, spelt out: what is left open is taken from the backbone's own files.
 PLAIN: dict[str, Any] = {
@@ -157,10 +157,52 @@ def generate(
 
 
 @torch.no_grad()
-def sample(model: Any, tokenizer: Any, rows: int, length: int) -> dict[str, Tensor]:
-    """What the model says of itself: its next tokens after BOS (or EOS, where there is none), drawn as it gives them.
+def draw(
+    model: Any, first: int, shape: tuple[int, int], ends: Sequence[int] = (), pad_token_id: int | None = None
+) -> Tensor:
+    """Token ids of a shape (rows, length): after `first`, each drawn from all that the model holds possible.
 
-    Draws follow torch's seed. Shows a progress bar.
+    Draws follow torch's seed, at temperature 1. Shows a progress bar.
+
+    Args:
+        model: a decoder of transformers or peft, in eval mode.
+        first: token that every row begins with.
+        shape: of what is drawn; the first token counts, so that the length is at least 2.
+        ends: tokens behind which a row is padded; where there are none it goes on with another text, as in training.
+        pad_token_id: what it is padded with; None for `first`.
+    """
+    import transformers
+
+    rows, length = shape
+    embeddings: Tensor = model.get_input_embeddings().weight
+    bars = Progress(transient=True)
+    bar = bars.add_task("the backbone's own text", total=-(-rows // SAMPLED) * (length - 1))
+
+    def advance(ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        bars.advance(bar)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    config: Any = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
+        pad_token_id=first if pad_token_id is None else pad_token_id,
+        eos_token_id=list(ends) or len(embeddings),  # none at all would be the backbone's own files'
+        **PLAIN | {"do_sample": True, "top_k": 0, "max_new_tokens": length - 1},
+    )
+    parts = []
+    with bars:
+        for start in range(0, rows, SAMPLED):
+            begun = torch.full((min(SAMPLED, rows - start), 1), first, device=embeddings.device)
+            ids = model.generate(
+                input_ids=begun,
+                attention_mask=torch.ones_like(begun),
+                generation_config=config,
+                stopping_criteria=[advance],
+            )
+            parts.append(F.pad(ids, (0, length - ids.shape[1]), value=config.pad_token_id))
+    return torch.cat(parts)
+
+
+def sample(model: Any, tokenizer: Any, rows: int, length: int) -> dict[str, Tensor]:
+    """What the model says of itself, as `draw`, after BOS (or EOS, where there is none), until a text ends.
 
     Args:
         model: a decoder of transformers or peft, in eval mode.
@@ -174,22 +216,12 @@ def sample(model: Any, tokenizer: Any, rows: int, length: int) -> dict[str, Tens
     Raises:
         InputError: a tokenizer that has neither token.
     """
-    import transformers
-
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
         raise InputError("backbone: its tokenizer has neither BOS nor EOS for a text to begin with")
-    ends, pad = _ends(model, tokenizer), tokenizer.pad_token_id
-    drawn = PLAIN | {"do_sample": True, "top_k": 0, "max_new_tokens": length - 1}
-    config: Any = transformers.GenerationConfig(pad_token_id=pad, eos_token_id=ends, **drawn)  # type: ignore[no-untyped-call]
-    device = model.get_input_embeddings().weight.device
-    parts = []
-    for start in track(range(0, rows, SAMPLED), "the backbone's own text", transient=True):
-        begun = torch.full((min(SAMPLED, rows - start), 1), first, device=device)
-        ids = model.generate(input_ids=begun, attention_mask=torch.ones_like(begun), generation_config=config)
-        parts.append(F.pad(ids, (0, length - ids.shape[1]), value=pad))
-    ids = torch.cat(parts)
-    ended = torch.isin(ids, torch.tensor(ends, device=device))
+    ends = _ends(model, tokenizer)
+    ids = draw(model, first, (rows, length), ends, tokenizer.pad_token_id)
+    ended = torch.isin(ids, torch.tensor(ends, device=ids.device))
     ended[:, 0] = False  # which may be the token that ends
     before = ended.cumsum(1) - ended.long()
     mask = (before == 0).long()

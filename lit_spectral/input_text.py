@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from lit_spectral import backbones, tensor_files
 from lit_spectral.backbone_digest import backbone_digest, parameters_digest, same_backbone
 from lit_spectral.errors import InputError
+from lit_spectral.generation import draw
 from lit_spectral.paths import cache_folder
 from lit_spectral.reading import Reading, evaluating, window
 from lit_spectral.sharding import is_sharded
@@ -106,37 +106,14 @@ def _with_head(backbone: str, digest: str) -> Any:
     return model
 
 
-@torch.no_grad()
 def _said(model: Any, shape: tuple[int, int], seed: int) -> Tensor:
-    """What a decoder says, (rows, length): each token drawn from its whole distribution, at temperature 1."""
-    from transformers import GenerationConfig
-
-    rows, length = shape
-    embeddings: Tensor = model.get_input_embeddings().weight
+    """What a decoder says, (rows, length): each token drawn from its whole distribution, text after text."""
     named = [getattr(model.config.get_text_config(), f"{name}_token_id", None) for name in ("bos", "eos")]
     starts = [start for each in named for start in (each if isinstance(each, list) else [each]) if start is not None]
     if not starts:
         raise InputError("input_text: the backbone's config names no token that begins a text, for self; give random, "
                          "or a corpus")  # fmt: skip
-    make: Any = GenerationConfig  # untyped
-    # Transformers' defaults, spelt out where a backbone's own files may have others. No token ends a row: after the
-    # end of a text it goes on with another, as in training.
-    config = make(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_beams=1, repetition_penalty=1.0,
-        no_repeat_ngram_size=0, use_cache=True, max_new_tokens=length - 1, eos_token_id=len(embeddings),
-        pad_token_id=starts[0],
-    )  # fmt: skip
-    first = torch.full((rows, 1), starts[0], device=embeddings.device)
-    gpus = [first.device] if first.is_cuda else []
-    with torch.random.fork_rng(gpus), evaluating(model), Progress(transient=True) as progress:
-        bar = progress.add_task("what the backbone says by itself", total=length - 1)
-
-        def advance(ids: Tensor, scores: Any, **options: Any) -> Tensor:
-            progress.advance(bar)
-            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
+    device = model.get_input_embeddings().weight.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model):
         torch.manual_seed(seed)
-        ids: Tensor = model.generate(
-            first, attention_mask=torch.ones_like(first), generation_config=config, stopping_criteria=[advance]
-        )
-    return ids.cpu()
+        return draw(model, starts[0], shape).cpu()
