@@ -22,10 +22,10 @@ from lit_spectral.reading import evaluating
 from lit_spectral.retention.base_model import base_model, changed_weights, inner_model
 from lit_spectral.retention.head import logits_of_states, masked_head
 from lit_spectral.retention.measures import mean_pooled
-from lit_spectral.retention.texts import next_tokens, text_of
+from lit_spectral.retention.texts import next_tokens, prompt_positions, text_of
 from lit_spectral.tasks import Anchor, CausalLM, MaskedLM, Task
 
-__all__ = ["Anchoring", "check_base", "check_text", "prompt_positions"]
+__all__ = ["Anchoring", "check_base", "check_text"]
 
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
 # Training rows of which one must have a prompt.
@@ -213,21 +213,6 @@ class Anchoring:
         texts["labels"] = texts["input_ids"].masked_fill(texts["attention_mask"] == 0, -100)
         self._texts = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
         self._collate = torch.utils.data.default_collate
-
-
-def prompt_positions(batch: dict[str, Tensor]) -> Tensor:
-    """Where a decoder's batch predicts a prompt's token from the prompt before it, (rows, length), bool.
-
-    Args:
-        batch: `input_ids`, `labels` that are -100 on prompts, and `attention_mask`, or `position_ids` of packed rows.
-    """
-    prompt = batch["labels"] == -100
-    if "attention_mask" in batch:
-        prompt = prompt & batch["attention_mask"].bool()
-    both = prompt[:, :-1] & prompt[:, 1:]
-    if "position_ids" in batch:  # neither from one example to the next, nor in padding, where they stand still
-        both = both & (batch["position_ids"].diff(dim=1) == 1)
-    return F.pad(both, (0, 1), value=False)
 
 
 def _check_prompts(task: Task) -> None:

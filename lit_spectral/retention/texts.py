@@ -13,7 +13,7 @@ from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 from lit_spectral.tasks import CausalLM, Task
 
-__all__ = ["next_tokens", "text_of"]
+__all__ = ["next_tokens", "prompt_positions", "text_of"]
 
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
@@ -66,3 +66,18 @@ def text_of(
 def next_tokens(labels: Tensor) -> Tensor:
     """Labels (rows, length) at the position before each token, from which a decoder predicts it; -100 at the end."""
     return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def prompt_positions(batch: dict[str, Tensor]) -> Tensor:
+    """Where a decoder's batch predicts a prompt's token from the prompt before it, (rows, length), bool.
+
+    Args:
+        batch: `input_ids`, `labels` that are -100 on prompts, and `attention_mask`, or `position_ids` of packed rows.
+    """
+    prompt = batch["labels"] == -100
+    if "attention_mask" in batch:
+        prompt = prompt & batch["attention_mask"].bool()
+    both = prompt[:, :-1] & prompt[:, 1:]
+    if "position_ids" in batch:  # neither from one example to the next, nor in padding, where they stand still
+        both = both & (batch["position_ids"].diff(dim=1) == 1)
+    return F.pad(both, (0, 1), value=False)

@@ -14,9 +14,9 @@ class Anchor:
     """A penalty on how far the adapted model is from its base model on a text, at every few optimizer steps.
 
     The textbook answer to forgetting, for any method whose adapters can be passed over: the base model is the same
-    one without them, both in eval mode, so that no second one is in memory. On what the task itself
-    is given it is Learning without Forgetting (Li and Hoiem, 2016), on text of the model's own it is generative replay
-    (Shin et al., 2017). The distance is
+    one without them, both in eval mode, so that no second one is in memory. On what the task itself is given it is
+    Learning without Forgetting (Li and Hoiem, 2016), on text of the model's own it is generative replay (Shin et al.,
+    2017). The distance is
 
     - of a decoder KL(base ‖ adapted), in nats, the mean over the tokens to be predicted;
     - of an encoder whose files have a masked-language head the same, over masked tokens under that head;
