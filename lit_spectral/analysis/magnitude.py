@@ -22,8 +22,8 @@ class Magnitude(NamedTuple):
     """Sizes of ΔW.
 
     `spectral` ‖ΔW‖₂; `frobenius` ‖ΔW‖_F; `energy` Σσ² (HiRA Fig. 5); `rank`, the number of σ that are more than
-    rounding (Fig. 7); `stable_rank` ‖ΔW‖_F² / ‖ΔW‖₂²; `effective_rank` (Fig. 8); `exceeding`, how many σ are above
-    0.005 (Fig. 4).
+    rounding (Fig. 7); `stable_rank` ‖ΔW‖_F² / ‖ΔW‖₂²; `effective_rank` (Fig. 8); `exceeding`, how many σ are
+    above 0.005 (Fig. 4).
     """
 
     spectral: float
