@@ -24,7 +24,8 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_training_is_the_same_to_the_bit(train, method):
     losses = [
-        scalars(train(method, HeldBackbone(enabled), precision="bf16-mixed"))["train/loss"] for enabled in (True, False)
+        scalars(train(method, HeldBackbone(enabled), precision="bf16-mixed", max_epochs=1))["train/loss"]
+        for enabled in (True, False)
     ]
     assert losses[0] == losses[1]
 

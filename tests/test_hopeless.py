@@ -96,7 +96,7 @@ HELD = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.01])
 @pytest.mark.parametrize("lr", [1e3, pytest.param(1e8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", HELD.values(), ids=HELD)
 def test_where_the_optimizer_diverges_the_ball_is_held_or_the_run_ends(backbone_folder, train, method, lr, decay):

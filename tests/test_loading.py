@@ -30,11 +30,14 @@ PRECISIONS = {
 ADALORA = Peft(config={"peft_type": "ADALORA", "init_r": 6, "target_r": 3, "tinit": 1, "tfinal": 2})
 EVERY = {name: method for name, method in (METHODS | BOUNDED | {"AdaLoRA": ADALORA}).items() if name != "FourierFT"}
 QUICK = {"LoRA", "FCLoRA by Gram-Schmidt in a ball", "HiRA", "HiPLoRA in a ball"}
-# Those with adapters of another's in one precision each.
+# Those with adapters of another's in one precision each, where there is time.
 TABLE = [
-    pytest.param(*pair.values, marks=[] if pair.values[0] in QUICK else pytest.mark.slow)
-    for pair in crossed(EVERY, PRECISIONS, also=EVERY.keys() - ALIKE.keys())
-    if not pair.marks
+    *crossed([name for name in EVERY if name in QUICK], PRECISIONS),
+    *(
+        pytest.param(*pair.values, marks=pytest.mark.slow)
+        for pair in crossed([name for name in EVERY if name not in QUICK], PRECISIONS, also=EVERY.keys() - ALIKE.keys())
+        if not pair.marks
+    ),
 ]
 
 
@@ -65,8 +68,12 @@ def test_a_method_that_can_not_do_with_a_precision_is_refused(train):
         train(METHODS["FourierFT"], precision="bf16-true")
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-@pytest.mark.parametrize("method", [LoRA(rank=4), FCLoRA(rank=4), HiRA(rank=4), HiPLoRA(rank=4, principal_rank=4)])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    crossed(
+        [LoRA(rank=4), FCLoRA(rank=4), HiRA(rank=4), HiPLoRA(rank=4, principal_rank=4)], ["bf16-true", "bf16-mixed"]
+    ),
+)
 def test_a_checkpoint_on_bfloat16_weights_is_loaded_on_such(backbone_folder, train, tmp_path, method, precision):
     task = SequenceClassification(backbone_folder("bert"), method, dtype="bfloat16")
     train(method, task=task, precision=precision).save_checkpoint(tmp_path / "last.ckpt")

@@ -105,9 +105,12 @@ def test_a_map_and_its_gradients_are_those_of_a_plain_one_with_its_values(backbo
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        pytest.param(*pair.values, marks=[] if pair.values[0] in QUICK else pytest.mark.slow)
-        for pair in crossed(TRAINED, KINDS, also=TRAINED.keys() - ALIKE.keys())
-        if not pair.marks
+        *crossed([name for name in TRAINED if name in QUICK], KINDS),
+        *(
+            pytest.param(*pair.values, marks=pytest.mark.slow)
+            for pair in crossed([n for n in TRAINED if n not in QUICK], KINDS, also=TRAINED.keys() - ALIKE.keys())
+            if not pair.marks
+        ),
     ],
 )
 def test_every_method_starts_at_the_backbone_trains_and_leaves_its_codes_alone(backbone_folder, train, name, kind):
@@ -256,8 +259,7 @@ def test_a_copy_computes_the_same(backbone_folder):
     assert torch.equal(copy.deepcopy(task)(batch), task(batch))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "precision"), crossed(KINDS, ["bf16-mixed", "bf16-true"]))
 def test_a_trainers_precision_leaves_codes_alone(backbone_folder, train, kind, precision):
     task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4), quantization=kind, dtype="bfloat16")
     train(None, task=task, precision=precision, max_steps=2)

@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+import transformers
 from conftest import Watch
 from lit_spectral.datamodules import GLUE
 
@@ -11,6 +12,7 @@ from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA, Peft
 from lit_spectral.tasks import SequenceClassification
+from lit_spectral.tasks.optimization import build_schedule
 
 
 def adalora(**fields):
@@ -107,6 +109,18 @@ def test_a_second_fit_of_adalora_has_a_budget_of_its_own(train, backbone_folder)
 def test_a_learning_rate_that_would_not_get_to_its_value_is_refused(train, backbone_folder, settings, message):
     with pytest.raises(InputError, match=message):
         train(None, task=SequenceClassification(backbone_folder("bert"), LoRA(rank=4), **settings))
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5, 0.3, 12])
+def test_the_default_schedule_is_that_of_transformers(warmup):
+    def rates(build):
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        factor = build(optimizer).lr_lambdas[0]
+        return [factor(step) for step in range(14)]  # also beyond the end
+
+    whole = {0.3: 4}.get(warmup, warmup)  # of 12 steps, rounded up
+    ours = rates(lambda optimizer: build_schedule("linear", warmup, optimizer, 12, {}))
+    assert ours == rates(lambda optimizer: transformers.get_scheduler("linear", optimizer, whole, 12))
 
 
 @pytest.mark.usefixtures("nothing_computed")

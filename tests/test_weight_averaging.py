@@ -265,11 +265,12 @@ def test_a_compiled_models_checkpoint_is_that_of_the_model(train, backbone_folde
         return task
 
     callbacks = [kind(decay=DECAY) for kind in averages]
-    train(None, *callbacks, Save(tmp_path / "a.ckpt"), task=compiled(backbone_folder("bert")), max_epochs=1)
+    short = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0}  # each shape is compiled anew
+    train(None, *callbacks, Save(tmp_path / "a.ckpt"), task=compiled(backbone_folder("bert")), **short)
     content = read(tmp_path / "a.ckpt")
     assert content["state_dict"].keys() == {f"model.{name}" for name in trained_state(load(tmp_path / "a.ckpt").model)}
     resumed = compiled(backbone_folder("bert"))
-    train(None, *callbacks, task=resumed, max_epochs=1, ckpt_path=tmp_path / "a.ckpt")
+    train(None, *callbacks, task=resumed, **short, ckpt_path=tmp_path / "a.ckpt")
     found = {name.replace("_orig_mod.", ""): tensor for name, tensor in resumed.state_dict().items()}
     raw = content.get("current_model_state", content["state_dict"])
     assert all(torch.equal(found[name], tensor) for name, tensor in raw.items())

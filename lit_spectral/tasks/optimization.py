@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -87,6 +88,11 @@ def check_schedule(name: str, warmup: float, steps: int, options: Mapping[str, A
         )
 
 
+def _linear(step: int, warmup: int, steps: int) -> float:
+    """The factor of transformers' `linear`, up to 1 in `warmup` steps and down to 0 in the others."""
+    return step / max(1, warmup) if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
+
+
 def build_schedule(name: str, warmup: float, optimizer: Optimizer, steps: int, options: Mapping[str, Any]) -> LambdaLR:
     """A schedule of transformers' `get_scheduler` over so many steps.
 
@@ -100,12 +106,14 @@ def build_schedule(name: str, warmup: float, optimizer: Optimizer, steps: int, o
     Raises:
         InputError: no such schedule, none of steps alone, or options that it doesn't take or lacks.
     """
+    planned = math.ceil(warmup if warmup >= 1 else warmup * steps)
+    if name == "linear" and not options:  # transformers' bring all of peft and bitsandbytes in: seconds of a start
+        return LambdaLR(optimizer, partial(_linear, warmup=planned, steps=steps))
     from transformers import SchedulerType, get_scheduler
 
     names = [each.value for each in SchedulerType]
     if name not in names:
         raise InputError(f"lr_scheduler: there is no {name!r}{nearest(name, names)}")
-    planned = math.ceil(warmup if warmup >= 1 else warmup * steps)
     with refusals_of(f"lr_scheduler: {name}", "give --model.lr_scheduler_options"):
         scheduler = get_scheduler(name, optimizer, planned, steps, scheduler_specific_kwargs=dict(options))
     if not isinstance(scheduler, LambdaLR):

@@ -15,13 +15,13 @@ FILE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
 HEAD = """# Architectures
 
-What is tried on every run of the tests, on tiny random models (`tests/zoo/models.py`; a line each). Of each
-architecture under LoRA, FCLoRA and HiRA: the adapted model starts as its backbone, every adapter is reached by
-the gradient, folding changes nothing and is undone to the bit, a checkpoint brings the model back, gradient
-checkpointing (where transformers has it) changes no gradient, and decoders answer a prompt in a batch as alone.
-In each of its tasks FCLoRA trains with its defaults, and the validation loss is the same in batches of 1, 5 and
-33 rows, with tokenizers that pad on the left, with another padding token than the config's, or with none.
-`make slow`, which CI runs, tries the other methods too.
+What the tests try, on tiny random models (`tests/zoo/models.py`; a line each). Of each architecture under a method:
+the adapted model starts as its backbone, every adapter is reached by the gradient, folding changes nothing and is
+undone to the bit, a checkpoint brings the model back, gradient checkpointing (where transformers has it) changes no
+gradient, and decoders answer a prompt in a batch as alone. In each of its tasks FCLoRA trains with its defaults, and
+the validation loss is the same in batches of 1, 5 and 33 rows, with tokenizers that pad on the left, with another
+padding token than the config's, or with none. `make test` tries each architecture under one of LoRA, FCLoRA and
+HiRA, `make slow`, which CI runs too, each under every method.
 
 *Adapted by default* are the linear maps of the blocks with which a model reads text; of decoders with gated
 blocks all but the gates and the maps that close attention, as in HiRA, MiLoRA and FCLoRA. What a block holds

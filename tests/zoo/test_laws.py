@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from conftest import WORDS
+from crossing import crossed
 from test_methods import ALIKE
 
 from lit_spectral import adapters as ad
@@ -12,7 +13,7 @@ from lit_spectral.generation import generate
 from zoo.matrix import FILE, matrix
 from zoo.models import DECODERS, MODELS, has_task, make
 
-# What is tried on every run; the others behind the marker.
+# Each model under one of these on every run, and under all where there is time, as under the others.
 KINDS = {
     "LoRA": methods.LoRA(rank=4),
     "FCLoRA": methods.FCLoRA(rank=4),
@@ -39,7 +40,7 @@ FEW = {"BERT", "GPT-2", "Llama, tied", "ALBERT", "T5", "Mixtral"}
 # peft names a module of Mamba that it refuses, since kernels there read past its layers.
 REFUSED = {("Mamba", "DoRA of peft")}
 EVERY = [
-    *((name, method) for name in MODELS for method in KINDS),
+    *crossed(MODELS, KINDS),
     *(
         pytest.param(name, method, marks=pytest.mark.slow)
         for name in MODELS

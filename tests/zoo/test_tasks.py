@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import lightning.pytorch as pl
 import pytest
 import transformers
+from crossing import crossed
 from task_rows import data_modules
 
 from lit_spectral import tasks
@@ -88,7 +89,8 @@ PADDING = {
 # Some count positions from the padding's number, some take the end of a text, which then pads, for its place.
 NEED_A_TOKEN = {"RoBERTa", "XLM-R", "T5", "BART"}
 PADDED = [
-    pytest.param(name, how, marks=[] if name in QUICK else pytest.mark.slow) for name in CLASSIFIERS for how in PADDING
+    pytest.param(*pair.values, marks=[] if pair.values[0] in QUICK and not pair.marks else pytest.mark.slow)
+    for pair in crossed(sorted(CLASSIFIERS, key=lambda name: name not in QUICK), PADDING, also=["GPT-2"])
 ]
 
 
@@ -118,10 +120,10 @@ PROMPTED = [
 ]
 
 
-@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-@pytest.mark.parametrize(("name", "kind"), PROMPTED)
-def test_prompts_of_peft_leave_rows_independent(name, kind, prompt, stored, rows, trainer):
-    task = getattr(tasks, kind)(stored(name, kind), Peft(config=dict(prompt)))
+@pytest.mark.parametrize(("pair", "prompt"), crossed(PROMPTED, PROMPTS))
+def test_prompts_of_peft_leave_rows_independent(pair, prompt, stored, rows, trainer):
+    name, kind = pair
+    task = getattr(tasks, kind)(stored(name, kind), Peft(config=dict(PROMPTS[prompt])))
     first, *others = losses(trainer, task, rows(kind))
     assert others == pytest.approx([first] * 2, rel=1e-5)
 
