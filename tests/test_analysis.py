@@ -15,6 +15,7 @@ from lit_spectral.analysis.measuring import THRESHOLDS, analyze, place_of
 from lit_spectral.analysis.results import places
 from lit_spectral.errors import InputError
 from lit_spectral.spectra import SingularTriplets
+from lit_spectral.spectra.partial_svd import partial_svd
 from lit_spectral.updates import Delta, Pair, Update, intruders
 from lit_spectral.updates.backbone import Backbone
 
@@ -320,6 +321,14 @@ def test_draws_are_by_the_seed_and_the_map_whatever_else_is_measured():
 
     alone = {"a": update.changes["a"]}
     assert norm(update.changes, 1) == norm(alone, 1) != norm(alone, 2)
+
+
+def test_random_vectors_of_the_weight_are_not_those_that_a_method_drew_by_the_same_seed():
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    start = partial_svd(weight, "random", 2, seed=0).triplets
+    change = Delta(Pair(start.u.float(), start.v.mT.float()))
+    found = analyze({"one": {"a": change}}, Backbone("", {"a": weight}), 2, 3, seed=0).changes["one"]["a"]
+    assert found.measures["phi_random"] < 1e-6
 
 
 @pytest.mark.parametrize(("rank", "top", "said"), [

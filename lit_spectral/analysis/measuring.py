@@ -33,6 +33,8 @@ __all__ = ["SHOWN", "SUBSPACES", "THRESHOLDS", "Analysis", "Changed", "Place", "
 # |cosine| below which a singular vector of W₀ + ΔW is like none of W₀'s; the table's, and the one that is shown alone.
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHOWN = 0.6
+# Between a seed here and one of training: a method may have started from singular vectors that it drew.
+APART = 2**31
 # Of W₀, with which ΔW's are compared (MiLoRA Fig. 3).
 SUBSPACES = ("top", "bottom", "random")
 
@@ -129,7 +131,7 @@ def analyze(
     values = cache.singular_values(weights)
     parts = {"top": cache.singular_triplets(weights, "top", max(rank, top))}
     parts["bottom"] = cache.singular_triplets(weights, "bottom", rank)
-    parts["random"] = cache.singular_triplets(weights, "random", rank, seed)
+    parts["random"] = cache.singular_triplets(weights, "random", rank, seed + APART)
     looked: dict[str, Weight] = {}
     found: dict[str, dict[str, Changed]] = {source: {} for source in changes}
     for path in track(sorted(paths, key=_order), description="ΔW beside W₀", transient=True):

@@ -112,6 +112,7 @@ def _gains(ax: Any, analysis: Analysis) -> None:
         numbers, colour = range(1, gains.shape[1] + 1), f"C{number % 10}"
         ax.plot(numbers, middle, color=colour, lw=1.5, label=pages.plain(source))
         ax.fill_between(numbers, low, high, color=colour, alpha=0.15, lw=0)
+    ax.set_yscale("log")
     _label(ax, "gains |uᵢᵀ ΔW vᵢ| on W₀'s singular directions", "i; σᵢ falls", "median and quartiles")
     _legend(ax)
 
