@@ -57,6 +57,7 @@ def _curves(
         )
     if log:
         ax.set_yscale("log")
+    ax.locator_params(axis="x", integer=True)
     _label(ax, title, "layer")
     _legend(ax)
 
