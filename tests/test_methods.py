@@ -1,5 +1,7 @@
 """Every method through the task: what must hold while it trains, and what its checkpoint brings back."""
 
+import dataclasses
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -124,6 +126,22 @@ def test_methods_that_are_taken_to_be_alike_are(backbone_folder, one, other):
         ]
         found.append((tensors, sets))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["HiRA uniform", "RandomSVDLoRA", "FCLoRA"])
+def test_what_is_drawn_depends_on_the_seed(backbone_folder, name):
+    def drawn(seed):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)  # which other starts are drawn by
+            method = dataclasses.replace(METHODS[name], seed=seed)
+            task = SequenceClassification(backbone_folder("bert"), method, num_labels=2)
+            task.configure_model()
+        tensors = [*adapters(task.model)[0].named_parameters(), *adapters(task.model)[0].named_buffers()]
+        return {n: tensor for n, tensor in tensors if not n.startswith("base_layer.")}
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(tensor, again[n]) for n, tensor in first.items())
+    assert not all(torch.equal(tensor, other[n]) for n, tensor in first.items())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["one product", "two products"])

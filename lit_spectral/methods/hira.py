@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
-from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,9 @@ class HiRA(_HadamardMethod):
     def _reference(self, site: Site) -> Tensor | None:
         """R₀ (out, in); None for W₀ itself, which need not be stored twice."""
         if self.reference == "uniform":
-            # Every map draws its own, on the CPU, the same on every machine.
-            generator = torch.Generator("cpu").manual_seed(self.seed * 2**32 + crc32(site.name.encode()))
+            # Every map draws its own, on the CPU, the same on every machine; of a seed the generator takes 32 bits.
+            digest = blake2b(f"{self.seed}/{site.name}".encode(), digest_size=4).digest()
+            generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
             return torch.rand(linear_shape(site.layer), generator=generator, device="cpu")
         if self.reference == "truncated":
             assert self.reference_rank is not None
