@@ -18,10 +18,14 @@ from test_update_verbs import near
 from lit_spectral import cli
 from lit_spectral.adapters import trained_state
 from lit_spectral.checkpoint import load, load_given
+from lit_spectral.checkpoint_file import tensor_digests
 from lit_spectral.errors import InputError
-from lit_spectral.methods import BitFit, FCLoRA, Given, HiRA, LoRA, ProjLoRA
+from lit_spectral.methods import FCLoRA, Given, HiRA, LoRA, ProjLoRA
 from lit_spectral.retention.base_model import base_model, original_weights
 from lit_spectral.tasks import QuestionAnswering, SequenceClassification
+from lit_spectral.updates import Delta, Update
+from lit_spectral.updates.beneath import put_beneath
+from lit_spectral.updates.exports import write
 from lit_spectral.updates.of_model import of_model
 from lit_spectral.updates.sources import read
 
@@ -328,21 +332,37 @@ def test_of_heads_the_last_that_fits_is_where_the_new_one_begins(checkpoint, fit
 
 
 @pytest.mark.parametrize(
-    ("method", "source", "message"),
+    ("source", "message"),
     [
-        (LoRA(), "nowhere", rf"^{HERE}nowhere: there is nothing there"),
-        (BitFit(), "roberta", rf"^{HERE}.*whose weights differ"),
-        (LoRA(), "decoder", rf"^{HERE}.*"),
+        ("nowhere", "nowhere: there is nothing there"),
+        ("roberta", ".*whose weights differ"),
+        ("decoder", ".*a.ckpt: .* is an encoder"),
+        ("peft", ".*peft: bert.* is no linear map of this model, or one of another shape; give its own backbone"),
     ],
 )
-def test_what_nothing_can_lie_on_is_refused_in_one_line(fit, checkpoint, tmp_path, method, source, message):
+def test_what_nothing_can_lie_on_is_refused_in_one_line(
+    made, fit, checkpoint, backbone_folder, tmp_path, source, message
+):
+    backbone = None
     if source == "roberta":
         source = checkpoint(SequenceClassification, "roberta", LoRA(rank=2))
     elif source == "decoder":
         source = checkpoint(*TASKS["CausalLM"], LoRA(rank=2))
-    with pytest.raises(InputError, match=message) as refusal:
-        fit(dataclasses.replace(method, on_top_of=source))
+    elif source == "peft":
+        backbone, source = backbone_folder("roberta"), str(tmp_path / "peft")
+        write(dataclasses.replace(read(made(EARLIER[0])[0]), digest=""), tmp_path / "peft", "peft")
+    with pytest.raises(InputError, match=rf"^{HERE}{message}") as refusal:
+        fit(LoRA(on_top_of=source), backbone=backbone)
     assert "\n" not in str(refusal.value)
+
+
+def test_weights_that_can_not_hold_the_sum_are_refused(bert):
+    model = transformers.AutoModelForMaskedLM.from_pretrained(bert, dtype=torch.float16)
+    change = Delta(matrix=torch.full((32, 32), 7e4))
+    with pytest.raises(InputError, match=r"key is beyond what torch.float16 holds; give --model.dtype float32"):
+        put_beneath(model, Update({"bert.encoder.layer.0.attention.self.key": change}))
+    with pytest.raises(InputError, match=r"decoder is tied to another module's, which would change too; merge them"):
+        put_beneath(model, Update({"cls.predictions.decoder": Delta(matrix=torch.ones(64, 32))}))
 
 
 def test_codes_can_hold_no_sum(made, bert):
@@ -364,10 +384,19 @@ def test_what_trains_nothing_lies_on_nothing(made):
     lambda part: part["changes"].update({"x.left": torch.ones(3, 2)}),
     lambda part: part["changes"].popitem(),
 ])  # fmt: skip
-def test_a_damaged_part_is_refused(stacked, tmp_path, spoil):
+def test_a_part_that_is_none_is_refused(stacked, tmp_path, spoil):
     content = torch.load(stacked("LoRA")[2], weights_only=True)
     spoil(content["beneath"])
+    content["lit_spectral"]["digests"] = tensor_digests(content)
     torch.save(content, tmp_path / "damaged.ckpt")
-    with pytest.raises(InputError, match=r"damaged\.ckpt") as refusal:
+    with pytest.raises(InputError, match=r"damaged\.ckpt: what its adapter lies on is not as fit writes it") as refusal:
         load(tmp_path / "damaged.ckpt")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_tensor_that_is_damaged_is_told_by_its_digest(stacked, tmp_path):
+    content = torch.load(stacked("LoRA")[2], weights_only=True)
+    next(iter(content["beneath"]["changes"].values()))[0, 0] += 1
+    torch.save(content, tmp_path / "damaged.ckpt")
+    with pytest.raises(InputError, match=r"damaged\.ckpt: its beneath is damaged: the checksum"):
+        load(tmp_path / "damaged.ckpt")

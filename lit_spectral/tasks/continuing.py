@@ -90,15 +90,16 @@ def stand_on(task: Task, model: Any) -> None:
         InputError: no changes of this backbone's maps, another backbone's, or weights that can't hold them.
     """
     sources = _listed(task.method.on_top_of)
-    if task.beneath is None and sources:
-        task.beneath = _summed(task, model, sources)
-    if task.beneath is None:
+    found = task.beneath
+    if found is None and sources:
+        found = _summed(task, model, sources)
+    if found is None:
         return
     with _told("model.method.on_top_of"):
-        _placed(model, task.beneath)
-        put_beneath(model, task.beneath)
-    count = len(task.beneath.changes)
-    log.info("on top of %s: %d maps and %d tensors", _some(sources), count, len(task.beneath.whole))
+        found = replace(found, changes=_placed(model, found), whole=_fitting(model, found, "the checkpoint"))
+        put_beneath(model, found)
+    task.beneath = found
+    log.info("on top of %s: %d maps and %d tensors", _some(sources), len(found.changes), len(found.whole))
 
 
 def _summed(task: Task, model: Any, sources: list[str]) -> Update:
@@ -120,12 +121,8 @@ def _summed(task: Task, model: Any, sources: list[str]) -> Update:
 
 def _within(source: str, origin: Mapping[str, Any]) -> set[str]:
     """A source, and all that it lay on or was merged of, by their paths, as far as its origin says."""
-    inner: dict[str, Any] = {**_mapping(origin.get("on_top_of")), **_mapping(origin.get("sources"))}
-    return {os.path.abspath(source)}.union(*(_within(each, _mapping(about)) for each, about in inner.items()))
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    inner = [origin[key] for key in ("on_top_of", "sources") if isinstance(origin.get(key), Mapping)]
+    return {os.path.abspath(source)}.union(*(_within(each, about) for one in inner for each, about in one.items()))
 
 
 def _fitting(model: Any, update: Update, source: str) -> dict[str, Tensor]:

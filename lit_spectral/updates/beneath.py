@@ -158,7 +158,7 @@ def _named(update: Update) -> dict[str, Tensor]:
 
 
 def _entrywise(delta: Delta, by: Pair) -> Delta:
-    """ΔW ⊙ (A B): of factors again factors, (L R) ⊙ (A B) having all products of their columns, and of their rows."""
+    """ΔW ⊙ (A B): of factors again factors, those of (L R) ⊙ (A B) all products of a column of each, and of a row."""
     return Delta(
         delta.factors and _product(delta.factors, by),
         delta.hadamard and _product(delta.hadamard, by),
