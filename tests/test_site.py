@@ -9,6 +9,7 @@ import pytest
 from doc_pages import ROOT
 
 from lit_spectral import methods
+from lit_spectral.methods.base import ScaledMethod
 
 METHOD_PAGES = {"fclora": "FCLoRA", "hilora": "HiLoRA", "hiplora": "HiPLoRA", "hira": "HiRA", "milora": "MiLoRA"}
 
@@ -22,6 +23,11 @@ def test_a_methods_page_has_its_own_settings_and_their_defaults(page, name):
     assert shown == {setting: defaults[setting] for setting in shown}
     told = {*re.findall(r"`(\w+)", text)}
     assert {*inspect.get_annotations(kind)} <= told | {"part"}
+
+
+def test_the_guide_names_the_settings_that_a_method_of_ones_own_gets():
+    told = (ROOT / "docs" / "guides" / "own_method.md").read_text().partition("know them from here.")[2]
+    assert {*re.findall(r"`(\w+)`", told.partition("come with")[0])} == {field.name for field in fields(ScaledMethod)}
 
 
 def test_every_method_has_a_page_or_a_row_of_the_baselines():
