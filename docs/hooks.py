@@ -16,11 +16,6 @@ ROOT = Path(__file__).parents[1]
 # As a wheel has it: `callbacks` and so on lie inside there. Docstrings are read from text, so that no torch is needed.
 PACKAGES = ROOT / "build" / "packages"
 PACKAGE = PACKAGES / "lit_spectral"
-UNMADE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Not made yet</title>
-<p><code>python docs/results/pages.py</code> makes this page from <a href="records.jsonl">records.jsonl</a>; then
-build the site again. What it says is in <a href="../index.html">results</a>.</p>
-"""
 
 
 def on_startup(command: str, dirty: bool) -> None:
@@ -33,14 +28,10 @@ def on_startup(command: str, dirty: bool) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Take pages of the repository's root from there, and say how a page of results is made that isn't there."""
+    """Take pages of the repository's root from there."""
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, name.lower(), content=text))
-    for records in (ROOT / "docs" / "results").glob("*/records.jsonl"):
-        page = f"results/{records.parent.name}/index.html"
-        if files.get_file_from_path(page) is None:  # it takes the package to make it, which is not here
-            files.append(File.generated(config, page, content=UNMADE))
     return files
 
 
