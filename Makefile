@@ -19,7 +19,7 @@ lint: $(READY)  ## style, and types of the package as it is built
 	$(BIN)/ruff format --check .
 	rm -rf build/lib build/typed  # and not build: a strict editable install lies there
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache/typed
 	rm -rf build/lib build/typed
 
 slow: $(READY)  ## tests that take long: whole processes, every architecture under every method

@@ -137,15 +137,16 @@ class Interrupt(pl.Callback):
             raise KeyboardInterrupt
 
 
+# A hook, and at which of its calls.
 STRIKES = [
-    ("on_train_batch_start", 6),
-    ("on_after_backward", 5),
-    ("on_before_zero_grad", 4),
-    ("on_after_backward", 9),
-    ("on_train_epoch_start", 2),
-    ("on_validation_batch_start", 1),
-    ("on_validation_batch_end", 2),
-    ("on_validation_epoch_end", 1),
+    "on_train_batch_start 6",
+    "on_after_backward 5",
+    "on_before_zero_grad 4",
+    "on_after_backward 9",
+    "on_train_epoch_start 2",
+    "on_validation_batch_start 1",
+    "on_validation_batch_end 2",
+    "on_validation_epoch_end 1",
 ]
 STEPS = {
     "plain": {},
@@ -163,12 +164,12 @@ def uninterrupted():
 @pytest.mark.parametrize(("strike", "name"), crossed(STRIKES, STEPS))
 def test_an_interrupted_run_goes_on_from_its_last_step(resumable, tmp_path, uninterrupted, strike, name):
     """Also where gradients of some micro-batches are lost; they are computed again."""
-    options = {"num_sanity_val_steps": 0} | STEPS[name]
+    options, (hook, call) = {"num_sanity_val_steps": 0} | STEPS[name], strike.split()
     if name not in uninterrupted:
         uninterrupted[name] = outcome(resumable(with_dropout, "whole", **options))
     keep = StepCheckpoint(1000, str(tmp_path / "logs" / "rest"))
     with pytest.raises(SystemExit):
-        resumable(with_dropout, "rest", Interrupt(*strike), keep, **options)
+        resumable(with_dropout, "rest", Interrupt(hook, int(call)), keep, **options)
     rest = resumable(with_dropout, "rest", path=tmp_path / "logs" / "rest" / "last.ckpt", **options)
     check_equal(rest, uninterrupted[name])
 
