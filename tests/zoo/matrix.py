@@ -21,7 +21,7 @@ undone to the bit, a checkpoint brings the model back, gradient checkpointing (w
 gradient, and decoders answer a prompt in a batch as alone. In each of its tasks FCLoRA trains with its defaults, and
 the validation loss is the same in batches of 1, 5 and 33 rows, with tokenizers that pad on the left, with another
 padding token than the config's, or with none. `make test` tries each architecture under one of LoRA, FCLoRA and
-HiRA, `make slow`, which CI runs too, each under every method.
+HiRA, `make slow`, which CI runs too, each under every kind of adapter.
 
 *Adapted by default* are the linear maps of the blocks with which a model reads text; of decoders with gated
 blocks all but the gates and the maps that close attention, as in HiRA, MiLoRA and FCLoRA. What a block holds
