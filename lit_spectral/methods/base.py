@@ -17,7 +17,7 @@ from lit_spectral.adapters.linear import linear_shape
 from lit_spectral.adapters.targets import left_out
 from lit_spectral.errors import InputError, check_at_least, check_at_most, check_positive
 from lit_spectral.input_text import RANDOM, input_tokens
-from lit_spectral.methods.bounds import LARGEST, Bound, resolve_bound
+from lit_spectral.methods.bounds import LARGEST, Bound, check_bound, resolve_bound
 from lit_spectral.methods.spectra import Matrices, Spectra
 from lit_spectral.reading import Reading
 from lit_spectral.spectra import Part, SingularTriplets
@@ -248,6 +248,8 @@ class LowRankMethod(RankMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (ball := self._ball) is not None:
+            check_bound("ball", ball)
         if self.input_rank is not None:
             is_share(self.input_rank)
         if not self.input_text:
@@ -308,6 +310,11 @@ class LowRankMethod(RankMethod):
             return self.counted(site)
         return min(site.input_directions(self.input_rank).shape[1], self.room(site))
 
+    @property
+    def _ball(self) -> Bound | None:
+        """`ball`, or None; a parser's null may arrive as the word."""
+        return None if str(self.ball).lower() == "none" else self.ball
+
     def room(self, site: Site) -> int:
         """How many directions of its inputs a map's ΔW can ignore beside what else the method needs."""
         return min(linear_shape(site.layer)) - self.rank
@@ -320,9 +327,8 @@ class LowRankMethod(RankMethod):
         if count:
             by = self.input_rank if isinstance(self.input_rank, float) else count
             adapter.ignore_inputs(site.input_directions(by)[:, :count])
-        if str(self.ball).lower() != "none":  # a parser's null may arrive as the word
-            assert self.ball is not None
-            adapter.hold_in_ball(site.bound(self.ball))
+        if (ball := self._ball) is not None:
+            adapter.hold_in_ball(site.bound(ball))
         return adapter
 
     @abstractmethod

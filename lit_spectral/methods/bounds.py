@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lit_spectral.errors import InputError
 from lit_spectral.methods.spectra import Spectra
 
-__all__ = ["LARGEST", "Bound", "Measure", "read_bound", "resolve_bound"]
+__all__ = ["LARGEST", "Bound", "Measure", "check_bound", "read_bound", "resolve_bound"]
 
 # Above it, products leave the range of float32.
 LARGEST = 1e18
@@ -42,7 +42,7 @@ def read_bound(bound: Bound) -> Measure:
         # q1 is the 25th percentile and q4 the largest value (FCLoRA §3.2 writes σ^(1) … σ^(4)).
         bound = {"quantile": int(bound[1]) / 4}
     if not isinstance(bound, dict):
-        return Measure("", float(bound))
+        return Measure("", _checked(float(bound), ""))
     if len(bound) != 1 or next(iter(bound)) not in MEASURES:
         raise InputError(
             f"a bound by each map is written {{quantile: 0.6}}, {{of_norm: 0.05}} or {{of_outputs: 0.1}}, not {bound}"
@@ -53,6 +53,14 @@ def read_bound(bound: Bound) -> Measure:
     if name != "quantile" and not 0 < number < LARGEST:
         raise ValueError(f"{name} is finite and above 0, and below {LARGEST:g}, not {number}")
     return Measure(name, float(number))
+
+
+def check_bound(setting: str, bound: Bound) -> None:
+    """InputError, naming the setting, for what is no bound whatever the map is."""
+    try:
+        read_bound(bound)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{setting}: {error}") from None
 
 
 def resolve_bound(bound: Bound, spectra: Spectra, name: str) -> float:
@@ -75,8 +83,11 @@ def resolve_bound(bound: Bound, spectra: Spectra, name: str) -> float:
         number *= spectra.norm(name)
     elif measure == "of_outputs":
         number *= spectra.input_gain(name)
+    return _checked(number, f" ({bound})" if measure else "")
+
+
+def _checked(number: float, by: str) -> float:
     if not 0 < number < LARGEST:
-        by = f" ({bound})" if measure else ""
         raise ValueError(
             f"a bound on singular values must be finite and above 0, and below {LARGEST:g}, not {number:g}{by}"
         )

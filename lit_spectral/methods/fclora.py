@@ -13,7 +13,7 @@ from lit_spectral.adapters.linear import linear_shape
 from lit_spectral.adapters.svd import SigmaMode
 from lit_spectral.errors import InputError, check_at_least, check_positive
 from lit_spectral.methods.base import LowRankMethod, Site
-from lit_spectral.methods.bounds import Bound, read_bound
+from lit_spectral.methods.bounds import Bound, check_bound, read_bound
 from lit_spectral.spectra import SingularTriplets
 
 __all__ = ["FCLoRA", "HiLoRA"]
@@ -65,6 +65,7 @@ class FCLoRA(LowRankMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_bound("sigma_bar", self.sigma_bar)
         check_positive(sigma_lr=self.sigma_lr, factor_lr=self.factor_lr)
         check_at_least(0, principal_rank=self.principal_rank, gamma=self.gamma)
         if self.sigma != "bounded" and self.start == "singular":
