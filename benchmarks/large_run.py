@@ -25,7 +25,12 @@ __all__ = ["METHODS", "run"]
 
 METHODS = ("LoRA", "FCLoRA", "MiLoRA", "HiPLoRA")
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.addmm_.default}
+PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.addmm_.default,
+}
 # Of a matrix that is widened at a time.
 SLAB = 128 * 2**20
 
@@ -73,12 +78,12 @@ class Widened(TorchDispatchMode):
             return func(*args, **kwargs or {})
         *added, left, right = args
         in_place = func is torch.ops.aten.addmm_.default
-        out = added[0] if in_place else left.new_empty(len(left), right.shape[1])
-        left, width = left.float(), max(1, SLAB // (4 * len(right)))
-        for first in range(0, right.shape[1], width):
+        out = added[0] if in_place else left.new_empty(*left.shape[:-1], right.shape[-1])
+        left, width = left.float(), max(1, SLAB // (4 * right[..., 0].numel()))
+        for first in range(0, right.shape[-1], width):
             columns = slice(first, first + width)
-            product = left @ right[:, columns].float()
-            out[:, columns] = product + added[0].expand_as(out)[:, columns] if added else product
+            product = left @ right[..., columns].float()
+            out[..., columns] = product + added[0].expand_as(out)[..., columns] if added else product
         return out
 
 

@@ -48,9 +48,11 @@ def test_products_widened_are_those_of_float32_rounded(slab, monkeypatch):
         shifted = torch.nn.functional.linear(x, weight, bias)
         added = drawn(6, 30)
         result = added.addmm_(x, weight.T)
+        stacked = torch.bmm(x[None].expand(2, -1, -1), weight.T[None].expand(2, -1, -1))
     assert result is added
     close = {"rtol": 0.01, "atol": 0.02}
     torch.testing.assert_close(plain.float(), exact, **close)
+    torch.testing.assert_close(stacked.float(), exact.expand(2, -1, -1), **close)
     torch.testing.assert_close(shifted.float(), exact + bias.float(), **close)
     torch.testing.assert_close(added.float(), exact + drawn(6, 30).float(), **close)
 
