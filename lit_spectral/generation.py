@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_spectral.errors import InputError, refusals_of
+from lit_spectral.reading import evaluating
 
 __all__ = ["continue_batch", "draw", "generate", "pad_left", "sample"]
 
@@ -141,9 +142,7 @@ def generate(
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     texts = [""] * len(rows)
     device = model.get_input_embeddings().weight.device
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in track(range(0, len(order), batch_size), "generating", transient=True):
             members = order[start : start + batch_size]
             batch = pad_left([rows[index] for index in members], tokenizer.pad_token_id)
@@ -151,8 +150,6 @@ def generate(
             said = continue_batch(model, tokenizer, batch, max_new_tokens, settings)
             for index, text in zip(members, said, strict=True):
                 texts[index] = text
-    finally:
-        model.train(training)
     return texts
 
 

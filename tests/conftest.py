@@ -109,6 +109,14 @@ def made_once(tmp_path_factory, name, make):
     return folder
 
 
+@torch.no_grad()
+def move(model, size):
+    """Take all that is trained away from where it began."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(size * torch.randn_like(parameter))
+
+
 @pytest.fixture(scope="session")
 def backbone_folder(tmp_path_factory):
     """From the name of an architecture to a folder with a random model of it and a tokenizer."""

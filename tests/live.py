@@ -5,6 +5,7 @@ import peft
 import pytest
 import torch
 import transformers
+from conftest import move
 from exporting import LOW_RANK, OTHERS, adapted, logits, update_of
 from test_methods import OURS, PEFT
 
@@ -64,13 +65,6 @@ def moved(backbone_folder):
         return task.eval()
 
     return make
-
-
-@torch.no_grad()
-def move(model, size):
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(size * torch.randn_like(parameter))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import lightning.pytorch as pl
 import torch
+from conftest import move
 
 from lit_spectral.tasks import CausalLM, MaskedLM, QuestionAnswering, SequenceClassification
 
@@ -25,10 +26,7 @@ def task_of(name, method, folder, **settings):
         torch.manual_seed(1)
         task = kind(folder(architecture), method, **own, **settings)
         task.configure_model()
-        with torch.no_grad():
-            for parameter in task.model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
+        move(task.model, 0.05)
     return task.eval()
 
 

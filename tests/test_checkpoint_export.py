@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import WORDS
+from conftest import WORDS, move
 from crossing import crossed
 from harness_tasks import data  # noqa: F401 (a fixture)
 from stored import TASKS, assert_near, outputs, store, task_of
@@ -82,10 +82,7 @@ def theirs(backbone_folder, tmp_path):
         wrapped = peft.get_peft_model(
             model, peft.LoraConfig(**{"task_type": kind, "target_modules": targets, "r": 4, **settings})
         )
-        with torch.no_grad():
-            for parameter in wrapped.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+        move(wrapped, 0.1)
         wrapped.save_pretrained(tmp_path / "adapter")
         return str(tmp_path / "adapter"), wrapped
 

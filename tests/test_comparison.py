@@ -16,7 +16,6 @@ from lit_spectral.callbacks import RunRecord
 
 from lit_spectral import cli
 from lit_spectral.comparison import command
-from lit_spectral.comparison.records import Records, read_records
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA
 from lit_spectral.verbs import VERBS
@@ -128,44 +127,6 @@ def test_for_fronts_each_run_is_measured_at_every_scale_once(compare):
     assert [command[0] for command in compare(*FRONT)] == ["fit", "retain", "fit", "retain"]
     assert compare(*FRONT) == []
     assert [command[0] for command in compare(*FRONT[:-1], "0.3")] == ["retain", "retain"]
-
-
-KEPT = [*FRONT, "--records", "kept/records.jsonl"]
-
-
-def test_what_records_have_is_not_run_again_though_its_folder_is_gone(compare):
-    assert [command[0] for command in compare(*KEPT)] == ["fit", "retain", "fit", "retain"]
-    fronts = (FOLDER / "fronts.csv").read_text(encoding="utf-8")
-    shutil.rmtree(FOLDER)
-    assert compare(*KEPT, "--output_folder", "elsewhere") == []
-    assert Path("elsewhere/fronts.csv").read_text(encoding="utf-8") == fronts
-    assert "What each method reaches" in Path("elsewhere/index.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("flags", [["--trainer.max_epochs=2"], ["--scales=0.3"]])
-def test_records_of_other_settings_or_scales_stand_for_nothing(compare, flags):
-    compare(*KEPT, methods=["LoRA"])
-    shutil.rmtree(FOLDER)
-    assert [command[0] for command in compare(*KEPT, *flags, methods=["LoRA"])] == ["fit", "retain"]
-
-
-def test_records_of_several_sittings_are_read_as_one_comparison(compare):
-    for seeds in (["0"], ["1"]):
-        compare(*KEPT, seeds=seeds)
-    whole = read_records(Path("kept/records.jsonl"))
-    assert [(run.variant.arm, run.seed) for run in whole.runs] == [
-        ("LoRA", 0),
-        ("FCLoRA", 0),
-        ("LoRA", 1),
-        ("FCLoRA", 1),
-    ]
-    assert set(whole.runs[0].scales) == {0.0, 0.5, 1.0}
-
-
-def test_a_line_that_is_no_record_is_named(tmp_path):
-    (tmp_path / "r.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match="line 1 is no record of a run; remove it"):
-        Records(tmp_path / "r.jsonl")
 
 
 def test_fronts_are_those_of_the_first_method_and_of_all(done):

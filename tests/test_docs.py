@@ -31,8 +31,8 @@ COMMANDS = {
     for page in PAGES
     if page not in RUN
     for block in blocks(page)
-    if block.kind == "sh"
-    for words in commands(block.text)
+    for words in commands(block.text if block.kind in {"sh", "flags"} else "")
+    for words in [words if block.kind == "sh" else ["lit-spectral", "fit", *words]]
 }
 IN_LINES = {
     f"{page.relative_to(ROOT)}:{line} {span[:60]}": span
@@ -127,20 +127,20 @@ def parameters(classes):
 
 @pytest.fixture(scope="module")
 def named():
-    """Names of flags: those that `--help` of a verb shows, those of benchmarks, and of what stands behind a dot."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        for name in (*LIGHTNING, *VERBS):
-            with pytest.raises(SystemExit):
-                cli.main([name, "--help"])
-    shown = {*re.findall(r"--[\w-]+", said.getvalue()), "--print_config"}
+    """Names of flags: those that `--help` of each verb shows, all with benchmarks', and of what stands behind a dot."""
+    shown = {}
+    for name in (*LIGHTNING, *VERBS):
+        with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        shown[name] = {*re.findall(r"--[\w-]+", said.getvalue()), "--print_config"}
     theirs = {
         flag for file in (ROOT / "benchmarks").glob("*.py") for flag in re.findall(r'"(--\w+)"', file.read_text())
     }
     method = {field.name for name in methods.__all__ if name != "Bound" for field in fields(getattr(methods, name))}
     found = {"method": method | {"help"}, "trainer": parameters([Trainer])}
     found |= {"model": parameters(vars(tasks).values()), "data": parameters(vars(datamodules).values())}
-    return found | {"": shown | theirs | ELSEWHERE}
+    found |= {f"--{verb}": flags for verb, flags in shown.items()}
+    return found | {"": theirs.union(ELSEWHERE, *shown.values())}
 
 
 @pytest.mark.parametrize("span", IN_LINES.values(), ids=IN_LINES)
@@ -153,7 +153,7 @@ def test_what_stands_within_a_line_names_what_there_is(named, span):
     for flag in re.findall(r"(?<![\w-])--[\w.+-]*\w", span):
         first, *path = flag.strip("-").split(".")
         if not path:
-            assert flag in named[""]
+            assert flag in named[f"--{rest[0]}" if program == "lit-spectral" and flag != rest[0] else ""]
         elif path[0] == "method":
             assert path[1:] == [] or path[1] in named["method"]
         elif first in named:

@@ -28,7 +28,7 @@ SCHEDULES = {
     "a part of each epoch": {"limit_train_batches": 5, "max_epochs": 3},
 }
 
-# On every run some steps of these; where there is time every step of the first two, and some of all.
+# On every run some steps of these; where there is time every step of all.
 QUICK = ["plain", "accumulated", "by steps"]
 
 
@@ -91,11 +91,8 @@ def with_dropout():
 @pytest.mark.parametrize(
     ("options", "each"),
     [
-        *(
-            pytest.param(options, 3, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-            for name, options in SCHEDULES.items()
-        ),
-        *(pytest.param(SCHEDULES[name], 1, id=f"{name}, each", marks=pytest.mark.slow) for name in QUICK[:2]),
+        *(pytest.param(SCHEDULES[name], 3, id=name) for name in QUICK),
+        *(pytest.param(options, 1, id=f"{name}, each", marks=pytest.mark.slow) for name, options in SCHEDULES.items()),
     ],
 )
 def test_from_any_step_a_run_goes_on_as_if_it_had_not_been_stopped(resumable, tmp_path, options, each):

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import WORDS
+from conftest import WORDS, move
 from lit_spectral.datamodules import GLUE, MaskedText, PromptedText, SQuAD
 from squad_rows import questions, write
 
@@ -99,10 +99,7 @@ def checkpoint(folder_of, data_of, tmp_path):
         task = kind(folder_of(architecture), method)
         trainer = pl.Trainer(max_steps=1, limit_val_batches=0, enable_checkpointing=False, **QUIET)
         trainer.fit(task, data_of(kind))
-        with torch.no_grad():
-            for parameter in task.model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
+        move(task.model, 0.05)
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt", weights_only=True)
         return str(tmp_path / f"{name}.ckpt")
 

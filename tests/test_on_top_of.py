@@ -1,16 +1,13 @@
 """A new adapter on top of frozen earlier ones: as if these had been merged into the backbone, which stays its own."""
 
 import dataclasses
-import os
 import shutil
 
-import lightning.pytorch as pl
 import pytest
 import torch
-import transformers
-from lit_spectral.datamodules import GLUE
+from on_top_of import EARLIER, adamw, bert, fit_on, made, run, stacked  # noqa: F401 (fixtures)
 from resuming import Save
-from test_continue import ROWS, Look, changes, inside, logits
+from test_continue import ROWS, changes, fit, inside, logits  # noqa: F401 (a fixture)
 from test_given import TASKS, checkpoint, data_of, folder_of, outputs, retained, text  # noqa: F401 (fixtures)
 from test_methods import QUICK, SHORT
 from test_update_verbs import near
@@ -18,141 +15,18 @@ from test_update_verbs import near
 from lit_spectral import cli
 from lit_spectral.adapters import trained_state
 from lit_spectral.checkpoint import load, load_given
-from lit_spectral.checkpoint_file import tensor_digests
 from lit_spectral.errors import InputError
-from lit_spectral.methods import FCLoRA, Given, HiRA, LoRA, ProjLoRA
+from lit_spectral.methods import FCLoRA, HiRA, LoRA, ProjLoRA
 from lit_spectral.retention.base_model import base_model, original_weights
 from lit_spectral.tasks import QuestionAnswering, SequenceClassification
-from lit_spectral.updates import Delta, Update
-from lit_spectral.updates.beneath import put_beneath
-from lit_spectral.updates.exports import write
 from lit_spectral.updates.of_model import of_model
 from lit_spectral.updates.sources import read
 
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 HERE = "model.method.on_top_of: "
-
-
-def adamw(groups):
-    return torch.optim.AdamW(groups, lr=1e-2, eps=1e-4, weight_decay=0.0)  # no large step of a rounding
-
-
-def fit_on(task, data, folder, path=None, steps=3, look=True, callbacks=(), **settings):
-    """Fit a task for three steps; what was seen, and the trainer. Its random numbers begin when it is adapted."""
-    look, load_model = (Look() if look else pl.Callback()), task.load_model
-
-    def loaded(source):
-        found = load_model(source)
-        torch.manual_seed(0)  # a head that the files lack has taken some
-        return found
-
-    task.load_model = loaded
-    pl.seed_everything(0)
-    trainer = pl.Trainer(max_steps=steps, callbacks=[look, *callbacks], num_sanity_val_steps=0, limit_val_batches=0,
-                         enable_checkpointing=False, default_root_dir=folder, **QUIET, **settings)  # fmt: skip
-    trainer.fit(task, data, ckpt_path=path)
-    return look, trainer
-
-
-def moved(task, folder, data):
-    """A checkpoint of a task whose trained tensors lie far from where they began."""
-    trainer = fit_on(task, data, folder, steps=1)[1]
-    with torch.no_grad():
-        for parameter in task.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    trainer.save_checkpoint(folder / "source.ckpt")
-    return str(folder / "source.ckpt")
-
-
-@pytest.fixture(scope="module")
-def bert(backbone_folder, tmp_path_factory):
-    """A backbone with a pooler, as those of BERT's authors: it is no part of a new head."""
-    folder = tmp_path_factory.mktemp("bert") / "model"
-    shutil.copytree(backbone_folder("bert"), folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.BertForPreTraining(transformers.AutoConfig.from_pretrained(folder)).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def made(bert, mrpc_folder, tmp_path_factory):
-    """From methods to checkpoints of them, and to a model with all of these merged; made once."""
-    known = {}
-
-    def sources(*methods):
-        found = []
-        for method in methods:
-            if str(method) not in known:
-                task = SequenceClassification(bert, method)
-                folder = tmp_path_factory.mktemp("source")
-                known[str(method)] = moved(task, folder, GLUE("mrpc", mrpc_folder, batch_size=8))
-            found.append(known[str(method)])
-        return found
-
-    def merged(*methods):
-        if str(methods) not in known:
-            known[str(methods)] = str(tmp_path_factory.mktemp("merged") / "model")
-            given = sources(*methods)
-            flags = ["--heads_of", given[-1], "--to", "merged", "--output", known[str(methods)]]
-            cli.main(["merge", *given, *flags])
-        return known[str(methods)]
-
-    sources.merged = merged
-    return sources
-
-
-@pytest.fixture(scope="module")
-def run(bert, mrpc_folder):
-    """Fit a method to a checkpoint; returns the task and what was seen."""
-
-    def of(method, file, backbone=None, path=None, steps=3, **settings):
-        task = SequenceClassification(backbone or bert, method, optimizer=adamw)
-        look, trainer = fit_on(task, GLUE("mrpc", mrpc_folder, batch_size=8), file.parent, path, steps, **settings)
-        trainer.save_checkpoint(file)
-        return task, look
-
-    return of
-
-
-@pytest.fixture
-def fit(run, tmp_path):
-    """Fit a method; returns the task, what was seen, and its checkpoint."""
-
-    def of(method, name="other", **how):
-        path = tmp_path / f"{name}.ckpt"
-        return *run(method, path, **how), str(path)
-
-    return of
-
-
 PROMPTS = {"prompt tuning", "P-tuning", "prefix tuning"}  # of which there is no ΔW
-EARLIER = (LoRA(rank=2), FCLoRA(rank=3))
 NAMES = [
     pytest.param(name, marks=[] if name in QUICK | {"DoRA", "FullFineTuning"} else pytest.mark.slow) for name in SHORT
 ]
-
-
-@pytest.fixture(scope="module")
-def stacked(made, run, tmp_path_factory):
-    """A method on top of two others, by its name, made once: the task, what was seen, its checkpoint, what it lay on.
-
-    The others' checkpoints are gone.
-    """
-    known = {}
-
-    def of(name):
-        if name not in known:
-            folder = tmp_path_factory.mktemp("stacked")
-            copies = [shutil.copy(path, str(folder / f"{number}.ckpt")) for number, path in enumerate(made(*EARLIER))]
-            task, look = run(dataclasses.replace(SHORT[name], on_top_of=copies), folder / "last.ckpt")
-            for copy in copies:
-                os.remove(copy)
-            known[name] = task, look, str(folder / "last.ckpt"), copies
-        return known[name]
-
-    return of
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -224,7 +98,7 @@ def test_every_task_is_that_on_the_merged_backbone(checkpoint, data_of, folder_o
 
 
 def test_the_backbone_can_be_looked_at_and_put_back(stacked, bert):
-    task = stacked("LoRA")[0]
+    task = stacked("LoRA")[0].eval()
     plain = SequenceClassification(bert, LoRA(rank=2), num_labels=2)
     plain.configure_model()
     originals, before = original_weights(task), {k: v.clone() for k, v in task.model.state_dict().items()}
@@ -296,24 +170,6 @@ def test_a_run_goes_on_to_the_bit(made, fit, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in trained_state(resumed.model).items())
 
 
-def test_a_run_goes_on_upon_nothing_else(made, fit, tmp_path):
-    source = shutil.copy(made(EARLIER[0])[0], tmp_path / "source.ckpt")
-    method = LoRA(rank=4, on_top_of=str(source))
-    half, plain = fit(method, "half")[2], fit(LoRA(rank=4), "plain")[2]
-    with pytest.raises(
-        InputError, match="lies on top of some of earlier ones, and the model's on top of none; give --m"
-    ):
-        fit(LoRA(rank=4), path=half)
-    with pytest.raises(InputError, match="lies on top of none of earlier ones, and the model's on top of some"):
-        fit(method, path=plain)
-    shutil.copy(made(EARLIER[1])[0], source)
-    with pytest.raises(InputError, match=r"lies on top of others than those that .*on_top_of names, as they are now"):
-        fit(method, path=half)
-    os.remove(source)
-    with pytest.raises(InputError, match=rf"^{HERE}.*source.ckpt: there is nothing there"):
-        fit(method, path=half)
-
-
 def test_a_pooler_that_the_files_lack_goes_on(checkpoint, fit, backbone_folder, tmp_path):
     source = checkpoint(SequenceClassification, "bert", LoRA(rank=2))
     task = fit(LoRA(rank=2, on_top_of=source), backbone=backbone_folder("bert"))[0]
@@ -329,74 +185,3 @@ def test_of_heads_the_last_that_fits_is_where_the_new_one_begins(checkpoint, fit
     assert torch.equal(task.beneath.whole["classifier.weight"], read(other).whole["classifier.weight"])
     assert "qa_outputs.bias, qa_outputs.weight in " in caplog.text
     assert not [name for name in task.beneath.whole if name.startswith("qa")]
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("nowhere", "nowhere: there is nothing there"),
-        ("roberta", ".*whose weights differ"),
-        ("decoder", ".*a.ckpt: .* is an encoder"),
-        ("peft", ".*peft: bert.* is no linear map of this model, or one of another shape; give its own backbone"),
-    ],
-)
-def test_what_nothing_can_lie_on_is_refused_in_one_line(
-    made, fit, checkpoint, backbone_folder, tmp_path, source, message
-):
-    backbone = None
-    if source == "roberta":
-        source = checkpoint(SequenceClassification, "roberta", LoRA(rank=2))
-    elif source == "decoder":
-        source = checkpoint(*TASKS["CausalLM"], LoRA(rank=2))
-    elif source == "peft":
-        backbone, source = backbone_folder("roberta"), str(tmp_path / "peft")
-        write(dataclasses.replace(read(made(EARLIER[0])[0]), digest=""), tmp_path / "peft", "peft")
-    with pytest.raises(InputError, match=rf"^{HERE}{message}") as refusal:
-        fit(LoRA(on_top_of=source), backbone=backbone)
-    assert "\n" not in str(refusal.value)
-
-
-def test_weights_that_can_not_hold_the_sum_are_refused(bert):
-    model = transformers.AutoModelForMaskedLM.from_pretrained(bert, dtype=torch.float16)
-    change = Delta(matrix=torch.full((32, 32), 7e4))
-    with pytest.raises(InputError, match=r"key is beyond what torch.float16 holds; give --model.dtype float32"):
-        put_beneath(model, Update({"bert.encoder.layer.0.attention.self.key": change}))
-    with pytest.raises(InputError, match=r"decoder is tied to another module's, which would change too; merge them"):
-        put_beneath(model, Update({"cls.predictions.decoder": Delta(matrix=torch.ones(64, 32))}))
-
-
-def test_codes_can_hold_no_sum(made, bert):
-    method = LoRA(on_top_of=made(EARLIER[0])[0])
-    task = SequenceClassification(bert, method, num_labels=2, quantization="nf4")
-    with pytest.raises(InputError, match=rf"^{HERE}the weight of bert.* is quantised, .*export --to merged"):
-        task.configure_model()
-
-
-def test_what_trains_nothing_lies_on_nothing(made):
-    with pytest.raises(InputError, match="Given trains nothing, on top of others"):
-        Given(source="x", on_top_of="y")
-
-
-@pytest.mark.parametrize("spoil", [
-    lambda part: part.pop("whole"),
-    lambda part: part["changes"].update(x=3),
-    lambda part: part["changes"].update({"x.left": torch.ones(3, 2), "x.right": torch.ones(3, 2)}),
-    lambda part: part["changes"].update({"x.left": torch.ones(3, 2)}),
-    lambda part: part["changes"].popitem(),
-])  # fmt: skip
-def test_a_part_that_is_none_is_refused(stacked, tmp_path, spoil):
-    content = torch.load(stacked("LoRA")[2], weights_only=True)
-    spoil(content["beneath"])
-    content["lit_spectral"]["digests"] = tensor_digests(content)
-    torch.save(content, tmp_path / "damaged.ckpt")
-    with pytest.raises(InputError, match=r"damaged\.ckpt: what its adapter lies on is not as fit writes it") as refusal:
-        load(tmp_path / "damaged.ckpt")
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_tensor_that_is_damaged_is_told_by_its_digest(stacked, tmp_path):
-    content = torch.load(stacked("LoRA")[2], weights_only=True)
-    next(iter(content["beneath"]["changes"].values()))[0, 0] += 1
-    torch.save(content, tmp_path / "damaged.ckpt")
-    with pytest.raises(InputError, match=r"damaged\.ckpt: its beneath is damaged: the checksum"):
-        load(tmp_path / "damaged.ckpt")

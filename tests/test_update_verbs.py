@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
+from conftest import move
 from test_methods import OURS
 
 from lit_spectral import cli
@@ -45,10 +46,7 @@ def checkpoint(backbone_folder, tmp_path):
         trainer = pl.Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
         row = {"input_ids": ROWS[0], "attention_mask": torch.ones(8, dtype=torch.long), "labels": 1}
         trainer.fit(task, torch.utils.data.DataLoader([row] * 2, batch_size=2))
-        with torch.no_grad():
-            for parameter in task.model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
+        move(task.model, 0.05)
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt", weights_only=True)
         return str(tmp_path / f"{name}.ckpt"), task.model
 

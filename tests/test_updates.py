@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from conftest import move
 from safetensors.torch import load_file, save_file
 from test_methods import OURS, PEFT
 
@@ -147,10 +148,7 @@ def trained(backbone_folder):
         torch.manual_seed(0)
         task = SequenceClassification(backbone_folder(architecture), method, num_labels=2, metrics=["accuracy"])
         task.configure_model()
-        with torch.no_grad():
-            for parameter in task.model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+        move(task.model, 0.1)
         return task.eval()
 
     return make
@@ -233,10 +231,7 @@ def theirs(backbone_folder, tmp_path):
         given = {"task_type": kind, "target_modules": targets, "peft_type": "LORA", **settings}
         config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[given.pop("peft_type")](**given)
         wrapped = peft.get_peft_model(model, config)
-        with torch.no_grad():
-            for parameter in wrapped.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+        move(wrapped, 0.1)
         wrapped.save_pretrained(tmp_path / "adapter")
         return str(tmp_path / "adapter"), wrapped.eval()
 

@@ -18,8 +18,8 @@ def main() -> None:
     for file in sorted(HERE.glob("*/records.jsonl")):
         comparison = read_records(file)
         # Half a point of a score, or 1 % of a loss, is what a method may stay behind by.
-        best = max(run.record["metrics"][comparison.task.name] for run in comparison.runs)
-        within = 0.005 if comparison.task.higher_is_better else 0.01 * best
+        lowest = min(run.record["metrics"][comparison.task.name] for run in comparison.runs)
+        within = 0.005 if comparison.task.higher_is_better else 0.01 * lowest
         fronts = Fronts(comparison, within) if any(run.scales for run in comparison.runs) else None
         write_csv(comparison, file.parent)
         if fronts is not None:

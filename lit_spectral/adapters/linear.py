@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_spectral.reading import evaluating
+
 __all__ = [
     "compute_dtype",
     "is_linear",
@@ -130,15 +132,11 @@ def _computes_linear_map(module: nn.Module) -> bool:
     generator = torch.Generator("cpu").manual_seed(0)
     x = torch.randn(4, matrix.shape[1], generator=generator, device="cpu").to(matrix.device, matrix.dtype)
     bias: Tensor | None = getattr(module, "bias", None)
-    training = module.training
-    module.eval()
     try:
-        with torch.autocast(x.device.type, enabled=False):
+        with evaluating(module), torch.autocast(x.device.type, enabled=False):
             difference = module(x) - F.linear(x, matrix, bias)
             size = F.linear(x, matrix).norm()
     except Exception:  # whatever it takes, it is not rows of floats
         return False
-    finally:
-        module.train(training)
     rounding = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.003}[matrix.dtype]
     return bool(difference.norm() <= rounding * size)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,10 +105,14 @@ def run(args: list[str]) -> Path:
         if planned.folder in damaged:
             failed.append(f"{title}: {damaged[planned.folder]}")
             continue
-        before = records and records.find(planned.command, configs, planned.folder)
-        if before and not (given.front and _scales(given) - (before.scales or {}).keys()):
+        if records and (before := _kept(records, planned, configs, _scales(given) if given.front else None)):
             console.print(f"[dim]{title}: done before, in {escape(given.records)}[/dim]", soft_wrap=True)
-            runs.append(before)
+            try:
+                _check_metric(before.record, metric, given.records)
+            except InputError as error:
+                failed.append(f"{title}: {error}")
+            else:
+                runs.append(before)
             continue
         if planned.record.exists():
             console.print(f"[dim]{title}: done before[/dim]", soft_wrap=True)
@@ -140,7 +145,7 @@ def run(args: list[str]) -> Path:
             continue
         runs.append(recorded)
         if records:
-            records.add(recorded, configs, metric, higher)
+            records.add(recorded, compared.index(planned.variant), configs, metric, higher)
     if not runs:
         _tell(failed, console)
         raise InputError("compare: no run came to its end; what went wrong stands above")
@@ -166,11 +171,24 @@ def _recorded(planned: Planned, metric: str, scaled: bool) -> Run:
         record = None
     if not isinstance(record, dict) or not record.keys() >= {"metrics", "validated_step", "steps"}:
         raise InputError(f"{planned.record} is no record of a run; remove its folder")
-    if metric not in record["metrics"]:
-        logged = ", ".join(record["metrics"])
-        raise InputError(f"{planned.folder} logged no {metric}; give --metric, one of {logged}")
+    _check_metric(record, metric, planned.folder)
     scales = scales_of(planned.folder / FRONT) if scaled else None
     return Run(planned.variant, planned.seed, record, planned.folder, planned.command, scales)
+
+
+def _kept(records: Records, planned: Planned, configs: Sequence[str], asked: set[float] | None) -> Run | None:
+    """What records have of a run, at the scales of ΔW that are asked for, if at any; None where they lack one."""
+    found = records.find(planned.variant, planned.folder, planned.command, configs)
+    if found is None or asked is None:
+        return found and replace(found, scales=None)
+    scales = {scale: measured for scale, measured in (found.scales or {}).items() if scale in asked}
+    return replace(found, scales=scales) if scales.keys() == asked else None
+
+
+def _check_metric(record: dict[str, Any], metric: str, where: Path | str) -> None:
+    if metric not in record["metrics"]:
+        logged = ", ".join(record["metrics"])
+        raise InputError(f"{where} logged no {metric}; give --metric, one of {logged}")
 
 
 def _show(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +23,10 @@ _PLACE = "--trainer.logger="
 
 
 class _Line(NamedTuple):
-    """A run, the config files' digests, and the task's metric, of which more may be better."""
+    """A run, its place among what it was compared with, the config files' digests, and the task's metric."""
 
     run: Run
+    place: int
     configs: list[str]
     metric: str
     higher_is_better: bool
@@ -48,17 +50,30 @@ class Records:
         self._file = file
         self._known = {line.key: line for line in _lines(file)}
 
-    def find(self, command: Sequence[str], configs: Sequence[str], folder: Path) -> Run | None:
-        """The run of these flags of `fit` and config files, as if it lay in this folder."""
-        line = self._known.get(_key(command, configs))
-        return None if line is None else Run(**{**vars(line.run), "folder": folder, "command": list(command)})
+    def find(self, variant: Variant, folder: Path, command: Sequence[str], configs: Sequence[str]) -> Run | None:
+        """The run of these flags of `fit` and config files, as this variant's, as if it lay in this folder.
 
-    def add(self, run: Run, configs: Sequence[str], metric: str, higher_is_better: bool) -> None:
-        """Write it down, in place of an earlier line of the same run; others may be adding to the file."""
+        What it was called then, and in which sweep it stood, is of no matter.
+        """
+        line = self._known.get(_key(command, configs))
+        if line is None:
+            return None
+        return replace(line.run, variant=variant, folder=folder, command=list(command))
+
+    def add(self, run: Run, place: int, configs: Sequence[str], metric: str, higher_is_better: bool) -> None:
+        """Write it down, in place of an earlier line of the same run; others may be adding to the file.
+
+        Args:
+            run: to be written.
+            place: of its variant among those compared; that at 0 is the reference.
+            configs: digests of its config files.
+            metric: the task's.
+            higher_is_better: of the metric.
+        """
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self._file}.lock"):
             known = {line.key: line for line in _lines(self._file)}
-            line = _Line(run, list(configs), metric, higher_is_better)
+            line = _Line(run, place, list(configs), metric, higher_is_better)
             known[line.key] = line
             write_text(self._file, "".join(map(_written, known.values())))
 
@@ -67,13 +82,17 @@ def read_records(file: Path) -> Comparison:
     """The comparison of all runs that a file has, whose folders are names and no more.
 
     Raises:
-        InputError: there is no run in it, or a line is none.
+        InputError: there is no run in it, a line is none, or two are of one run, with other config files say.
     """
     lines = _lines(file)
     if not lines:
         raise InputError(f"{file} has no run")
     runs = [line.run for line in lines]
-    compared = list(dict.fromkeys(run.variant for run in runs))
+    for (name, seed), count in Counter((run.variant.name, run.seed) for run in runs).items():
+        if count > 1:
+            raise InputError(f"{file} has {name}, seed {seed}, {count} times; keep one line of it")
+    # Whichever came to its end first.
+    compared = list(dict.fromkeys(line.run.variant for line in sorted(lines, key=lambda line: line.place)))
     return Comparison(compared, runs, lines[0].metric, lines[0].higher_is_better)
 
 
@@ -91,7 +110,7 @@ def _read(text: str, where: str) -> _Line:
         scales = line["scales"] and {float(scale): measured for scale, measured in line["scales"].items()}
         nowhere = Path(variant.name, f"seed_{line['seed']}")
         run = Run(variant, line["seed"], line["record"], nowhere, line["command"], scales)
-        return _Line(run, line["configs"], line["metric"], line["higher_is_better"])
+        return _Line(run, line["place"], line["configs"], line["metric"], line["higher_is_better"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{where} is no record of a run; remove it") from None
 
@@ -99,9 +118,9 @@ def _read(text: str, where: str) -> _Line:
 def _written(line: _Line) -> str:
     run = line.run
     variant = {**asdict(run.variant), "swept": sorted(run.variant.swept)}
-    told = {"variant": variant, "seed": run.seed, "command": _placeless(run.command), "configs": line.configs,
-            "metric": line.metric, "higher_is_better": line.higher_is_better, "record": run.record,
-            "scales": run.scales}  # fmt: skip
+    told = {"variant": variant, "seed": run.seed, "place": line.place, "command": _placeless(run.command),
+            "configs": line.configs, "metric": line.metric, "higher_is_better": line.higher_is_better,
+            "record": run.record, "scales": run.scales}  # fmt: skip
     return json.dumps(told, ensure_ascii=False) + "\n"
 
 

@@ -219,7 +219,7 @@ def write_csv(comparison: Comparison, folder: Path) -> None:
 def write_rows(file: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
     """Rows as CSV, by their columns."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(file, text.getvalue())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lit_spectral.errors import InputError
+from lit_spectral.reading import evaluating
 
 __all__ = ["check_packing"]
 
@@ -27,18 +28,14 @@ def check_packing(model: Any) -> None:
     embeddings = model.get_input_embeddings()
     ids = torch.linspace(1, embeddings.num_embeddings - 1, 2 * LENGTH, device=embeddings.weight.device).long()[None]
     positions = torch.arange(LENGTH, device=ids.device).repeat(2)[None]
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+        with evaluating(model), torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
             packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, -LENGTH:]
             alone = model(input_ids=ids[:, LENGTH:], use_cache=False).logits[0, -LENGTH:]
     except TypeError as error:
         raise InputError(
             f"data.packing: this backbone takes no positions ({error}); give --data.packing false"
         ) from error
-    finally:
-        model.train(training)
     rounding = 1e-4 if packed.dtype == torch.float32 else 0.05
     difference = float((packed - alone).abs().max() / alone.float().std())
     if not difference < rounding:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
+from lit_spectral.reading import evaluating
 
 __all__ = ["Side", "check_length", "check_padding", "check_tokens"]
 
@@ -36,17 +37,18 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
     encoded = tokenizer(TEXTS)
     rows = [{name: values[index] for name, values in encoded.items()} for index in range(len(TEXTS))]
     _check_known(model, tokenizer, [tokenizer.pad_token_id, *(token for row in rows for token in row["input_ids"])])
-    training = model.training
-    model.eval()
     try:
-        alone = [_results(model, tokenizer, [row], "right")[0] for row in rows]
-        differences = {side: _difference(alone, _results(model, tokenizer, rows, side)) for side in _SIDES}
-        exact = alone[0].dtype in {torch.float32, torch.float64} and torch.get_float32_matmul_precision() == "highest"
-        rounding = ROUNDING if exact else 0.1
-        if exact and ROUNDING < min(differences.values()) < MOST_ROUNDING:
-            # Beside a copy of itself no row is padded: what it differs by is the rounding of larger products.
-            beside = [_results(model, tokenizer, [row, row], "right")[0] for row in rows]
-            rounding = min(MOST_ROUNDING, max(ROUNDING, 8 * _difference(alone, beside)))
+        with evaluating(model):
+            alone = [_results(model, tokenizer, [row], "right")[0] for row in rows]
+            differences = {side: _difference(alone, _results(model, tokenizer, rows, side)) for side in _SIDES}
+            exact = (
+                alone[0].dtype in {torch.float32, torch.float64} and torch.get_float32_matmul_precision() == "highest"
+            )
+            rounding = ROUNDING if exact else 0.1
+            if exact and ROUNDING < min(differences.values()) < MOST_ROUNDING:
+                # Beside a copy of itself no row is padded: what it differs by is the rounding of larger products.
+                beside = [_results(model, tokenizer, [row, row], "right")[0] for row in rows]
+                rounding = min(MOST_ROUNDING, max(ROUNDING, 8 * _difference(alone, beside)))
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if torch.get_default_dtype() != torch.float32 or next(model.parameters()).dtype != torch.float32:
@@ -58,8 +60,6 @@ def check_padding(model: Any, tokenizer: Any) -> Side:
             f"backbone: it can't read rows padded with {tokenizer.pad_token!r} ({reason}); "
             "give its config.json and tokenizer the pad token that it was trained with"
         ) from error
-    finally:
-        model.train(training)
     if not all(logits.isfinite().all() for logits in alone):
         raise InputError("backbone: its scores of a short text are not finite; give weights that haven't diverged")
     for side in _SIDES:

@@ -37,6 +37,7 @@ OTHERS = {
 }
 # Those with adapters of another's need no more than one model of each kind of linear map and of sharing.
 FEW = {"BERT", "GPT-2", "Llama, tied", "ALBERT", "T5", "Mixtral"}
+assert {*MODELS} >= FEW
 # peft names a module of Mamba that it refuses, since kernels there read past its layers.
 REFUSED = {("Mamba", "DoRA of peft")}
 EVERY = [
