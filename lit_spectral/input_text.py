@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,13 @@ SELF = "self"
 
 
 def input_tokens(
-    text: str, encoder: nn.Module, model: nn.Module | None, backbone: str, digest: str = "", seed: int = 0
+    text: str,
+    encoder: nn.Module,
+    model: nn.Module | None,
+    backbone: str,
+    digest: str = "",
+    seed: int = 0,
+    loading: backbones.Loading = backbones.AS_IT_COMES,
 ) -> Tensor | None:
     """Token ids (rows, length), on the CPU, of at most 8 rows of 128: the same on every process.
 
@@ -36,6 +43,7 @@ def input_tokens(
         backbone: its name, for its tokenizer or head; empty where nobody knows.
         digest: of the encoder, as `backbone_digest`; empty where nobody knows.
         seed: of what the backbone says.
+        loading: how its files are read, where they are.
 
     Raises:
         InputError: an encoder, which says nothing; a corpus that can't be had, or is shorter than a row.
@@ -44,7 +52,10 @@ def input_tokens(
         return None
     if not backbone and (text != SELF or not _speaks(model)):
         raise InputError(f"input_text: {text} needs the backbone's name, for its files; give random")
-    tokens = _own(encoder, model, backbone, digest, seed) if text == SELF else _first_windows(text, encoder, backbone)
+    if text == SELF:
+        tokens = _own(encoder, model, (backbone, digest), seed, loading)
+    else:
+        tokens = _first_windows(text, encoder, backbone, loading)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         shared = [tokens]  # processors that round otherwise draw otherwise
         torch.distributed.broadcast_object_list(shared)
@@ -52,11 +63,11 @@ def input_tokens(
     return tokens
 
 
-def _first_windows(path: str, encoder: nn.Module, backbone: str) -> Tensor:
+def _first_windows(path: str, encoder: nn.Module, backbone: str, loading: backbones.Loading) -> Tensor:
     from lit_spectral.datamodules.text_windows import TextWindows
 
     source = backbones.fetch(backbone)
-    longest = int(min(backbones.load_tokenizer(source).model_max_length, window(encoder, LENGTH)))
+    longest = int(min(backbones.load_tokenizer(source, loading=loading).model_max_length, window(encoder, LENGTH)))
     try:
         data = TextWindows(path, limit=SEQUENCES, batch_size=SEQUENCES, max_length=longest, tokenizer=source)
         data.setup("validate")
@@ -66,14 +77,19 @@ def _first_windows(path: str, encoder: nn.Module, backbone: str) -> Tensor:
     return torch.tensor(data.splits["val"]["input_ids"])
 
 
-def _own(encoder: nn.Module, model: Any, backbone: str, digest: str, seed: int) -> Tensor:
+def _own(encoder: nn.Module, model: Any, known: tuple[str, str], seed: int, loading: backbones.Loading) -> Tensor:
+    from lit_spectral.updates.beneath import beneath  # which stands on this
+
     if not Reading(encoder).causal:
         raise InputError(
             f"input_text: self is text that a decoder says, and {type(encoder).__name__} predicts no next tokens; give "
             "random, or a corpus"
         )
     if not _speaks(model):
-        model = _with_head(backbone, digest)
+        if model is not None and beneath(model) is not None:
+            raise InputError("input_text: self is said by the backbone alone here, not on top of on_top_of; give "
+                             "random, or a corpus")  # fmt: skip
+        model = _with_head(*known, loading)
     shape = (SEQUENCES, window(encoder, LENGTH))
     weight = next(model.parameters())
     if is_sharded(weight):  # all processes compute it together, and none may wait for another
@@ -90,12 +106,13 @@ def _speaks(model: Any) -> bool:
     return getattr(model, "can_generate", lambda: False)() is True
 
 
-def _with_head(backbone: str, digest: str) -> Any:
+def _with_head(backbone: str, digest: str, loading: backbones.Loading) -> Any:
     """The backbone with its own head; InputError where its files have none, or it is of other weights."""
     from transformers import AutoModelForCausalLM
 
     source = backbones.fetch(backbone)
-    model, missing = backbones.load_model(AutoModelForCausalLM, source, backbones.Loading(dtype="auto"))
+    plain = replace(loading, dtype="auto", quantization=None)
+    model, missing = backbones.load_model(AutoModelForCausalLM, source, plain)
     if missing:
         raise InputError(f"input_text: the files of {source} hold no language-model head, so that self says nothing; "
                          "give random, or a corpus")  # fmt: skip

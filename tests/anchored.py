@@ -42,11 +42,12 @@ def headless_folder(backbone_folder, tmp_path_factory):
 def anchored(data, backbone_folder, decoder_folder, headless_folder, tmp_path):
     """Fit a task with an anchor, by default LoRA at a rate that moves it far; returns the trainer."""
 
-    def run(kind, anchor, *callbacks, head=True, method=None, batch_size=8, lr=0.05, ckpt_path=None, **options):
+    def run(kind, anchor, *callbacks, head=True, batch_size=8, lr=0.05, ckpt_path=None, made=None, **options):
         folder = decoder_folder() if kind == "CausalLM" else backbone_folder("bert") if head else headless_folder
         pl.seed_everything(0)
         optimizer = functools.partial(torch.optim.AdamW, lr=lr, weight_decay=0.0)
-        task = getattr(tasks, kind)(folder, method or LoRA(rank=4), optimizer=optimizer, anchor=anchor)
+        made = {"method": LoRA(rank=4)} | (made or {})
+        task = getattr(tasks, kind)(folder, optimizer=optimizer, anchor=anchor, **made)
         quiet = ["enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
         settings = {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 0, "log_every_n_steps": 1}
         settings |= {"logger": pl.loggers.TensorBoardLogger(tmp_path), "default_root_dir": tmp_path}

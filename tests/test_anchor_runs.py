@@ -59,6 +59,10 @@ def test_without_weight_nothing_changes(train, backbone_folder):
     assert all(torch.equal(a, b) for a, b in zip(weights(Anchor(weight=0)), weights(None), strict=True))
 
 
+def weights_of(trainer):
+    return [parameter for parameter in trainer.lightning_module.model.parameters() if parameter.requires_grad]
+
+
 @pytest.mark.parametrize(
     ("kind", "text"), [("CausalLM", "prompts"), ("CausalLM", "self"), ("SequenceClassification", "corpus")]
 )
@@ -72,7 +76,7 @@ def test_a_run_that_was_stopped_goes_on_as_one_that_was_not(kind, text, anchored
         "batch_size": 4,
         "gradient_clip_val": 1.0,
     }
-    options["method"] = LoRA(rank=4, dropout=0.1)
+    options["made"] = {"method": LoRA(rank=4, dropout=0.1)}
     logs = functools.partial(pl.loggers.TensorBoardLogger, tmp_path, "logs")
     whole = anchored(
         kind, settings, Keep(tmp_path / "kept"), logger=logs(version="whole"), enable_checkpointing=True, **options
@@ -81,6 +85,27 @@ def test_a_run_that_was_stopped_goes_on_as_one_that_was_not(kind, text, anchored
     path = shutil.copy(tmp_path / "kept" / "3.ckpt", folder)
     check_equal(anchored(kind, settings, logger=logs(version="rest"), ckpt_path=path, **options), outcome(whole))
     assert len(scalars(whole)["train/anchor"]) == 3
+
+
+def test_with_gradient_checkpointing_layers_are_computed_again_and_nothing_else_changes(anchored):
+    class Count(pl.Callback):
+        """Calls of the first layer in the passes that an anchor adds, which are made in eval mode."""
+
+        def on_train_start(self, trainer, pl_module):
+            self.calls = 0
+            layer = pl_module.encoder.layers[0].self_attn
+            layer.register_forward_pre_hook(lambda module, args: setattr(self, "calls", self.calls + module.training))
+            layer.register_forward_pre_hook(lambda module, args: setattr(self, "all", getattr(self, "all", 0) + 1))
+
+    counts, ends = [], []
+    for checkpointed in (False, True):
+        count = Count()
+        made = {"gradient_checkpointing": checkpointed, "method": LoRA(rank=4, dropout=0.0)}
+        trainer = anchored("CausalLM", Anchor(10.0, 1), count, made=made, max_steps=1)
+        counts.append(count.all - count.calls)
+        ends.append(weights_of(trainer))
+    assert counts == [2, 3]  # the base model's pass, the adapted one's, and this again
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*ends, strict=True))
 
 
 def test_prompts_of_micro_batches_are_those_of_the_step(anchored):
@@ -147,7 +172,7 @@ class Disturb(pl.Callback):
     "name", [pytest.param(name, marks=[] if name in QUICK | REFUSED else pytest.mark.slow) for name in SHORT]
 )
 def test_every_method_whose_adapters_can_be_passed_over_is_held(name, anchored):
-    options = {"method": SHORT[name], "max_steps": 3}  # in fewer AdaLoRA does not get to its ranks
+    options = {"made": {"method": SHORT[name]}, "max_steps": 3}  # in fewer AdaLoRA does not get to its ranks
     run = functools.partial(anchored, "SequenceClassification", Anchor(1.0, 3), Disturb(), **options)
     if name in REFUSED:
         with pytest.raises(InputError, match=r"model.anchor: .* (trains the backbone's own|learned prompt of)"):

@@ -35,7 +35,9 @@ TABLE = [
     *crossed([name for name in EVERY if name in QUICK], PRECISIONS),
     *(
         pytest.param(*pair.values, marks=pytest.mark.slow)
-        for pair in crossed([name for name in EVERY if name not in QUICK], PRECISIONS, also=EVERY.keys() - ALIKE.keys())
+        for pair in crossed(
+            [name for name in EVERY if name not in QUICK], PRECISIONS, also=EVERY.keys() - ALIKE.keys() - QUICK
+        )
         if not pair.marks
     ),
 ]

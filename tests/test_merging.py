@@ -1,4 +1,6 @@
+import dataclasses
 import math
+import os
 
 import pytest
 import torch
@@ -243,6 +245,15 @@ def test_heads_are_those_of_the_source_that_is_named():
     result = merge({"a": heads(0, **{"qa_outputs.bias": torch.ones(2)}), "b": heads(1)}, heads_of="b").update
     assert result.whole.keys() == {"classifier.weight"}
     assert torch.equal(result.whole["classifier.weight"], gaussian(1, 2, 4))
+
+
+@pytest.mark.parametrize("within", ["on_top_of", "sources"])
+def test_what_counts_twice_is_told(caplog, within):
+    """One of the sources has the other in it, by the path that it had."""
+    (_, first), (_, second) = updates(thin(0), thin(1)).items()
+    stacked = dataclasses.replace(second, origin={within: {os.path.abspath("a"): {}}})
+    merge({"a": first, "b": stacked})
+    assert "what is in a is in b too, and counts twice" in caplog.text
 
 
 def test_heads_that_are_left_out_are_named(caplog):

@@ -16,8 +16,8 @@ from lit_spectral.checkpoint_file import tensor_digests
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Given, LoRA
 from lit_spectral.tasks import SequenceClassification
-from lit_spectral.updates import Delta, Update
-from lit_spectral.updates.beneath import put_beneath
+from lit_spectral.updates import Delta, Pair, Update
+from lit_spectral.updates.beneath import check_beneath, put_beneath, to_saved
 from lit_spectral.updates.exports import write
 from lit_spectral.updates.sources import read
 
@@ -40,6 +40,22 @@ def test_a_run_goes_on_upon_nothing_else(made, fit, tmp_path):
     os.remove(source)
     with pytest.raises(InputError, match=rf"^{HERE}.*source.ckpt: there is nothing there"):
         fit(method, path=half)
+
+
+def test_other_factors_of_the_same_change_are_no_other_change():
+    delta = Delta(Pair(torch.randn(6, 2), torch.randn(2, 5)))
+    turned = Delta(Pair(-delta.factors.left.flip(1), -delta.factors.right.flip(0)))
+    check_beneath(to_saved(Update({"a": delta})), Update({"a": turned}))
+    with pytest.raises(InputError, match="lies on top of others"):
+        check_beneath(to_saved(Update({"a": delta})), Update({"a": turned.scaled(1.001)}))
+
+
+def test_what_a_backbone_says_by_itself_is_not_taken_for_what_lies_on_it(checkpoint, backbone_folder):
+    source = checkpoint(SequenceClassification, "llama", LoRA(rank=2))
+    method = LoRA(rank=2, on_top_of=source, input_rank=1, input_text="self")
+    task = SequenceClassification(backbone_folder("llama"), method, num_labels=2)
+    with pytest.raises(InputError, match="self is said by the backbone alone here, not on top of on_top_of"):
+        task.configure_model()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from lit_spectral.analysis.measuring import Analysis, analyze, place_of
 from lit_spectral.analysis.page import title_of, write_page
 from lit_spectral.analysis.results import table, write_tables
 from lit_spectral.analysis.views import write_overview
+from lit_spectral.checkpoint import log_folder
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.files import check_place, write_text
 from lit_spectral.terminal import show_notes
@@ -107,8 +108,8 @@ def parse(args: list[str]) -> argparse.Namespace:
 def _name(given: list[str]) -> str:
     """Of the folder: the first source's, and of the run that wrote a checkpoint."""
     source = Path(given[0]).absolute()
-    run = source.parent.parent if source.parent.name == "checkpoints" else None
-    return f"{run.parent.name}-{run.name}" if run is not None else source.stem
+    run = log_folder(source)
+    return f"{run.parent.name}-{run.name}" if run not in {Path(), source.parent} else source.stem
 
 
 def _labels(read: Mapping[str, Update]) -> list[str]:

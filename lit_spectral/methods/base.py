@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_spectral.adapters import Adapter, FactoredAdapter, attach, find_targets
 from lit_spectral.adapters.linear import linear_shape
 from lit_spectral.adapters.targets import left_out
+from lit_spectral.backbones import AS_IT_COMES, Loading
 from lit_spectral.errors import InputError, check_at_least, check_at_most, check_positive
 from lit_spectral.input_text import RANDOM, input_tokens
 from lit_spectral.methods.bounds import LARGEST, Bound, check_bound, resolve_bound
@@ -98,8 +99,8 @@ class Method:
         if not 0 <= self.seed < 2**63:  # what torch's generators take
             raise InputError(f"seed must be at least 0 and below 2^63, not {self.seed}")
 
-    def prepare(self, backbone: str, digest: str, missing: Sequence[str]) -> None:
-        """Be told, before `apply`, of the backbone: its name, its digest, and names of weights that its files lack."""
+    def prepare(self, backbone: str, digest: str, missing: Sequence[str], loading: Loading = AS_IT_COMES) -> None:
+        """Be told, before `apply`, of the backbone: its name, its digest, what its files lack, how they are read."""
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """Freeze `model`, put adapters on the targets in `encoder`, its pretrained part, and return the model.
@@ -254,14 +255,14 @@ class LowRankMethod(RankMethod):
             is_share(self.input_rank)
         if not self.input_text:
             raise InputError("input_text: none is given; give random, self, or a corpus")
-        self._backbone, self._digest = "", ""
+        self._backbone, self._digest, self._loading = "", "", AS_IT_COMES
         self._tokens: Tensor | None = None  # of input_text, once it is read
         self._saved: dict[str, Any] = {}  # of a checkpoint
         self._ignored: list[int] = []  # directions of each map
 
-    def prepare(self, backbone: str, digest: str, missing: Sequence[str]) -> None:
+    def prepare(self, backbone: str, digest: str, missing: Sequence[str], loading: Loading = AS_IT_COMES) -> None:
         """Note whose text `input_text` may name."""
-        self._backbone, self._digest = backbone, digest
+        self._backbone, self._digest, self._loading = backbone, digest, loading
 
     def apply(self, model: nn.Module, encoder: nn.Module) -> nn.Module:
         """As any method, and say how many directions of inputs hold the share that is to be ignored."""
@@ -281,7 +282,8 @@ class LowRankMethod(RankMethod):
         if self._saved.get("input_text") == self.input_text:
             self._tokens = _checked(self._saved.get("input_tokens"), encoder)
         else:
-            self._tokens = input_tokens(self.input_text, encoder, model, self._backbone, self._digest, self.seed)
+            known = (self._backbone, self._digest, self.seed, self._loading)
+            self._tokens = input_tokens(self.input_text, encoder, model, *known)
         return self._tokens
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,7 +292,9 @@ class LowRankMethod(RankMethod):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Read, before `apply`, the same tokens again; afterwards what was read stays."""
-        self._saved = state
+        self._saved, theirs = state, state.get("input_tokens")
+        if self._tokens is not None and theirs is not None and not torch.equal(theirs.cpu(), self._tokens.cpu()):
+            log.warning("input_text: another text was read than when the run began, and acts from here on")
 
     def check(self, site: Site) -> None:
         """ValueError if rank and input_rank together are above what a matrix of this shape can have."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lit_spectral.backbones import AS_IT_COMES, Loading
 from lit_spectral.errors import InputError
 from lit_spectral.methods.base import Method
 from lit_spectral.sharding import is_sharded
@@ -62,7 +63,7 @@ class Given(Method):
             self._applied.put(update)
         self._update = update
 
-    def prepare(self, backbone: str, digest: str, missing: Sequence[str]) -> None:
+    def prepare(self, backbone: str, digest: str, missing: Sequence[str], loading: Loading = AS_IT_COMES) -> None:
         """Read the source, if that isn't done."""
         self._digest, self._missing = digest, missing
         self.read(backbone)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -138,7 +139,7 @@ class Anchoring:
         # In contexts of their own: autocast would keep weights that it has cast where no gradient is wanted.
         with torch.no_grad(), precision.forward_context(), base_model(task, {}):
             base = self._outputs(task, batch).float()
-        with precision.forward_context():
+        with precision.forward_context(), _checkpointed(task.model):
             adapted = self._outputs(task, batch).float()
         if not self._by_tokens(task):
             return (1 - F.cosine_similarity(adapted, base)).sum(), torch.tensor(len(base), device=base.device)
@@ -224,6 +225,32 @@ def _check_prompts(task: Task) -> None:
     looked_at = range(min(len(rows), LOOKED_AT))
     if not any(prompt_positions(data.collate([rows[index]])).any() for index in looked_at):
         raise InputError("the rows have no prompts apart from what is trained on; give self, or a corpus")
+
+
+@contextmanager
+def _checkpointed(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, layers with gradient checkpointing, which transformers has in training alone, have it in eval mode."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers: list[Any] = [  # a Module's attributes are typed as tensors or modules
+        m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing
+    ]
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(setattr, layer, "_gradient_checkpointing_func", layer._gradient_checkpointing_func)
+            stack.callback(setattr, layer, "training", layer.training)
+            layer._gradient_checkpointing_func = partial(_as_in_eval, layer, layer._gradient_checkpointing_func)
+            layer.training = True
+        yield
+
+
+def _as_in_eval(layer: torch.nn.Module, compute: Any, *args: Any) -> Any:
+    """What a layer computes once it has decided to be computed again: without dropout of its own."""
+    layer.training = False
+    try:
+        return compute(*args)
+    finally:
+        layer.training = True
 
 
 def _gradients(distance: Tensor, parameters: list[Any]) -> tuple[Tensor | None, ...]:

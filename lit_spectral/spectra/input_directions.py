@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_spectral.errors import InputError
 from lit_spectral.reading import read, watched
 from lit_spectral.spectra.linalg import SingularTriplets
-from lit_spectral.spectra.partial_svd import partial_svd, singular_values
+from lit_spectral.spectra.partial_svd import partial_svd
 
 __all__ = ["LENGTH", "SEQUENCES", "Fed", "input_gains", "is_share", "leading_input_directions"]
 
@@ -74,7 +74,9 @@ def leading_input_directions(fed: Fed, count: float) -> dict[str, Tensor]:
         if not seen or seen[0] is not x:
             rows = x.detach().reshape(-1, x.shape[-1])
             energy = float(rows.double().square().sum())
-            seen[:], last[:] = [x], [(_leading(rows, count, energy), energy)]
+            top = _leading(rows, count, energy)
+            # Of as many tokens as are read, nothing is kept.
+            seen[:], last[:] = [x], [(top._replace(u=top.u[:0], v=top.v.clone()), energy)]
         found[name] += last
 
     _read(fed, "what inputs have in common", look)
@@ -119,9 +121,10 @@ def _leading(rows: Tensor, count: float, energy: float) -> SingularTriplets:
     """Those of rows (tokens, in) that `count` says, of their energy or that of which they are a part."""
     if not is_share(count):
         return partial_svd(rows, "top", int(count)).triplets
-    held = singular_values(rows).double().square().cumsum(0)
+    every = partial_svd(rows, "top", min(rows.shape)).triplets
+    held = every.sigma.double().square().cumsum(0)
     fewest = min(len(held), 1 + int((held < count * energy).sum()))
-    return partial_svd(rows, "top", fewest).triplets
+    return SingularTriplets(*(part[..., :fewest] for part in every))
 
 
 def _together(calls: list[tuple[SingularTriplets, float]], count: float) -> SingularTriplets:

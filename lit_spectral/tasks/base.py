@@ -228,7 +228,7 @@ class Task(StoredModule):
         outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in new]
         self._output_layers = outside[-1:]
         shard_for(self._trainer, model, encoder, {p for p in model.parameters() if id(p) in new})
-        self.method.prepare(self.backbone, self.backbone_digest, missing)
+        self.method.prepare(self.backbone, self.backbone_digest, missing, self.loading)
         adapted = self.method.apply(model, encoder)
         for name, parameter in adapted.named_parameters() if self.method.trains else ():
             if id(parameter) in new and ".original_module." not in name:  # peft trains a copy of that

@@ -24,7 +24,7 @@ from lit_spectral.updates import Delta, Update
 from lit_spectral.updates.beneath import put_beneath
 from lit_spectral.updates.merging import merge
 from lit_spectral.updates.sources import read
-from lit_spectral.updates.update import name_in
+from lit_spectral.updates.update import name_in, sources_within
 
 if TYPE_CHECKING:
     from lit_spectral.tasks.base import Task
@@ -108,21 +108,18 @@ def _summed(task: Task, model: Any, sources: list[str]) -> Update:
     for source in sources:
         with _told("model.method.on_top_of", source):
             update = _read(source, task)
-            within = _within(source, update.origin)
+            within = sources_within(source, update.origin)
             for other, earlier in updates.items():
-                if within & _within(other, earlier.origin):
+                if within & sources_within(other, earlier.origin):
                     raise InputError(f"what is in {other} is in {source} too, and would count twice; give it once")
             updates[source] = replace(update, changes=_placed(model, update), whole=_fitting(model, update, source))
     with _told("model.method.on_top_of"):
         # Of several heads it keeps the first.
         summed = merge(dict(reversed(updates.items()))).update
-    return replace(summed, origin={"on_top_of": {source: dict(update.origin) for source, update in updates.items()}})
-
-
-def _within(source: str, origin: Mapping[str, Any]) -> set[str]:
-    """A source, and all that it lay on or was merged of, by their paths, as far as its origin says."""
-    inner = [origin[key] for key in ("on_top_of", "sources") if isinstance(origin.get(key), Mapping)]
-    return {os.path.abspath(source)}.union(*(_within(each, about) for one in inner for each, about in one.items()))
+    return replace(
+        summed,
+        origin={"on_top_of": {os.path.abspath(source): dict(update.origin) for source, update in updates.items()}},
+    )
 
 
 def _fitting(model: Any, update: Update, source: str) -> dict[str, Tensor]:
@@ -150,7 +147,7 @@ def _check_apart(source: str, update: Update, changes: Mapping[str, Delta], bene
     if beneath is None:
         return
     for other, origin in beneath.origin["on_top_of"].items():
-        if _within(source, update.origin) & _within(other, origin):
+        if sources_within(source, update.origin) & sources_within(other, origin):
             raise InputError(f"{other}, which on_top_of names, is in it; leave on_top_of out, to go on with all of it")
     for path, delta in changes.items():
         if delta.hadamard is not None and path in beneath.changes:

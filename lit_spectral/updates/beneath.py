@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -103,9 +104,11 @@ def check_beneath(saved: Any, ours: Update | None) -> None:
         )
     if theirs is None or ours is None:
         return
-    first, second = _named(theirs), _named(ours)
-    alike = {name: tensor.shape for name, tensor in first.items()} == {name: t.shape for name, t in second.items()}
-    if not alike or any((first[name] - second[name]).norm() > SLACK * first[name].norm() for name in first):
+    if (
+        not _alike(theirs.whole, ours.whole)
+        or theirs.changes.keys() != ours.changes.keys()
+        or any(_differ(delta, ours.changes[path]) for path, delta in theirs.changes.items())
+    ):
         raise InputError(
             "the checkpoint's adapter lies on top of others than those that --model.method.on_top_of names, as they "
             "are now; give those that were there when its run began"
@@ -153,8 +156,22 @@ def _changes(update: Update) -> dict[str, Tensor]:
     return {f"{path}.{part}": each for path, delta in update.changes.items() for part, each in delta.parts().items()}
 
 
-def _named(update: Update) -> dict[str, Tensor]:
-    return {**_changes(update), **update.whole}
+def _alike(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether tensors by name are the same, or differ by what rounding may make."""
+    if some.keys() != others.keys():
+        return False
+    pairs = [(one, others[name]) for name, one in some.items() if one is not others[name]]
+    return all(a.shape == b.shape and (a - b).norm() <= SLACK * a.norm() for a, b in pairs)
+
+
+def _differ(one: Delta, other: Delta) -> bool:
+    """Whether two changes do; thin ones by their products, whose factors may have other signs."""
+    if _alike(one.parts(), other.parts()):
+        return False
+    if not (one.is_thin and other.is_thin) or one.shape != other.shape:
+        return True
+    between = Delta.added([one, other.scaled(-1)]).singular_values().norm()
+    return bool(between > SLACK * one.singular_values().norm())
 
 
 def _entrywise(delta: Delta, by: Pair) -> Delta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -15,7 +16,7 @@ from torch import Tensor
 from lit_spectral.errors import InputError, check_at_least, check_at_most, check_positive, nearest
 from lit_spectral.updates.delta import Delta
 from lit_spectral.updates.merge_rules import RULES, Changes
-from lit_spectral.updates.update import Update, check_same_backbone
+from lit_spectral.updates.update import Update, check_same_backbone, sources_within
 
 __all__ = ["Merged", "checked", "merge"]
 
@@ -61,6 +62,11 @@ def merge(
     """
     given = checked(updates, rule, weights, settings, heads_of, rank, energy)
     check_same_backbone(updates)
+    for (one, first), (other, second) in itertools.combinations(updates.items(), 2):
+        if sources_within(one, first.origin) & sources_within(other, second.origin):
+            log.warning(
+                "what is in %s is in %s too, and counts twice; give one, or weights that take it out", one, other
+            )
     heads_of, whole = _whole(updates, heads_of)
     chosen: dict[str, Any] = {**RULES[rule].settings, **settings}
     options = chosen | ({"rank": rank} if rule == "tsv" else {})

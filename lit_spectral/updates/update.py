@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from os.path import abspath
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.spectra.linalg import all_finite
 from lit_spectral.updates.delta import Delta
 
-__all__ = ["Update", "check_same_backbone", "name_in"]
+__all__ = ["Update", "check_same_backbone", "name_in", "sources_within"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,9 @@ def check_same_backbone(updates: Mapping[str, Update]) -> None:
                     f"{path} is {shape[0]} x {shape[1]} in {first} and {delta.shape[0]} x {delta.shape[1]} in "
                     f"{source}; give adapters of one backbone"
                 )
+
+
+def sources_within(source: str, origin: Mapping[str, Any]) -> set[str]:
+    """A source, and all that it lies on or was merged of, by their paths, as far as its update's origin says."""
+    inner = [origin[key] for key in ("on_top_of", "sources") if isinstance(origin.get(key), Mapping)]
+    return {abspath(source)}.union(*(sources_within(each, about) for one in inner for each, about in one.items()))
