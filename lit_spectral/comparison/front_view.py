@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from lit_spectral import pages
 from lit_spectral.comparison.fronts import Interval, Reached, Settings, front, reached
 from lit_spectral.comparison.results import Comparison, Measure, Run, write_rows
 from lit_spectral.errors import InputError
@@ -74,9 +75,7 @@ class Fronts:
     def settings(self, method: str, measure: Measure, seeds: Sequence[int]) -> Settings:
         """Scores and retention of each variant of a method at each scale, over the seeds; more is better."""
         runs = {(run.variant.name, run.seed): run.scales or {} for run in self._of(method)}
-        names = dict.fromkeys(name for name, _ in runs)
-        scales = sorted({scale for scaled in runs.values() for scale in scaled})
-        points = [(name, scale) for name in names for scale in scales]
+        points = self._points(method)
         scores, kept = np.full((2, len(points), len(seeds)), math.nan)
         for row, (name, scale) in enumerate(points):
             for column, seed in enumerate(seeds):
@@ -136,8 +135,13 @@ class Fronts:
         """Of each method the mean of every setting, and its front."""
         task = self.comparison.task
         for method in self.methods:
-            scores, kept = self.settings(method, measure, self._seeds(method)).means()
-            axes.scatter(*_shown(kept, measure, scores, task), s=12, alpha=0.35, linewidths=0, color=colours[method])
+            settings = self.settings(method, measure, self._seeds(method))
+            scores, kept = settings.means()
+            having = [point for point, whole in zip(self._points(method), settings.whole, strict=True) if whole]
+            for (name, scale), x, y in zip(having, *_shown(kept, measure, scores, task), strict=True):
+                point = axes.scatter(x, y, s=12, alpha=0.35, linewidths=0, color=colours[method])
+                where = f"{task.title} {task.show(y)}, {measure.title} {measure.show(x)}"
+                pages.tell(point, f"{name}, {scale:g} ΔW: {where}")
             along, falling = front(scores, kept)
             lines = _shown(falling, measure, along, task)
             axes.plot(*lines, marker="o", ms=4, lw=1.5, color=colours[method], label=method)
@@ -151,6 +155,12 @@ class Fronts:
         whole = before if measure.higher_is_better else -before
         theirs, ours = (self.settings(each, measure, seeds) for each in (first, method))
         return reached(theirs, ours, whole, self._within)
+
+    def _points(self, method: str) -> list[tuple[str, float]]:
+        """Of a method: each variant's name, with each scale of ΔW."""
+        names = dict.fromkeys(run.variant.name for run in self._of(method))
+        scales = sorted({scale for run in self._of(method) for scale in run.scales or {}})
+        return [(name, scale) for name in names for scale in scales]
 
     def _of(self, method: str) -> Iterator[Run]:
         return (run for run in self._runs if run.variant.arm == method)

@@ -24,11 +24,15 @@ class Settings(NamedTuple):
     scores: Array
     kept: Array
 
+    @property
+    def whole(self) -> NDArray[np.bool_]:
+        """(p,): those that all seeds have."""
+        return np.isfinite(self.scores).all(1) & np.isfinite(self.kept).all(1)
+
     def means(self, seeds: Sequence[int] | None = None) -> tuple[Array, Array]:
         """Of each setting that all seeds have, over some of the seeds, which may be repeated."""
-        whole = np.isfinite(self.scores).all(1) & np.isfinite(self.kept).all(1)
         chosen = slice(None) if seeds is None else list(seeds)
-        return self.scores[whole][:, chosen].mean(1), self.kept[whole][:, chosen].mean(1)
+        return self.scores[self.whole][:, chosen].mean(1), self.kept[self.whole][:, chosen].mean(1)
 
 
 class Interval(NamedTuple):

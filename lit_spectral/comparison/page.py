@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -36,7 +37,31 @@ def write_page(comparison: Comparison, fronts: Fronts | None, title: str, comman
 <h2>How to run it again</h2>
 <pre>{escape(command)}</pre>
 <details><summary>Each run's own command</summary><pre>{commands}</pre></details>"""
-    return pages.document(f"{title}: {names}", title, about, body)
+    found = f"{title}: {_found(comparison, fronts)}"
+    return pages.document(found, found, f"{names} · {about}", body)
+
+
+def _found(comparison: Comparison, fronts: Fronts | None) -> str:
+    """What was found, in one line: the page's title."""
+    task, reference = comparison.task, comparison.references[0]
+    if fronts is not None and fronts.rows:
+        measure, first = fronts.rows[0].measure, fronts.methods[0]
+        others = {row.method: row.reached.lost_over_reference for row in fronts.rows if row.measure == measure}
+        reaching = {name: lost for name, lost in others.items() if name != first and math.isfinite(lost.value)}
+        if not reaching:
+            return f"by {measure.title}, no other reaches {first}'s best {task.title}"
+        best, lost = min(reaching.items(), key=lambda pair: pair[1].value)
+        share = f"{lost.value:.0%}" + (f" ({lost.low:.0%} to {lost.high:.0%})" if math.isfinite(lost.low) else "")
+        return f"at {first}'s best {task.title}, {best} loses {share} of what it loses of {measure.title}"
+    scores = {v: statistics.fmean(comparison.values(v, task).values()) for v in comparison.variants}
+    best = (max if task.higher_is_better else min)(scores, key=lambda variant: scores[variant])
+    said = f"best {task.title} {task.show(scores[best])}, by {best.name}"
+    for measure in comparison.retention[:1]:
+        lost = {v: share for v in scores if (share := comparison.share_lost(v, measure)) is not None}
+        if lost:
+            least = min(lost, key=lambda variant: lost[variant])
+            said += f"; least lost of {measure.title} {lost[least]:.0%} of {reference.name}'s, by {least.name}"
+    return said
 
 
 def _machine(comparison: Comparison) -> str:
@@ -55,15 +80,13 @@ def _table(comparison: Comparison, colours: dict[Variant, str]) -> str:
 def _trade_off(comparison: Comparison, colours: dict[Variant, str]) -> str:
     """What was learned against what was forgotten, or against ‖ΔW‖₂ where nobody looked at retention."""
     across = [m for m in comparison.retention or [comparison.norm] if m in comparison.measures]
-    drawn = []
-    for start in range(0, len(across), 2):
-        pair = across[start : start + 2]
-        figure, axes = pages.axes(len(pair), 8.5 if len(pair) == 1 else 12.0, 4.4)
-        for ax, measure in zip(axes, pair, strict=True):
-            _fronts(ax, comparison, measure, colours)
-        drawn.append(pages.drawn(figure))
+    figures = []
+    for measure in across:
+        figure, (ax,) = pages.axes(1, 6.0, 4.4)
+        _fronts(ax, comparison, measure, colours)
+        figures.append(figure)
     note = '<p class="note">Dashed: the means that no other beats in both.</p>'
-    return f"<h2>What was learned, and what was forgotten</h2>{note}{''.join(drawn)}" if drawn else ""
+    return f"<h2>What was learned, and what was forgotten</h2>{note}{pages.panels(figures)}" if figures else ""
 
 
 def _of_fronts(fronts: Fronts) -> str:
@@ -88,18 +111,29 @@ def _fronts(ax: Any, comparison: Comparison, across: Measure, colours: dict[Vari
         points = [(x, y) for x, y in found if x is not None and y is not None]
         if not points:
             continue
+        for run, (x, y) in zip(comparison.of(variant), found, strict=True):
+            if x is not None and y is not None:
+                point = ax.scatter(x, y, s=14, alpha=0.4, color=colours[variant], linewidths=0)
+                pages.tell(point, f"{variant.name}, seed {run.seed}: {_values(comparison.task, y, across, x)}")
         (x, dx), (y, dy) = (_spread(values) for values in zip(*points, strict=True))
         means.append((x, y))
-        ax.scatter(*zip(*points, strict=True), s=14, alpha=0.4, color=colours[variant], linewidths=0)
-        ax.errorbar(x, y, dy, dx, fmt="o", ms=8, color=colours[variant], capsize=0)
+        mean, *_ = ax.errorbar(x, y, dy, dx, fmt="o", ms=8, color=colours[variant], capsize=0)
+        pages.tell(mean, f"{variant.name}, mean: {_values(comparison.task, y, across, x)}")
         ax.annotate(pages.plain(variant.name), (x, y), xytext=(7, 6), textcoords="offset points", fontsize=9)
     lost, scores = np.array(means).reshape(-1, 2).T
     sign = 1 if comparison.task.higher_is_better else -1
     along, falling = front(sign * scores, -lost)
     ax.plot(-falling, sign * along, ls="--", lw=1, color="0.6", zorder=0)
     ax.margins(0.12)  # room for the names
-    what = f"loss of {across.title}" if across.before is not None else across.title
-    ax.set(xlabel=pages.plain(f"{what} (less is better)"), ylabel=pages.plain(_better(comparison.task)))
+    ax.set(xlabel=pages.plain(f"{_lost(across)} (less is better)"), ylabel=pages.plain(_better(comparison.task)))
+
+
+def _lost(measure: Measure) -> str:
+    return f"loss of {measure.title}" if measure.before is not None else measure.title
+
+
+def _values(task: Measure, score: float, across: Measure, lost: float) -> str:
+    return f"{task.title} {task.show(score)}, {_lost(across)} {across.show(lost)}"
 
 
 def _curves(comparison: Comparison, colours: dict[Variant, str]) -> str:
@@ -108,21 +142,17 @@ def _curves(comparison: Comparison, colours: dict[Variant, str]) -> str:
     tags = ["train/loss", "val/loss", comparison.task.name, "spectral_norm/max", "spectral_norm_estimate/max"]
     tags += [m.name for m in comparison.retention]
     present = [tag for tag in dict.fromkeys(tags) if any(tag in found for found in scalars.values())]
-    drawn = []
-    for start in range(0, len(present), 2):
-        pair = present[start : start + 2]
-        figure, axes = pages.axes(2, 10.5, 3.4)
-        for ax, tag in zip(axes, pair, strict=False):
-            for variant in comparison.variants:
-                lines = [scalars[run.folder][tag] for run in comparison.of(variant) if tag in scalars[run.folder]]
-                _band(ax, lines, colours[variant], pages.plain(variant.name), smooth=tag == "train/loss")
-            ax.set(title=pages.plain(tag), xlabel="optimizer step")
-        axes[0].legend(fontsize=8, frameon=False)
-        for ax in axes[len(pair) :]:
-            ax.set_visible(False)
-        drawn.append(pages.drawn(figure))
+    figures = []
+    for tag in present:
+        figure, (ax,) = pages.axes(1, 5.2, 3.4)
+        for variant in comparison.variants:
+            lines = [scalars[run.folder][tag] for run in comparison.of(variant) if tag in scalars[run.folder]]
+            _band(ax, lines, colours[variant], pages.plain(variant.name), smooth=tag == "train/loss")
+        ax.set(title=pages.plain(tag), xlabel="optimizer step")
+        ax.legend(fontsize=8, frameon=False)
+        figures.append(figure)
     note = '<p class="note">Mean over seeds; bands from the lowest to the highest.</p>'
-    return f"<h2>Over training</h2>{note}{''.join(drawn)}" if drawn else ""
+    return f"<h2>Over training</h2>{note}{pages.panels(figures)}" if figures else ""
 
 
 def _band(ax: Any, lines: list[dict[int, float]], colour: str, label: str, smooth: bool) -> None:
