@@ -15,7 +15,7 @@ from filelock import FileLock
 from lit_spectral.callbacks import RunRecord
 
 from lit_spectral import cli
-from lit_spectral.comparison import command
+from lit_spectral.comparison import fitting
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA
 from lit_spectral.verbs import VERBS
@@ -67,7 +67,7 @@ def compare(backbone_folder, mrpc_folder, tmp_path, monkeypatch):
     def run(*flags, methods=("LoRA", "FCLoRA"), seeds=("0",), process=False):
         with monkeypatch.context() as patch:
             if not process:
-                patch.setattr(command, "_call", inside)
+                patch.setattr(fitting, "call", inside)
             ran.clear()
             cli.main(["compare", "--config=tiny.yaml", "--methods", *methods, "--seeds", *seeds, *flags])
         return list(ran)
@@ -187,7 +187,7 @@ def test_runs_import_from_the_current_folder_only_if_the_comparison_does(here, s
     monkeypatch.setattr(sys, "path", [str(tmp_path)] * here + [folder for folder in sys.path if folder])
     (tmp_path / "lit_spectral").mkdir()
     (tmp_path / "lit_spectral" / "__init__.py").write_text("raise SystemExit(3)")
-    assert command._call(["--help"]) == status
+    assert fitting.call(["--help"]) == status
 
 
 def test_a_pattern_is_shown_as_it_is(compare):
@@ -288,7 +288,7 @@ def test_an_interrupted_comparison_shows_what_is_done(compare, done, monkeypatch
 
     done(methods=["LoRA"])
     (FOLDER / "index.html").unlink()
-    monkeypatch.setattr(command, "_fit", interrupt)
+    monkeypatch.setattr(fitting, "fit", interrupt)
     with pytest.raises(SystemExit) as stopped:
         compare()
     assert stopped.value.code == 130
@@ -354,7 +354,7 @@ def test_a_run_that_fails_stops_no_other(compare, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_quickstart_ends_with_the_path_of_a_page(compare, monkeypatch, capsys):
-    monkeypatch.setattr(command, "_call", lambda flags: 0 if cli.run(flags) else 1)
+    monkeypatch.setattr(fitting, "call", lambda flags: 0 if cli.run(flags) else 1)
     cli.main(["quickstart", "tiny.yaml"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert Path(last.removeprefix("page: ")).name == "index.html"

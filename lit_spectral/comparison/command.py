@@ -4,72 +4,32 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import logging
-import os
-import re
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import ModelCheckpoint
+from filelock import Timeout
 from rich.console import Console
 from rich.markup import escape
 
+from lit_spectral.comparison import fitting
+from lit_spectral.comparison.fitting import Planned, folder_name, parse_study
 from lit_spectral.comparison.front_view import FRONT, Fronts, scales_of
 from lit_spectral.comparison.page import write_page
 from lit_spectral.comparison.records import Records
 from lit_spectral.comparison.results import Comparison, Run, write_csv
 from lit_spectral.comparison.variants import Variant, pairs_of, variants
-from lit_spectral.datamodules.corpora import check_corpus
-from lit_spectral.datamodules.files import read_split
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.files import check_place, write_text
-from lit_spectral.flags import add_texts
 from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.paths import config_file
-from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
-from lit_spectral.run_folder import is_written_to, remove_run
 from lit_spectral.sweeps import sweeps_of
 
 __all__ = ["run"]
-
-RECORD, COMMAND = "record.json", "command.json"
-# What a broken run goes on from, for a config that doesn't keep it. Without a metric `mode` says nothing, except that
-# Lightning tells this from a config's own ModelCheckpoint by it.
-_SAVE_LAST = [
-    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
-    "--trainer.callbacks.filename=last",
-    "--trainer.callbacks.mode=max",
-    "--trainer.callbacks.save_on_exception=true",
-    "--trainer.callbacks.enable_version_counter=false",
-]
-
-
-class Planned(NamedTuple):
-    """A run: which variant, where, and the flags of `fit` that it is."""
-
-    variant: Variant
-    seed: int
-    folder: Path
-    command: list[str]
-
-    @property
-    def record(self) -> Path:
-        """There once the run has come to its end."""
-        return self.folder / RECORD
-
-    @property
-    def last(self) -> Path:
-        """There once it has got anywhere."""
-        return self.folder / "checkpoints" / "last.ckpt"
 
 
 def run(args: list[str]) -> Path:
@@ -87,17 +47,15 @@ def run(args: list[str]) -> Path:
     compared = variants(given.methods, pairs_of(rest))
     folder = Path(given.output_folder or Path("runs") / "compare" / Path(given.config[-1]).stem)
     cli = _check(compared, given)
-    metric, higher = _metric(cli, given.metric)
+    metric, higher = fitting.task_metric(cli, given.metric)
     rounded = str(cli.trainer.precision).startswith("bf16")
-    seeded, seeds = hasattr(cli.datamodule, "seed"), list(dict.fromkeys(given.seeds))
-    extra = [] if _saves_last(cli) else _SAVE_LAST
-    plan = [_planned(variant, seed, folder, seeded, extra, given) for seed in seeds for variant in compared]
+    plan = [_planned(variant, seed, folder, cli, given) for seed in given.seeds for variant in compared]
     check_place(folder / "index.html", "compare: --output_folder")
     if given.records:
         check_place(Path(given.records), "compare: --records")
     configs = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     records = Records(Path(given.records)) if given.records else None
-    damaged = {planned.folder: damage for planned in plan if (damage := _claim(planned, configs))}
+    damaged = {planned.folder: damage for planned in plan if (damage := fitting.claim(planned, configs, "compare"))}
     runs: list[Run] = []
     failed, interrupted = [], False
     for number, planned in enumerate(plan, 1):
@@ -119,12 +77,8 @@ def run(args: list[str]) -> Path:
         else:
             console.rule(title)
             try:
-                with FileLock(planned.folder / ".lock", timeout=0):
-                    # Its own lock too: whoever started a run may be gone.
-                    if is_written_to(planned.folder):
-                        raise Timeout(str(planned.folder))
-                    expected = [] if given.unmatched else _expected(planned, runs, compared)
-                    status = _fit(planned, expected, metric)
+                expected = [] if given.unmatched else _expected(planned, runs, compared)
+                status = fitting.fit(planned, expected, metric)
             except Timeout:
                 at_it = "another process is at it; run the same command again when that is done"
                 console.print(at_it, soft_wrap=True)
@@ -165,12 +119,7 @@ def _tell(failed: Sequence[str], console: Console) -> None:
 
 def _recorded(planned: Planned, metric: str, scaled: bool) -> Run:
     """A run that came to its end; InputError for a record that is none, or lacks the metric."""
-    try:
-        record = json.loads(planned.record.read_text(encoding="utf-8"))
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not record.keys() >= {"metrics", "validated_step", "steps"}:
-        raise InputError(f"{planned.record} is no record of a run; remove its folder")
+    record = fitting.read_record(planned)
     _check_metric(record, metric, planned.folder)
     scales = scales_of(planned.folder / FRONT) if scaled else None
     return Run(planned.variant, planned.seed, record, planned.folder, planned.command, scales)
@@ -222,11 +171,6 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, action="append", metavar="FILE", help="of fit; may be repeated")
-    parser.add_argument("--methods", nargs="+", action="extend", metavar="NAME",
-                        help="the first is what the others are compared with; NAME=METHOD under a name of its own "
-                        "(LoRA FCLoRA)")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="(0 1 2)")
-    add_texts(parser)
     parser.add_argument("--metric", metavar="NAME", help="the task's (val/…; what the config's best checkpoint is by)")
     about = "measure every run at --scales of its ΔW too, and compare what methods reach at best"
     parser.add_argument("--front", action="store_true", help=about)
@@ -238,15 +182,8 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/compare/CONFIG)")
     about = "JSONL that outlives the folder: runs that it has are not repeated, those that end are added to it"
     parser.add_argument("--records", metavar="FILE", help=about)
-    # --flag=value in two, or one with a space in its value is taken for another of --methods.
-    split = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
-    given, rest = parser.parse_known_args(split)
-    given.methods = given.methods or ["LoRA", "FCLoRA"]
-    given.seeds = [0, 1, 2] if given.seeds is None else given.seeds
-    if min(given.seeds) < 0 or max(given.seeds) >= 2**32:
-        odd = min(given.seeds) if min(given.seeds) < 0 else max(given.seeds)
-        raise InputError(f"compare: --seeds are 0 or more and below 2^32, not {odd}")
-    check_at_least(0, limit=given.limit, within=given.within)
+    given, rest = parse_study(parser, args)
+    check_at_least(0, within=given.within)
     sweeps_of({"scale": given.scales})
     if given.front and not (given.corpora or given.sts):
         raise InputError("compare: --front is of score and retention; give --corpora or --sts too")
@@ -255,78 +192,14 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _check(compared: Sequence[Variant], given: argparse.Namespace) -> SpectralCLI:
     """Have every variant's flags read before anything runs; returns the last one's LightningCLI."""
-    if given.corpora or given.sts or given.fit_head:
-        Retention(named_corpora(given.corpora), given.sts, given.limit or None, fit_head=given.fit_head)
-        for text in [*named_corpora(given.corpora).values(), *filter(None, [given.fit_head])]:
-            check_corpus(text)
-        if given.sts:
-            read_split(given.sts, "validation")
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.WARNING)  # each run tells of its own devices
+    fitting.check_texts(given)
     for variant in compared:
-        cli = SpectralCLI([*(f"--config={file}" for file in given.config), *variant.flags()], run=False)
-    lightning.setLevel(level)
+        cli = fitting.read_flags(given.config, variant.flags())
     return cli
 
 
-def _saves_last(cli: Any) -> bool:
-    """Whether runs of the config leave `last.ckpt`, or shall leave nothing."""
-    kept = [c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint)]
-    return not kept or any(c.filename == "last" or c.save_last for c in kept)
-
-
-def _metric(cli: Any, name: str | None) -> tuple[str, bool]:
-    """The task's metric, and whether more of it is better."""
-    best = [c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
-    metric: str = name or (str(best[0].monitor) if best else "val/loss")
-    known = [c.mode == "max" for c in best if c.monitor == metric]
-    return metric, known[0] if known else not metric.endswith(("loss", "perplexity"))
-
-
-def _planned(
-    variant: Variant, seed: int, folder: Path, seeded_data: bool, extra: list[str], given: argparse.Namespace
-) -> Planned:
-    name = re.sub(r"[^\w=.,+-]+", "_", variant.name)[:100]  # file systems take some 255 bytes
-    if name != variant.name.replace(" ", "_"):  # else two names may become one
-        name += f"_{hashlib.blake2b(variant.name.encode(), digest_size=3).hexdigest()}"
-    place = folder / name / f"seed_{seed}"
-    logger = {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": str(folder), "name": name, "version": place.name},
-    }
-    flags = variant.flags()
-    command = ["fit", *(f"--config={file}" for file in given.config), *flags, f"--seed_everything={seed}"]
-    command += [f"--data.seed={seed}"] if seeded_data else []
-    if not any(flag.startswith("--model.method.seed=") for flag in flags):
-        command.append(f"--model.method.seed={seed}")  # of random choices among singular vectors
-    command += [f"--trainer.logger={json.dumps(logger)}", *extra]
-    if given.corpora or given.sts:
-        measured = {"limit": given.limit or "null", "sts": given.sts, "fit_head": given.fit_head}
-        measured["corpora"] = json.dumps(named_corpora(given.corpora)) if given.corpora else None
-        command.append("--trainer.callbacks+=lit_spectral.callbacks.RetentionMonitor")
-        command += [f"--trainer.callbacks.{key}={value}" for key, value in measured.items() if value]
-    return Planned(variant, seed, place, command)
-
-
-def _claim(planned: Planned, configs: list[str]) -> str | None:
-    """Write down what is run in a folder, or refuse one where something else was; returns why it can't be told."""
-    what, file = {"command": planned.command, "configs": configs}, planned.folder / COMMAND
-    if file.exists() and (planned.record.exists() or planned.last.exists()):
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-            flags = sorted(set(before["command"]) ^ set(planned.command))
-        except (ValueError, KeyError, TypeError):
-            return f"{file} is damaged, so that nobody knows what was run there; remove the folder"
-        if before != what:
-            other = ", ".join(flags) or "what the config says"
-            raise InputError(
-                f"compare: {planned.folder} has a run of other settings ({other}); remove it or give another "
-                "--output_folder"
-            )
-    planned.folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(what, indent=1))
-    return None
+def _planned(variant: Variant, seed: int, folder: Path, cli: SpectralCLI, given: argparse.Namespace) -> Planned:
+    return fitting.planned(variant, seed, folder / folder_name(variant) / f"seed_{seed}", given.config, cli, given)
 
 
 def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]) -> list[str]:
@@ -336,20 +209,6 @@ def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]
         return []
     numbers = [run.record["trainable_parameters"] for run in runs if run.variant == reference]
     return [f"--trainer.callbacks.parameters={numbers[0]}"] if numbers else []
-
-
-def _fit(planned: Planned, expected: list[str], metric: str) -> int:
-    """Run it, from its last checkpoint if it has one; returns the exit status."""
-    recording = ["--trainer.callbacks+=lit_spectral.callbacks.RunRecord", f"--trainer.callbacks.file={planned.record}"]
-    recording += [f"--trainer.callbacks.monitor={metric}"] if metric.startswith("val") else []
-    command = [*planned.command, *recording, *expected]
-    if planned.last.exists():
-        status = _call([*command, f"--ckpt_path={planned.last}"])
-        # Stopped between its last checkpoint and its record, it has nothing left to do, and is done again.
-        if status or planned.record.exists():
-            return status
-    remove_run(planned.folder)  # what is not gone on with
-    return _call(command)
 
 
 def _scales(given: argparse.Namespace) -> set[float]:
@@ -368,24 +227,4 @@ def _scaled(planned: Planned, given: argparse.Namespace, rounded: bool) -> bool:
     command = command if given.corpora else command[:-1]
     command += [f"--sts={given.sts}"] if given.sts else []
     command += [f"--fit_head={given.fit_head}"] if given.fit_head else []
-    return _call(command) == 0
-
-
-def _call(command: list[str]) -> int:
-    """`lit-spectral` in a process of its own. On Ctrl-C, which that gets too, it may take its time to save."""
-    # -m imports from the current folder before all others: only where this process does so too.
-    safe = {} if {"", os.getcwd()} & set(sys.path) else {"PYTHONSAFEPATH": "1"}
-    # This process may be told to stop alone.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with subprocess.Popen([sys.executable, "-m", "lit_spectral", *command], env=os.environ | safe) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            raise
-        except SystemExit:
-            process.terminate()
-            process.wait()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    return fitting.call(command) == 0

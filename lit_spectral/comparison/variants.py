@@ -66,7 +66,7 @@ class Variant:
         return next(here, first[0])
 
 
-def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Variant]:
+def variants(names: Sequence[str], flags: Sequence[tuple[str, str]], verb: str = "compare") -> list[Variant]:
     """All methods with all combinations of swept values.
 
     Args:
@@ -75,36 +75,37 @@ def variants(names: Sequence[str], flags: Sequence[tuple[str, str]]) -> list[Var
         flags: as in `pairs_of`. `model.…` flags may give several values, split by commas outside of
             brackets and quotes. `model.method.X` goes to the methods that have a setting X, `NAME.X`
             to that name alone, where X is a setting or itself a whole flag, and wins.
+        verb: of the study, for what is wrong.
 
     Raises:
         InputError: no such method, no method with such a setting, a flag that the comparison gives itself.
     """
-    arms = _arms(names)
+    arms = _arms(names, verb)
     settings = {arm: {field.name for field in fields(getattr(methods, method))} for arm, method in arms.items()}
     for flag, _ in flags:
         plain = flag.partition(".")[2] if flag.partition(".")[0] in settings else flag
         # LightningCLI takes the beginning of a name for the whole, such as --seed.
         for ours in (name for name in _NOT_HERE if name == plain or ("." not in name and name.startswith(plain))):
-            raise InputError(f"compare: --{flag} is not for the runs; give {_NOT_HERE[ours]}")
+            raise InputError(f"{verb}: --{flag} is not for the runs; give {_NOT_HERE[ours]}")
         setting = flag.removeprefix(_METHOD).split(".")[0]
         if flag.startswith(_METHOD) and not any(setting in known for known in settings.values()):
-            raise InputError(f"compare: none of {', '.join(names)} has a setting {setting}")
+            raise InputError(f"{verb}: none of {', '.join(names)} has a setting {setting}")
     return list(dict.fromkeys(variant for arm in arms for variant in _of(arm, arms[arm], flags, settings)))
 
 
-def _arms(names: Sequence[str]) -> dict[str, str]:
+def _arms(names: Sequence[str], verb: str) -> dict[str, str]:
     """From each name in a comparison to its method."""
     arms: dict[str, str] = {}
     for given in names:
         arm, _, method = given.rpartition("=")
         arm = arm or method
         if method not in _known():
-            raise InputError(f"compare: there is no method {method}; there are {', '.join(_known())}")
+            raise InputError(f"{verb}: there is no method {method}; there are {', '.join(_known())}")
         if not re.fullmatch(r"[\w+-]+", arm) or arm in _FLAGS:
-            raise InputError(f"compare: --methods: {arm} is no name for one; give letters, digits, +, - and _")
+            raise InputError(f"{verb}: --methods: {arm} is no name for one; give letters, digits, +, - and _")
         if arm in arms or (arm != method and arm in _known()):
             raise InputError(
-                f"compare: --methods has {arm} twice, or gives it to another; sweep a method's settings, as in "
+                f"{verb}: --methods has {arm} twice, or gives it to another; sweep a method's settings, as in "
                 "--FCLoRA.ball none,0.5, or name it apart: LoRA LoRA+ball=LoRA --LoRA+ball.ball 0.5"
             )
         arms[arm] = method
@@ -141,7 +142,7 @@ def _known() -> list[str]:
     return [name for name in names if getattr(methods, name).trains]
 
 
-def pairs_of(args: Sequence[str]) -> list[tuple[str, str]]:
+def pairs_of(args: Sequence[str], verb: str = "compare") -> list[tuple[str, str]]:
     """(flag without dashes, value) of `--flag value` and `--flag=value`.
 
     Raises:
@@ -151,7 +152,7 @@ def pairs_of(args: Sequence[str]) -> list[tuple[str, str]]:
     for arg in rest:
         flag, joined, value = arg.partition("=")
         if not flag.startswith("--") or (value := value if joined else next(rest, "--")).startswith("--"):
-            raise InputError(f"compare: expected --flag value, not {arg}")
+            raise InputError(f"{verb}: expected --flag value, not {arg}")
         found.append((flag[2:], value))
     return found
 
