@@ -29,7 +29,7 @@ from lit_spectral.sweeps import add_sweeps, sweeps_of, validate_each
 from lit_spectral.tasks import Task
 from lit_spectral.tasks.meaning import check_limits
 
-__all__ = ["SpectralCLI"]
+__all__ = ["SpectralCLI", "Unrun"]
 
 # Methods are dataclasses; jsonargparse takes subclasses of those only where it is told to.
 set_parsing_settings(subclasses_enabled=[Method])
@@ -190,6 +190,13 @@ class SpectralCLI(LightningCLI):
         if not self._sweeps:
             return self.trainer.validate(**given)
         return validate_each(self.trainer, self._sweeps, **given)
+
+
+class Unrun(SpectralCLI):
+    """A subcommand with all that it needs made, and nothing done."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 def _check_callbacks(trainer: Trainer) -> None:

@@ -92,14 +92,22 @@ class Comparison:
         runs: those that came to their end.
         metric: the task's, as it was logged.
         higher_is_better: whether more of it is better.
+        others: more measures of the task.
     """
 
-    def __init__(self, compared: Sequence[Variant], runs: Sequence[Run], metric: str, higher_is_better: bool) -> None:
+    def __init__(
+        self,
+        compared: Sequence[Variant],
+        runs: Sequence[Run],
+        metric: str,
+        higher_is_better: bool,
+        others: Sequence[Measure] = (),
+    ) -> None:
         done = {run.variant for run in runs}
         self.compared = list(compared)
         self.variants = [variant for variant in compared if variant in done]
-        others = [variant.reference(compared) for variant in self.variants]
-        found = dict.fromkeys(o for v, o in zip(self.variants, others, strict=True) if o != v)
+        references = [variant.reference(compared) for variant in self.variants]
+        found = dict.fromkeys(r for v, r in zip(self.variants, references, strict=True) if r != v)
         self.references = list(found) or [self.compared[0]]
         self.runs = list(runs)
         self.task = Measure(metric, metric.removeprefix("val/"), partial(_metric, metric), higher_is_better)
@@ -111,7 +119,7 @@ class Comparison:
             Measure("seconds_per_step", "s a step", lambda record: record["seconds_per_step"], digits=3),
             Measure("peak_memory", "memory, GB", lambda record: record["peak_memory"] / 1e9, digits=2),
         ]
-        all_ = [self.task, *([loss] if metric != loss.name else []), *self.retention, self.norm, *costs]
+        all_ = [self.task, *others, *([loss] if metric != loss.name else []), *self.retention, self.norm, *costs]
         self.measures = [m for m in all_ if any(m.of(run.record) is not None for run in runs)]
 
     def of(self, variant: Variant) -> list[Run]:

@@ -12,7 +12,7 @@ import torch
 
 from lit_spectral.checkpoint import load_given, log_folder
 from lit_spectral.errors import InputError
-from lit_spectral.lightning_cli import SpectralCLI
+from lit_spectral.lightning_cli import SpectralCLI, Unrun
 from lit_spectral.retention.retention import Retention
 from lit_spectral.sweeps.report import Report
 from lit_spectral.sweeps.sweep import sweep
@@ -20,13 +20,6 @@ from lit_spectral.sweeps.validation import task_metric, validated
 from lit_spectral.sweeps.values import Sweep
 
 __all__ = ["run_sweeps"]
-
-
-class _Unrun(SpectralCLI):
-    """`validate` with all that it needs made, and nothing done."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def run_sweeps(
@@ -81,4 +74,4 @@ def _config_of(given: argparse.Namespace, device: torch.device) -> SpectralCLI:
     flags = [f"--trainer.{name}={value}" for name, value in trainer.items()]
     flags += ["--ckpt_path=null", f"--adapter={given.checkpoint}"]
     flags += [f"--model.backbone={given.backbone}"] if given.backbone else []
-    return _Unrun(["validate", f"--config={config}", *flags])
+    return Unrun(["validate", f"--config={config}", *flags])
