@@ -64,17 +64,16 @@ def study(decoder, tmp_path, monkeypatch):
         Path(stage).mkdir()
         for split in ("train", "validation"):
             rows = [{"q": f"{one} {other}", "a": other} for one, other in zip(words, reversed(words), strict=True)]
-            Path(stage, f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        Path(f"{stage}.yaml").write_text(yaml.safe_dump(config(decoder, stage)))
-    Path("text.txt").write_text("the cat sat on the mat\nthe dog ran over the hill\n" * 20)
+            Path(stage, f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        Path(f"{stage}.yaml").write_text(yaml.safe_dump(config(decoder, stage)), encoding="utf-8")
+    Path("text.txt").write_text("the cat sat on the mat\nthe dog ran over the hill\n" * 20, encoding="utf-8")
     ran = []
 
     def inside(command):
         ran.append(command)
         try:
             cli.run(command) if command[0] == "fit" else VERBS[command[0]].run(command[1:])
-        except (RuntimeError, InputError) as error:
-            print("failed:", error)
+        except (RuntimeError, InputError):
             return 1
         return 0
 
@@ -129,3 +128,106 @@ def test_one_adapter_and_one_a_stage_beside_each_other(study, capsys):
     assert "What is retained, by stage" in page
     assert "after hills" in capsys.readouterr().out
     assert study(*ways, methods=["LoRA", "LoRA+after=LoRA"]) == []
+
+
+def test_what_fails_is_one_line_and_the_same_command_goes_on(study, capsys):
+    Path("hills/validation.jsonl").rename("aside")
+    with pytest.raises(SystemExit) as stopped:
+        study()
+    assert stopped.value.code == 1
+    said = capsys.readouterr().out
+    # Its own row was measured on the first stage, and is kept.
+    assert "failed: 1 of 1: LoRA, seed 0, stage 1 of 2: birds: it could not be validated" in said
+    Path("aside").rename("hills/validation.jsonl")
+    scores = json.loads((FOLDER / "before/seed_0/scores.json").read_text())
+    assert list(scores) == ["birds"]
+    (FOLDER / "before/seed_0/scores.json").write_text(json.dumps(scores).replace("val/loss", "val/kept"))
+    assert [command[0] for command in study()] == ["continual", "continual", "fit", "continual"]
+    assert {row["metric"] for row in table("scores.csv") if row["after"] == "before" and row["on"] == "birds"} >= {
+        "val/kept"
+    }
+
+
+def test_a_stage_that_fails_stops_its_method_alone(study, capsys, monkeypatch):
+    original = fitting.fit
+
+    def fit(planned, *args):
+        return 1 if planned.folder.match("LoRA/seed_0/2_hills") else original(planned, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit", fit)
+        with pytest.raises(SystemExit) as stopped:
+            study("--how", "stack", methods=["LoRA", "FCLoRA"])
+    assert stopped.value.code == 1
+    assert "failed: 1 of 2: LoRA, seed 0, stage 2 of 2: hills; the same command" in capsys.readouterr().out
+    assert [row["method"] for row in table("table.csv")] == ["FCLoRA"]
+    assert ("after birds", "hills") in losses("LoRA")
+    ran = study("--how", "stack", methods=["LoRA", "FCLoRA"])
+    assert [command[0] for command in ran] == ["fit", "continual"]
+
+
+@pytest.mark.slow
+def test_training_on_all_stages_is_the_ceiling(study):
+    Path("joint.yaml").write_text(Path("hills.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    study("--joint", "joint.yaml")
+    (summary,) = table("table.csv")
+    joint = [value for (after, _), value in losses("LoRA").items() if after == "joint"]
+    assert float(summary["joint"]) == pytest.approx(sum(joint) / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["chain", "stack"])
+def test_a_stage_keeps_the_head_that_it_was_trained_with(study, backbone_folder, mrpc_folder, how):
+    """The second one's classes are three, which the first one's head has no room for."""
+    for name, count in (("birds", 2), ("hills", 3)):
+        given = config(backbone_folder("bert"), mrpc_folder)
+        given["model"] = {"class_path": "SequenceClassification", "init_args": {"backbone": backbone_folder("bert")}}
+        given["model"]["init_args"]["num_labels"] = count
+        given["data"] = {"class_path": "GLUE", "init_args": {"task": "mrpc", "path": mrpc_folder, "batch_size": 4}}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    study("--how", how)
+    found = losses("LoRA")
+    assert found.keys() == {("after birds", "birds"), ("after hills", "birds"), ("after hills", "hills")}
+    assert found["after birds", "birds"] != found["after hills", "birds"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "stages", "message"),
+    [
+        ([], ["birds=birds.yaml"], "--stages has one stage alone"),
+        ([], ["a=birds.yaml", "a=hills.yaml"], "--stages has two of the name a"),
+        ([], ["joint=birds.yaml", "a=hills.yaml"], "'joint=birds.yaml' is no stage; give NAME=CONFIG"),
+        ([], ["a=nowhere.yaml", "b=hills.yaml"], "there is no file nowhere.yaml"),
+        (["--how", "chian"], None, "--how: there is no chian; did you mean chain?"),
+        (["--LoRa.how", "stack"], None, "--LoRa.how: --methods has no LoRa; did you mean LoRA?"),
+        (["--LoRA.after", "x"], None, "--LoRA.after is not for the runs; give --how"),
+        (["--PiSSA.how", "after"], None, "PiSSA by after: methods that start at a part of W₀ can't keep out"),
+        (["--MoRA.how", "chain"], None, "MoRA by chain: this method can't begin at a given change"),
+        (["--HiRA.how", "after"], None, "HiRA by after: HiRA's ΔW is no product of thin factors; give --HiRA.how"),
+        (["--model.quantization", "int8", "--how", "stack"], None, "a quantised backbone can't hold earlier adapters"),
+        (["--trainer.enable_checkpointing", "false"], None, "birds.yaml keeps no checkpoint"),
+        ([], ["a=birds.yaml", "b=other.yaml"], "a and b have different backbones, "),
+        ([], ["a=birds.yaml", "b=masked.yaml"], "a and b have different tasks, CausalLM and MaskedLM"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_is_one_line_before_anything_runs(study, capsys, flags, stages, message):
+    other = yaml.safe_load(Path("birds.yaml").read_text(encoding="utf-8"))
+    other["model"]["init_args"]["backbone"] = "elsewhere"
+    Path("other.yaml").write_text(yaml.safe_dump(other), encoding="utf-8")
+    masked = other | {
+        "model": {"class_path": "MaskedLM"},
+        "data": {"class_path": "MaskedText", "init_args": {"path": "text.txt"}},
+    }
+    Path("masked.yaml").write_text(yaml.safe_dump(masked), encoding="utf-8")
+    method = flags[0][2:].split(".")[0] if flags and flags[0].endswith(".how") else "LoRA"
+    with pytest.raises(SystemExit) as stopped:
+        study(
+            *flags,
+            stages=stages or ("birds=birds.yaml", "hills=hills.yaml"),
+            methods=["LoRA" if method == "LoRa" else method],
+        )
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ")
+    assert message in said
+    assert not list(Path().rglob("command.json"))

@@ -17,6 +17,8 @@ from lightning.pytorch import Trainer
 from lit_spectral import cli, datamodules, methods, tasks
 from lit_spectral.comparison import command as compare
 from lit_spectral.comparison.variants import pairs_of, variants
+from lit_spectral.continual import command as continual
+from lit_spectral.continual.stages import named_stages, split_how
 from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.verbs import LIGHTNING, VERBS
 
@@ -96,14 +98,18 @@ def understand(monkeypatch, capsys):
         elif name in LIGHTNING:
             with pytest.raises(Parsed):
                 cli.run([name, *base, *flags])
-        elif name == "compare":
-            given, rest = compare._parse([*base, *flags])
-            told = [variant.flags() for variant in variants(given.methods, pairs_of(rest))]
+        elif name in {"compare", "continual"}:
+            given, rest = continual.parse([*flags]) if name == "continual" else compare._parse([*base, *flags])
+            pairs, configs = pairs_of(rest), [CONFIG] if name == "continual" else given.config
+            if name == "continual":
+                assert len(named_stages(given.stages)) > 1
+                pairs, _ = split_how(pairs, given.methods, given.how)
+            told = [variant.flags() for variant in variants(given.methods, pairs)]
             # Methods that are given the same flags are understood alike.
             each = {tuple(flag for flag in flags if not flag.startswith("--model.method=")): flags for flags in told}
             for flags in each.values():
                 with pytest.raises(Parsed):
-                    SpectralCLI([*(f"--config={file}" for file in given.config), *flags], run=False)
+                    SpectralCLI([*(f"--config={file}" for file in configs), *flags], run=False)
         else:
             monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
             with pytest.raises(Parsed):

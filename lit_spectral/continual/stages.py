@@ -157,7 +157,7 @@ def _of(what: str, task: Any) -> str:
 def _check_way(task: Any, how: str, variant: Variant) -> None:
     """InputError, in one line, for a method that can't be trained in this way, as far as that can be told by now."""
     method, told = task.method, f"continual: {variant.name} by {how}"
-    remedy = f"give --{variant.arm}.how {' or '.join(each for each in HOW if each != how)}, or another method"
+    remedy = f"give --{variant.arm}.how stack, or another method"
     if how != "chain" and task.loading.quantization:
         raise InputError(f"{told}: a quantised backbone can't hold earlier adapters in its weights; give --how chain")
     if how == "after" and not isinstance(method, LowRankMethod):
@@ -165,7 +165,8 @@ def _check_way(task: Any, how: str, variant: Variant) -> None:
     try:
         if how == "chain":
             replace(method, start_from="earlier")
-        _try(method, how)
+        if how != "stack":
+            _try(method, how)
     except ValueError as error:
         raise InputError(f"{told}: {error}; or {remedy}") from None
 
@@ -174,16 +175,15 @@ def _try(method: Method, how: str) -> None:
     """Have a method's adapter on a small random map do what it will be asked to; ValueError where it can't."""
     if getattr(type(method).build, "__isabstractmethod__", False):  # it adapts no map by itself
         return
-    with isolate_rng():
+    with isolate_rng(), torch.no_grad():
         layer = nn.Linear(SIZE, SIZE)
-        spectra = Spectra(Matrices({"": layer}), lambda: Fed(layer, {}))
-        site = Site("", layer, layer, spectra, Reading(nn.Module()))
+        site = Site("", layer, layer, Spectra(Matrices({"": layer}), lambda: Fed(layer, {})), Reading(nn.Module()))
         try:
             method.check(site)
-        except ValueError:  # too large for this map, as it may be for none of the model's
+            adapter: Any = method.build(site)
+        except ValueError:  # it may be that this map alone is too small, or lies nowhere
             return
-        adapter: Any = method.build(site)
         if how == "chain":
             adapter.start_at(delta_of(adapter))
-        elif how == "after":
+        else:
             adapter.avoid(*torch.linalg.qr(torch.randn(2, SIZE, 1)).Q)
