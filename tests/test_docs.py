@@ -164,8 +164,8 @@ def test_what_stands_within_a_line_names_what_there_is(named, span):
             assert path[1:] == [] or path[1] in named["method"]
         elif first in named:
             assert path[0] in named[first] | {"help"}
-        else:  # of compare: a method's, or one that --methods has named
-            assert path[0] in named["method"] | {"model", "X"}
+        else:  # of compare and continual: a method's, or one that --methods has named
+            assert path[0] in named["method"] | {"model", "X", "how"}
 
 
 CODE = [block for page in PAGES for block in blocks(page) if block.kind in {"python", "yaml"}]

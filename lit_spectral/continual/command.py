@@ -69,7 +69,9 @@ def run(args: list[str]) -> Path:
     study = _Study(read[: len(configs)], read[len(configs)] if given.joint else None, how, folder, given, console)
     plans = {(variant, seed): _plan(variant, seed, study) for seed in given.seeds for variant in compared}
     damaged = {each.folder: why for plan in plans.values() for each, why in _claims(plan, study)}
-    found, failed, interrupted = [], [], False
+    found: list[Sequenced] = []
+    failed: list[str] = []
+    interrupted = False
     for number, ((variant, seed), plan) in enumerate(plans.items(), 1):
         sequence = Sequenced(variant, seed, how[variant.arm], plan[0].folder.parent)
         found.append(sequence)
@@ -119,7 +121,8 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _plan(variant: Variant, seed: int, study: _Study) -> list[Planned]:
     """A run for each stage, and one for all of them together if that is asked for."""
-    place, planned = study.folder / folder_name(variant) / f"seed_{seed}", []
+    place = study.folder / folder_name(variant) / f"seed_{seed}"
+    planned: list[Planned] = []
     for number, stage in enumerate(study.stages, 1):
         each = _planned(variant, seed, place / f"{number}_{stage.name}", stage, study)
         each.command.extend(way(study.how[variant.arm], planned[-1].last if planned else None))

@@ -115,10 +115,12 @@ def _retention(
     for measure in comparison.retention:
         figure, (ax,) = pages.axes(1, 5.0, 3.4)
         for variant, found in by_variant.items():
-            lines = [[measure.of(record) for record in each.records] for each in found]
-            at = [[line[n] for line in lines if n < len(line) and line[n] is not None] for n in range(len(stages))]
-            values = [[float(value) for value in each if value is not None] for each in at if each]
-            before = next((measure.before(each.records[0]) for each in found if each.records), None)
+            after = [
+                [measure.of(each.records[n]) for each in found if n < len(each.records)] for n in range(len(stages))
+            ]
+            values = [[float(value) for value in each if value is not None] for each in after if each]
+            first = next((each.records[0] for each in found if each.records), None)
+            before = measure.before(first) if first is not None and measure.before is not None else None
             values = [[before], *values] if before is not None else values
             steps = range(1 - (before is not None), len(values) + 1 - (before is not None))
             ax.plot(steps, [statistics.fmean(v) for v in values], "o-", ms=4, lw=1.5, color=colours[variant],
