@@ -6,11 +6,10 @@ import ctypes
 import os
 import signal
 import sys
-import warnings
 from typing import TYPE_CHECKING
 
 from lit_spectral.errors import InputError, mistake, nearest
-from lit_spectral.terminal import print_anything, show_notes
+from lit_spectral.terminal import VERBOSE, print_anything, speak
 from lit_spectral.verbs import LIGHTNING, SYNONYMS, VERBS
 
 if TYPE_CHECKING:
@@ -22,25 +21,25 @@ __all__ = ["main", "run"]
 PR_SET_PDEATHSIG = 1
 
 
-def run(args: list[str] | None = None) -> SpectralCLI:
+def run(args: list[str] | None = None, verbose: bool = False) -> SpectralCLI:
     """Run a subcommand of LightningCLI's (`fit`, `validate`, `test`, `predict`); returns the finished command line.
 
     Args:
         args: as on the command line; None for `sys.argv`.
+        verbose: show all that libraries say, and Lightning's own bars and tables.
     """
+    args = sys.argv[1:] if args is None else args
+    speak(verbose, fits="fit" in args)
     from lit_spectral.lightning_cli import SpectralCLI  # when it is needed: Lightning takes seconds
 
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    for known in ("Checkpoint directory", "Experiment logs directory"):  # RunFolder sees to it
-        warnings.filterwarnings("ignore", f"{known} .* exists and is not empty")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    show_notes()
-    return SpectralCLI(sys.argv[1:] if args is None else args)
+    return SpectralCLI(args)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a mistake in what was given is one line on stderr and exit status 2."""
     args = sys.argv[1:] if args is None else args
+    verbose = VERBOSE in args
+    args = [arg for arg in args if arg != VERBOSE]
     print_anything()
     _end_with_starter()
     try:
@@ -49,9 +48,10 @@ def main(args: list[str] | None = None) -> None:
             _print_help()
             sys.exit()  # as other --help do
         elif args[0] in VERBS:
+            speak(verbose)
             VERBS[args[0]].run(args[1:])
         else:
-            run(args)
+            run(args, verbose)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning stops with 1 and 0; whoever started this is to know what it was.
         if type(stop).__name__ == "SIGTERMException":  # Lightning's, not imported

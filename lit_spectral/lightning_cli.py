@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from typing import Any
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, Checkpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lit_spectral.datamodules  # noqa: F401  (short class names work for what is imported)
@@ -23,11 +22,14 @@ from lit_spectral.files import write_text
 from lit_spectral.flags import SOURCE
 from lit_spectral.methods import Given, Method
 from lit_spectral.parsing import ConfigFile, SettingsParser
+from lit_spectral.run_bar import RunBar
 from lit_spectral.run_folder import RunFolder, own_folder, set_aside, verb_of
+from lit_spectral.run_report import RunReport
 from lit_spectral.strategies import refuse_by_name
 from lit_spectral.sweeps import add_sweeps, sweeps_of, validate_each
 from lit_spectral.tasks import Task
 from lit_spectral.tasks.meaning import check_limits
+from lit_spectral.terminal import is_verbose
 
 __all__ = ["SpectralCLI", "Unrun"]
 
@@ -91,7 +93,6 @@ class SpectralCLI(LightningCLI):
         if run and verb in known:
             # Parsers of the others would take most of the start.
             self.subcommands = lambda: {verb: known[verb]}  # type: ignore[method-assign]
-        warnings.filterwarnings("ignore", ".*provide both args and command line arguments.*")
         super().__init__(
             Task,
             LightningDataModule,
@@ -107,6 +108,11 @@ class SpectralCLI(LightningCLI):
             # Lightning would write all settings out once more, for hyper-parameters that nothing here reads.
             load_from_checkpoint_support=False,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """As LightningCLI's; what `verbose` is to the trainer follows from the flag that all verbs have."""
+        return {verb: {*skipped, "verbose"} for verb, skipped in LightningCLI.subcommands().items()}
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a checkpoint that can't be read before anything is done; Lightning's takes settings from it here.
@@ -155,6 +161,17 @@ class SpectralCLI(LightningCLI):
                 raise InputError(f"settings: {refusal}") from error
             raise
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """As LightningCLI's; unless all is to be shown, with our report and bar in place of Lightning's."""
+        given = self._get(self.config_init, "trainer")
+        if self.subcommand is not None and not is_verbose():
+            callbacks = given["callbacks"] if isinstance(given["callbacks"], list) else [given["callbacks"]]
+            if given["enable_model_summary"] is None and not _any_of(ModelSummary, callbacks):
+                kwargs["enable_model_summary"] = False
+            bars = [] if given["enable_progress_bar"] is False or _any_of(ProgressBar, callbacks) else [RunBar()]
+            self.trainer_defaults["callbacks"] = [RunReport(), *bars]
+        return super().instantiate_trainer(**kwargs)
+
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
         if not isinstance(seed, bool):
@@ -188,8 +205,16 @@ class SpectralCLI(LightningCLI):
     def validate(self, **given: Any) -> Any:
         """As the trainer's; of every value of a sweep, if one is asked for."""
         if not self._sweeps:
-            return self.trainer.validate(**given)
+            return self.trainer.validate(**given, verbose=is_verbose())
         return validate_each(self.trainer, self._sweeps, **given)
+
+    def test(self, **given: Any) -> Any:
+        """As the trainer's."""
+        return self.trainer.test(**given, verbose=is_verbose())
+
+
+def _any_of(kind: type[Callback], callbacks: list[Any]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
 
 
 class Unrun(SpectralCLI):

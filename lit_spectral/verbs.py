@@ -13,6 +13,7 @@ class Verb(NamedTuple):
 
     about: str
     module: str
+    function: str = "run"
 
     def run(self, args: list[str]) -> None:
         """Do it; `args` are those after the verb.
@@ -20,7 +21,7 @@ class Verb(NamedTuple):
         Raises:
             InputError: arguments that can't be used.
         """
-        import_module(self.module).run(args)
+        getattr(import_module(self.module), self.function)(args)
 
 
 # LightningCLI's own, whose flags are those of trainer, task and data.
@@ -43,6 +44,11 @@ VERBS = {
     "mend": Verb("repair an adapter after training, without data", "lit_spectral.updates.mend_command"),
     "merge": Verb("several adapters of one backbone made one", "lit_spectral.updates.merge_command"),
     "export": Verb("an adapter as peft, vLLM or llama.cpp load it, or merged", "lit_spectral.updates.export_command"),
+    "methods": Verb("the methods that there are, a line each", "lit_spectral.listing", "methods"),
+    "tasks": Verb("the tasks", "lit_spectral.listing", "tasks"),
+    "data": Verb("the data modules", "lit_spectral.listing", "data"),
+    "configs": Verb("the configs that ship with lit-spectral", "lit_spectral.listing", "configs"),
+    "config": Verb("a commented YAML to start from", "lit_spectral.starting_config"),
 }
 
 # What others call them.

@@ -178,12 +178,12 @@ def mrpc_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def log_level():
-    """What a command does to the package's log is gone after the test."""
-    logger = logging.getLogger("lit_spectral")
-    level, handlers = logger.level, list(logger.handlers)
+    """What a command does to logs is gone after the test."""
+    logger, root = logging.getLogger("lit_spectral"), logging.getLogger()
+    level = logger.level
     yield
     logger.setLevel(level)
-    logger.handlers[:] = handlers
+    root.handlers[:] = [h for h in root.handlers if not type(h).__module__.startswith("lit_spectral.")]
 
 
 @pytest.fixture(autouse=True)

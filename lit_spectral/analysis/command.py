@@ -20,7 +20,6 @@ from lit_spectral.analysis.views import write_overview
 from lit_spectral.checkpoint import log_folder
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.files import check_place, write_text
-from lit_spectral.terminal import show_notes
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.flags import add_source
 from lit_spectral.updates.sizes import spectral_norms
@@ -41,7 +40,6 @@ def run(args: list[str]) -> Path:
     Raises:
         InputError: a flag that there isn't; a place that can't be written to; as `measured`.
     """
-    show_notes()
     given = parse(args)
     folder = Path(given.output_folder or Path("runs") / "analyze" / _name(given.sources))
     page, overview = folder / "index.html", folder / "overview.png"

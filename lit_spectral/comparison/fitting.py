@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import os
 import re
 import signal
@@ -28,6 +27,7 @@ from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
 from lit_spectral.run_folder import is_written_to, remove_run
+from lit_spectral.terminal import VERBOSE, is_verbose
 
 __all__ = [
     "Planned",
@@ -104,13 +104,7 @@ def parse_study(parser: argparse.ArgumentParser, args: Sequence[str]) -> tuple[a
 
 def read_flags(configs: Sequence[Any], flags: Sequence[str]) -> SpectralCLI:
     """Have flags of `fit` read, and what they say made, before anything runs."""
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.WARNING)  # each run tells of its own devices
-    try:
-        return SpectralCLI([*(f"--config={file}" for file in configs), *flags], run=False)
-    finally:
-        lightning.setLevel(level)
+    return SpectralCLI([*(f"--config={file}" for file in configs), *flags], run=False)
 
 
 def check_texts(given: argparse.Namespace) -> None:
@@ -240,7 +234,7 @@ def fit(planned: Planned, expected: Sequence[str], metric: str) -> int:
             # Stopped between its last checkpoint and its record, it has nothing left to do, and is done again.
             if status or planned.record.exists():
                 return status
-            remove_run(planned.folder)  # what is not gone on with
+        remove_run(planned.folder)  # what is not gone on with
         return call(command)
 
 
@@ -250,7 +244,8 @@ def call(command: list[str]) -> int:
     safe = {} if {"", os.getcwd()} & set(sys.path) else {"PYTHONSAFEPATH": "1"}
     # This process may be told to stop alone.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with subprocess.Popen([sys.executable, "-m", "lit_spectral", *command], env=os.environ | safe) as process:
+    command = [sys.executable, "-m", "lit_spectral", *command, *([VERBOSE] if is_verbose() else [])]
+    with subprocess.Popen(command, env=os.environ | safe) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:

@@ -18,7 +18,6 @@ from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
 from lit_spectral.files import check_place, write_text
 from lit_spectral.flags import add_model
-from lit_spectral.terminal import show_notes
 
 __all__ = ["run"]
 
@@ -37,7 +36,6 @@ def run(args: list[str]) -> Path:
     Raises:
         InputError: a flag that there isn't; as in `CheckpointLM` and `Tasks`.
     """
-    show_notes()
     ours, config = _parse(args)
     if ours.checkpoint is not None and not Path(ours.checkpoint).is_dir():
         read(ours.checkpoint, summary=True)  # tasks may have to be downloaded

@@ -23,7 +23,6 @@ from lit_spectral.retention.measures import BASE
 from lit_spectral.retention.retention import Retention
 from lit_spectral.retention.suite import Score, harness_names, is_one_of, retain, suite_scores
 from lit_spectral.sweeps.values import add_sweeps, sweeps_of
-from lit_spectral.terminal import show_notes
 
 __all__ = ["named_corpora", "run"]
 
@@ -34,7 +33,6 @@ def run(args: list[str]) -> Path:
     Raises:
         InputError: a flag that there isn't; as in `lit_spectral.checkpoint.load` and `Retention`.
     """
-    show_notes()
     given = _parse(args)
     device = usable_device(given.device)
     rounded = torch.autocast(device.type, torch.bfloat16) if given.bf16 else nullcontext()

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_spectral.errors import Parser
-from lit_spectral.terminal import show_notes
 from lit_spectral.updates.exports import check_empty, write
 from lit_spectral.updates.flags import add_source, add_target, add_truncation, check_truncation
 
@@ -25,7 +24,6 @@ def run(args: list[str]) -> Path:
     Raises:
         InputError: a flag that there isn't; as in `sources.read` and `exports.write`.
     """
-    show_notes()
     given = _parse(args)
     place = Path(given.output)
     check_empty(place, given.to)

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_spectral.errors import InputError, Parser
-from lit_spectral.terminal import show_notes
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.exports import check_empty
 from lit_spectral.updates.flags import add_input_text, add_source, add_target
@@ -29,7 +28,6 @@ def run(args: list[str]) -> Path:
     Raises:
         InputError: a flag or value that there isn't; as sources, exports and repairs do.
     """
-    show_notes()
     given = _parse(args)
     place = Path(given.output)
     check_empty(place, given.to)

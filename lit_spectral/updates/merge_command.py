@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from lit_spectral.errors import InputError, Parser
-from lit_spectral.terminal import show_notes
 from lit_spectral.updates.export_command import errors_table
 from lit_spectral.updates.exports import check_empty
 from lit_spectral.updates.flags import add_source, add_target, add_truncation
@@ -32,7 +31,6 @@ def run(args: list[str]) -> Path:
     Raises:
         InputError: a flag that there isn't; as in `merging.merge`, and as sources and exports do.
     """
-    show_notes()
     given = _parse(args)
     settings = {name: getattr(given, name) for name in _SETTINGS if getattr(given, name) is not None}
     checked(given.sources, given.rule, given.weights, settings, given.heads_of, given.rank, given.energy)

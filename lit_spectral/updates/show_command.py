@@ -18,7 +18,6 @@ from torch import Tensor
 from lit_spectral.errors import Parser, check_at_least
 from lit_spectral.files import check_place, written
 from lit_spectral.spectra.cache import SVDCache
-from lit_spectral.terminal import show_notes
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.delta import Delta
 from lit_spectral.updates.sizes import share_inside, size_of
@@ -66,7 +65,6 @@ def run(args: list[str]) -> None:
     Raises:
         InputError: a flag that there isn't; as sources do, and `layers`.
     """
-    show_notes()
     given = _parse(args)
     if given.plot is not None:
         check_place(given.plot, "spectra: --plot")

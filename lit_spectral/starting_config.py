@@ -1,0 +1,156 @@
+"""`lit-spectral config`: a commented YAML of a method, a backbone and a task, to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import yaml
+
+from lit_spectral.errors import InputError, Parser, nearest
+from lit_spectral.files import check_place, write_text
+from lit_spectral.listing import data_modules, method_classes, task_classes
+
+__all__ = ["render", "run"]
+
+# Of settings that have no default: what stands there until the user writes something else.
+_TO_FILL_IN: dict[str, Any] = {
+    "path": "FOLDER",
+    "prompt": "{instruction}\n",
+    "answer": "{output}",
+    "config": {"peft_type": "LORA", "r": 8, "lora_alpha": 16},
+}
+# Settings that are written out, since they are the first to be changed; others are comments.
+_FIRST = {"rank", "task", "path", "batch_size", "max_length"}
+
+
+def run(args: list[str]) -> Path | None:
+    """Print it, or write it into a new file, which is returned.
+
+    Raises:
+        InputError: a name that there isn't, data that the task doesn't take, a file that is there already.
+    """
+    parser = Parser(
+        prog="lit-spectral config",
+        description="A commented YAML to start from, for `lit-spectral fit --config FILE`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("method", metavar="METHOD", help="one of lit-spectral methods")
+    parser.add_argument("backbone", metavar="BACKBONE", help="a hub id, a folder, or tiny, the built-in encoder")
+    parser.add_argument("task", metavar="TASK", help="one of lit-spectral tasks")
+    parser.add_argument("--data", metavar="NAME", help="one of lit-spectral data (the task's first)")
+    parser.add_argument("--output", metavar="FILE", help="a new file (printed)")
+    given = parser.parse_args(args)
+    text = render(given.method, given.backbone, given.task, given.data)
+    if given.output is None:
+        print(text, end="")
+        return None
+    file = Path(given.output)
+    if file.exists():
+        raise InputError(f"config: {file} is there already; give a new file")
+    check_place(file, "config: --output")
+    write_text(file, text)
+    print(f"config: {file}")
+    return file
+
+
+def render(method: str, backbone: str, task: str, data: str | None = None) -> str:
+    """The YAML, with every setting of the method and the data, each explained by its docstring.
+
+    Args:
+        method: a name that `--model.method` takes.
+        backbone: a hub id, a folder, or `tiny`.
+        task: a name that `--model` takes.
+        data: a name that `--data` takes; None for the first that the task takes.
+
+    Raises:
+        InputError: a name that there isn't, or data that the task doesn't take.
+    """
+    kind = _named("method", method, method_classes())
+    problem: Any = _named("task", task, task_classes())
+    suited = {name: each for name, each in data_modules().items() if issubclass(each, problem.data_modules)}
+    if data is None:  # what is meant for any text of the kind, if there is such
+        data = next((name for name, each in suited.items() if each is problem.data_modules[0]), next(iter(suited)))
+    rows = _named(f"data for {task}", data, suited)
+    lines = [
+        f"# {(inspect.getdoc(kind) or '').partition(chr(10))[0]}",
+        "# lit-spectral fit --config FILE; what is commented out is the default.",
+        "seed_everything: 42",
+        "trainer:",
+        "  max_epochs: 3",
+        "  gradient_clip_val: 1.0",
+        "  # precision: bf16-mixed  # on a GPU",
+        "  logger:  # tensorboard --logdir runs",
+        "    class_path: lightning.pytorch.loggers.TensorBoardLogger",
+        f"    init_args: {{save_dir: runs, name: {method.lower()}_{task.lower()}}}",
+        "  callbacks:",
+        "    # The best by validation loss, and the last, from which an interrupted run goes on (--ckpt_path).",
+        "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint",
+        "      init_args: {monitor: val/loss, mode: min, filename: best}",
+        "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint",
+        "      init_args: {filename: last, save_on_exception: true, enable_version_counter: false}",
+        "model:",
+        f"  class_path: {task}",
+        "  init_args:",
+        f"    backbone: {_value(backbone)}",
+        "    method:",
+        f"      class_path: {method}",
+        *_settings(kind, "      "),
+        "    optimizer:",
+        "      class_path: torch.optim.AdamW",
+        "      init_args: {lr: 4.0e-4, weight_decay: 0.0}",
+        "    lr_scheduler: linear",
+        "    # warmup_steps: 0.06  # a number of optimizer steps, or below 1 a fraction of them all",
+        "    # gradient_checkpointing: true  # less memory, more time",
+        "data:",
+        f"  class_path: {data}",
+        *_settings(rows, "  "),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _named(what: str, name: str, known: dict[str, type]) -> type:
+    if name not in known:
+        raise InputError(f"config: there is no {what} {name}{nearest(name, known)}")
+    return known[name]
+
+
+def _settings(kind: type, indent: str) -> list[str]:
+    """`init_args` of a class: those that must be given and the first ones as they are, the rest as comments."""
+    about: dict[str, str] = {}
+    for each in reversed(inspect.getmro(kind)[:-1]):
+        about |= {p.arg_name: p.description or "" for p in docstring_parser.parse(each.__doc__ or "").params}
+    lines = []
+    for name, default in _defaults(kind).items():
+        required = default is inspect.Parameter.empty
+        comment = " ".join(about.get(name, "").split()).partition(". ")[0].rstrip(".")
+        line = f"{name}: {_value(_TO_FILL_IN[name] if required else default)}" + (f"  # {comment}" if comment else "")
+        shown = required or (name in _FIRST and default is not None)
+        lines.append((shown, f"{indent}  {line}" if shown else f"{indent}  # {line}"))
+    head = f"{indent}init_args:" if any(shown for shown, _ in lines) else f"{indent}# init_args:"
+    return [head, *(line for _, line in sorted(lines, key=lambda each: not each[0]))]
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """Of each setting of a class; data modules hand on what they don't name to those that they derive from."""
+    if dataclasses.is_dataclass(kind):
+        parameters = inspect.signature(kind).parameters
+        return {name: p.default for name, p in parameters.items()}
+    found: dict[str, Any] = {}
+    for each in inspect.getmro(kind):
+        if each.__module__.startswith("lit_spectral.") and "__init__" in vars(each):
+            parameters = inspect.signature(each).parameters
+            named = {n: p.default for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+            found = {**named, **found}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                break
+    return found
+
+
+def _value(value: Any) -> str:
+    """In YAML, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
