@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from lit_spectral import help_screens
 from lit_spectral.errors import InputError, mistake, nearest
 from lit_spectral.terminal import VERBOSE, print_anything, speak
 from lit_spectral.verbs import LIGHTNING, SYNONYMS, VERBS
@@ -19,6 +20,7 @@ __all__ = ["main", "run"]
 
 # <linux/prctl.h>: the signal that a process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
+HELP = {"-h", "--help"}
 
 
 def run(args: list[str] | None = None, verbose: bool = False) -> SpectralCLI:
@@ -44,9 +46,12 @@ def main(args: list[str] | None = None) -> None:
     _end_with_starter()
     try:
         _check_verb(args)
-        if args[0] in {"-h", "--help"}:
-            _print_help()
+        if args[0] in HELP:
+            print(help_screens.of_all_verbs())
             sys.exit()  # as other --help do
+        elif args[0] in LIGHTNING and HELP & set(args) and not verbose:
+            print(help_screens.of_lightning(args[0]))
+            sys.exit()
         elif args[0] in VERBS:
             speak(verbose)
             VERBS[args[0]].run(args[1:])
@@ -76,13 +81,6 @@ def _check_verb(args: list[str]) -> None:
         raise InputError(
             f"there is no subcommand {args[0]}" + (f"; {meant} is it" if meant else nearest(args[0], verbs))
         )
-
-
-def _print_help() -> None:
-    print("usage: lit-spectral SUBCOMMAND ...\n\nSpectral parameter-efficient fine-tuning of language models.\n")
-    print("subcommands, each with --help:")
-    for name, about in {**LIGHTNING, **{name: verb.about for name, verb in VERBS.items()}}.items():
-        print(f"  {name:<12}{about}")
 
 
 def _end_with_starter() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import itertools
 import math
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 __all__ = [
     "InputError",
@@ -71,6 +72,14 @@ def check_at_most(most: float, **settings: float | None) -> None:
 
 class Parser(argparse.ArgumentParser):
     """The parser of a verb, whose mistakes are InputErrors."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which speaks of a flag that is missing before one that there isn't."""
+        for arg in itertools.takewhile("--".__ne__, args or ()):
+            flag = arg.partition("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {flag}")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise it, with the verb's name and the nearest flag."""

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
+import docstring_parser  # jsonargparse[signatures] brings it
 import yaml
 
 from lit_spectral.errors import InputError, Parser, nearest

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
 from lit_spectral.files import check_place, write_text
 from lit_spectral.flags import add_model
+from lit_spectral.terminal import VERBOSE, is_verbose
 
 __all__ = ["run"]
 
@@ -81,10 +84,14 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("--fold", action="store_true", help="add the changes to the weights first")
     ours, rest = parser.parse_known_args(args)
     theirs = Parser(prog="evaluate", add_help=False)
-    Run.create(theirs.add_subparsers())
+    subparsers = theirs.add_subparsers()
+    Run.create(subparsers)
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         print()
+        if not is_verbose():
+            print(_in_short(subparsers.choices["run"]))
+            sys.exit()
     try:
         given = theirs.parse_args(["run", *rest])
     except InputError:
@@ -109,6 +116,13 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
     if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", str(config.batch_size)):
         raise InputError(f"evaluate: --batch_size is a number of at least 1, auto or auto:N, not {config.batch_size}")
     return ours, config
+
+
+def _in_short(theirs: argparse.ArgumentParser) -> str:
+    """The names of the harness's flags, in a few lines."""
+    flags = [action.option_strings[-1] for action in theirs._actions if action.option_strings]
+    named = ", ".join(flag for flag in flags if flag.strip("-") not in {*_NOT_HERE, "help"})
+    return textwrap.fill(f"flags of lm_eval run, which --help {VERBOSE} explains: {named}", 98)
 
 
 def _options(config: Any) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def _write(report: dict[str, Any], file: Path) -> None:
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="lit-spectral retain",
+        usage="lit-spectral retain --checkpoint SOURCE [--corpora TEXT ...] [flags]",
         description="What a checkpoint's model has kept of its backbone: perplexity (decoders), masked-token accuracy "
         "(encoders), forgetting loss, drift of sentence states; the same backbone without its adapters beside it.",
         allow_abbrev=False,
