@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,12 @@ def _settings(kind: type, indent: str) -> list[str]:
     """`init_args` of a class: those that must be given and the first ones as they are, the rest as comments."""
     about: dict[str, str] = {}
     for each in reversed(inspect.getmro(kind)[:-1]):
-        about |= {p.arg_name: p.description or "" for p in docstring_parser.parse(each.__doc__ or "").params}
+        found = {p.arg_name: p.description or "" for p in docstring_parser.parse(each.__doc__ or "").params}
+        about |= {name: said for name, said in found.items() if not said.startswith("as in ")}
     lines = []
     for name, default in _defaults(kind).items():
         required = default is inspect.Parameter.empty
-        comment = " ".join(about.get(name, "").split()).partition(". ")[0].rstrip(".")
+        comment = textwrap.shorten(about.get(name, "").partition(". ")[0].rstrip("."), 100, placeholder=" …")
         line = f"{name}: {_value(_TO_FILL_IN[name] if required else default)}" + (f"  # {comment}" if comment else "")
         shown = required or (name in _FIRST and default is not None)
         lines.append((shown, f"{indent}  {line}" if shown else f"{indent}  # {line}"))
@@ -137,8 +139,7 @@ def _settings(kind: type, indent: str) -> list[str]:
 def _defaults(kind: type) -> dict[str, Any]:
     """Of each setting of a class; data modules hand on what they don't name to those that they derive from."""
     if dataclasses.is_dataclass(kind):
-        parameters = inspect.signature(kind).parameters
-        return {name: p.default for name, p in parameters.items()}
+        return {field.name: _default(field) for field in dataclasses.fields(kind)}
     found: dict[str, Any] = {}
     for each in inspect.getmro(kind):
         if each.__module__.startswith("lit_spectral.") and "__init__" in vars(each):
@@ -150,7 +151,15 @@ def _defaults(kind: type) -> dict[str, Any]:
     return found
 
 
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """Its value, or that there is none: an empty mapping, as of `Peft.config`, says nothing."""
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return value if value != {} and value is not dataclasses.MISSING else inspect.Parameter.empty
+
+
 def _value(value: Any) -> str:
     """In YAML, on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    options: dict[str, Any] = {"width": 10**6, "allow_unicode": True, "sort_keys": False, "default_style": style}
+    text = yaml.safe_dump(value, default_flow_style=True, **options)
     return text.removesuffix("\n").removesuffix("\n...")

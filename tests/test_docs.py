@@ -20,6 +20,7 @@ from lit_spectral.comparison.variants import pairs_of, variants
 from lit_spectral.continual import command as continual
 from lit_spectral.continual.stages import named_stages, split_how
 from lit_spectral.lightning_cli import SpectralCLI
+from lit_spectral.terminal import VERBOSE
 from lit_spectral.verbs import LIGHTNING, VERBS
 
 CONFIG = "configs/lora_roberta_mrpc.yaml"
@@ -137,8 +138,8 @@ def named():
     shown = {}
     for name in (*LIGHTNING, *VERBS):
         with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
-            cli.main([name, "--help"])
-        shown[name] = {*re.findall(r"--[\w-]+", said.getvalue()), "--print_config"}
+            cli.main([name, "--help", "--verbose"])
+        shown[name] = {*re.findall(r"--[\w-]+", said.getvalue()), "--print_config", VERBOSE}
     theirs = {
         flag for file in (ROOT / "benchmarks").glob("*.py") for flag in re.findall(r'"(--\w+)"', file.read_text())
     }
