@@ -96,7 +96,8 @@ class Parser(argparse.ArgumentParser):
 def nearest(given: str, known: Iterable[str]) -> str:
     """The remedy for a name that there isn't: `; did you mean X?`, or `; there are …` where none is near."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(given, names, 1, cutoff=0.7)
+    close = [name for name in names if name.lower() == given.lower()]
+    close = close or difflib.get_close_matches(given, names, 1, cutoff=0.7)
     if close:
         return f"; did you mean {close[0]}?"
     return f"; there are {', '.join(names)}" if names and sum(map(len, names)) < 200 else "; see --help"

@@ -9,7 +9,7 @@ __all__ = ["FLAGS", "of_all_verbs", "of_lightning"]
 
 # Of LightningCLI's verbs; a flag that only some have names them.
 FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "--config FILE": ("YAML of settings, yours or one of lit-spectral configs; may be repeated", ()),
+    "--config FILE": ("settings: a YAML of yours, or of lit-spectral configs", ()),
     "--ckpt_path FILE": ("go on from a checkpoint, or measure one", ()),
     "--adapter SOURCE": (
         "in place of it: an adapter of peft's, or fine-tuned weights",

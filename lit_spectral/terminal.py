@@ -49,7 +49,7 @@ def speak(verbose: bool = False, fits: bool = True) -> None:
     root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, _Lines)]
     root.addHandler(_Lines(verbose))
     # Importing it puts a handler there, whether or not there is one already.
-    logging.getLogger("lightning").addHandler = lambda handler: None  # type: ignore[method-assign]
+    logging.getLogger("lightning").addHandler = lambda hdlr: None  # type: ignore[method-assign]
     ours.setLevel(logging.INFO if verbose else logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if verbose:

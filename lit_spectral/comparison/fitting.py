@@ -44,6 +44,17 @@ __all__ = [
     "task_metric",
 ]
 
+# Flags of `fit` without a dot, that are handed on or refused by name.
+_OF_FIT = {
+    "ckpt_path",
+    "data",
+    "lr_scheduler",
+    "model",
+    "optimizer",
+    "save_every_n_steps",
+    "seed_everything",
+    "trainer",
+}
 RECORD, COMMAND = "record.json", "command.json"
 # What a broken run goes on from, for a config that doesn't keep it. Without a metric `mode` says nothing, except that
 # Lightning tells this from a config's own ModelCheckpoint by it.
@@ -92,6 +103,9 @@ def parse_study(parser: argparse.ArgumentParser, args: Sequence[str]) -> tuple[a
     add_texts(parser)
     # --flag=value in two, or one with a space in its value is taken for another of --methods.
     split = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    for flag in (arg for arg in split if arg.startswith("--") and "." not in arg):
+        if flag not in parser._option_string_actions and flag.strip("-+") not in _OF_FIT:
+            parser.error(f"unrecognized arguments: {flag}")
     given, rest = parser.parse_known_args(split)
     given.methods = given.methods or ["LoRA", "FCLoRA"]
     given.seeds = [0, 1, 2] if given.seeds is None else list(dict.fromkeys(given.seeds))

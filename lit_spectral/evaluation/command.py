@@ -15,7 +15,7 @@ import torch
 
 from lit_spectral.checkpoint import log_folder
 from lit_spectral.checkpoint_file import read
-from lit_spectral.errors import InputError, Parser, check_at_least, check_positive, refusals_of
+from lit_spectral.errors import InputError, Parser, check_at_least, check_positive, nearest, refusals_of
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
 from lit_spectral.evaluation.harness import Tasks, as_json, evaluate, figures
 from lit_spectral.files import check_place, write_text
@@ -92,6 +92,10 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Any]:
         if not is_verbose():
             print(_in_short(subparsers.choices["run"]))
             sys.exit()
+    known = {*parser._option_string_actions, *subparsers.choices["run"]._option_string_actions}
+    for flag in (arg.partition("=")[0] for arg in rest if arg.startswith("--")):
+        if flag not in known:
+            raise InputError(f"evaluate: there is no {flag}{nearest(flag, known)}")
     try:
         given = theirs.parse_args(["run", *rest])
     except InputError:
