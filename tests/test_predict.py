@@ -50,6 +50,7 @@ def direct(task, data):
 
 def test_each_row_has_its_class_and_probabilities_in_the_order_of_rows(fit, trained, capsys):
     path = trained()
+    capsys.readouterr()
     done = fit("lora_roberta_mrpc", f"--ckpt_path={path}", "--data.eval_batch_size=5", command="predict")
     file = Path(done.trainer.log_dir, "predictions.jsonl")
     expected = direct(done.model, done.datamodule)
