@@ -75,7 +75,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which speaks of a flag that is missing before one that there isn't."""
-        for arg in itertools.takewhile("--".__ne__, args or ()):
+        mine = () if self._subparsers else itertools.takewhile("--".__ne__, args or ())
+        for arg in mine:
             flag = arg.partition("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
                 self.error(f"unrecognized arguments: {flag}")
