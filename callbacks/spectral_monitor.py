@@ -14,7 +14,7 @@ from lit_spectral.callbacks.logged_curve import logged_step
 from torch import Tensor
 
 from lit_spectral.adapters import Change, Factors, named_changes
-from lit_spectral.adapters.stacking import grams, singular_values, spectral_norms
+from lit_spectral.adapters.stacking import grams, principal_shares, singular_values, spectral_norms
 from lit_spectral.errors import check_at_least
 from lit_spectral.spectra import linalg
 
@@ -25,15 +25,18 @@ ENTRIES_A_STEP = 2**20
 
 
 class SpectralMonitor(Callback):
-    """Logs ‖ΔW‖₂ of every adapted layer, and how close the layers are to their bound.
+    """Logs ‖ΔW‖₂ of every adapted layer, how close the layers are to their bound, and how principal ΔW is.
 
     Tags: `spectral_norm/<module path>`, `spectral_norm/max`, `spectral_norm/mean`,
     `spectral_norm/fraction_at_bound` (of the bounded singular values), `orthogonality_error/max`,
-    and at the end of an epoch histograms `singular_values/<module path>`. For low-rank changes the
-    values come from the factors and are exact; where a change has none (HiRA, MoRA, full fine-tuning,
-    layers of peft), it is followed by warm-started power iterations on its products with vectors, an
-    estimate from below under `spectral_norm_estimate/`. These read whole weights: layers take turns,
-    as many a step as hold a million weights.
+    and at the end of an epoch histograms `singular_values/<module path>`. Where the method knows W₀'s k leading
+    singular vectors anyway (HiP-LoRA, Proj-LoRA, FCLoRA with `principal_rank`) also `principal_share/<module path>`
+    and `principal_share/max`: ρ_k = ‖U_kᵀ ΔW V_k‖_F² / ‖ΔW‖_F², 0 to 1, from factors; not while ΔW is 0.
+
+    For low-rank changes the values come from the factors and are exact; where a change has none (HiRA, MoRA, full
+    fine-tuning, layers of peft), it is followed by warm-started power iterations on its products with vectors, an
+    estimate from below under `spectral_norm_estimate/`. These read whole weights: layers take turns, as many a step as
+    hold a million weights.
 
     Values stay on the device and are written in batches, so that recording every step does not
     make the device wait.
@@ -52,6 +55,7 @@ class SpectralMonitor(Callback):
         self._last_step = -1
         self._changes: dict[str, Change] = {}
         self._exact = True
+        self._placed: list[str] = []  # those whose principal basis is known
         self._vectors: dict[str, Tensor] = {}
         self._estimates: dict[str, Tensor] = {}
         self._turns: Iterator[str] = iter(())
@@ -75,6 +79,7 @@ class SpectralMonitor(Callback):
         """Measure these changes, by their paths, from now on."""
         self._changes = changes
         self._exact = all(change.factors() is not None for change in changes.values())
+        self._placed = [name for name, change in changes.items() if change.principal_basis is not None]
         self._vectors, self._estimates, self.latest_max = {}, {}, None
         self._turns = itertools.cycle(changes)
 
@@ -160,11 +165,14 @@ class SpectralMonitor(Callback):
 
     @torch.no_grad()
     def measure(self) -> Tensor:
-        """Norms of all layers, then fraction at the bound and orthogonality error, on the device, float32."""
+        """Norms of all layers, fraction at the bound, orthogonality error, principal shares; on the device, float32."""
         changes = list(self._changes.values())
         known: dict[Any, Tensor] = {}  # FCLoRA's factors are also what should be orthonormal
         norms = spectral_norms(changes, known) if self._exact else self._estimated_norms()
-        return torch.cat([norms.float(), fraction_at_bound(changes, norms), orthogonality_error(changes, known)])
+        found = [norms.float(), fraction_at_bound(changes, norms), orthogonality_error(changes, known)]
+        if self._placed:
+            found.append(principal_shares([self._changes[name] for name in self._placed]))
+        return torch.cat(found)
 
     def _estimated_norms(self) -> Tensor:
         """Those of the layers whose turn it is anew, the others' as they were."""
@@ -193,7 +201,9 @@ class SpectralMonitor(Callback):
         steps = [step for step, _ in self._recorded]
         rows = torch.stack([row for _, row in self._recorded]).cpu().tolist()
         self._recorded.clear()
-        for step, (*norms, at_bound, error) in zip(steps, rows, strict=True):
+        count = len(self._changes)
+        for step, row in zip(steps, rows, strict=True):
+            norms, (at_bound, error, *shares) = row[:count], row[count:]
             self.latest_max = max(norms)
             metrics = {f"{self._prefix}/{name}": norm for name, norm in zip(self._changes, norms, strict=True)}
             metrics[f"{self._prefix}/max"] = self.latest_max
@@ -201,6 +211,9 @@ class SpectralMonitor(Callback):
             # Not a number where nothing is bounded, or nothing is meant to be orthonormal.
             metrics |= {"spectral_norm/fraction_at_bound": at_bound} if at_bound == at_bound else {}
             metrics |= {"orthogonality_error/max": error} if error == error else {}
+            placed = {name: share for name, share in zip(self._placed, shares, strict=True) if share == share}
+            metrics |= {f"principal_share/{name}": share for name, share in placed.items()}
+            metrics |= {"principal_share/max": max(placed.values())} if placed else {}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=step)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
-__all__ = ["SOURCE", "add_model", "add_texts"]
+__all__ = ["SOURCE", "add_corpora", "add_model", "add_texts"]
 
 # What SOURCE is.
 SOURCE = "a .ckpt that fit wrote, an adapter of peft's, or a folder of fine-tuned weights"
@@ -17,11 +17,16 @@ def add_model(parser: ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--backbone", metavar="FOLDER", help="where the backbone lies, if not where it was")
 
 
-def add_texts(parser: ArgumentParser) -> None:
-    """`--corpora`, `--sts`, `--fit_head` and `--limit`: on what to measure what a model has kept."""
+def add_corpora(parser: ArgumentParser) -> None:
+    """`--corpora`."""
     known = "python-docs, bookcorpus, finewiki, openwebtext, pg19, wikitext-2, wikitext-103"
     about = f"texts on which to measure what is forgotten: files, folders, {known}"
     parser.add_argument("--corpora", nargs="+", action="extend", default=[], metavar="[NAME=]TEXT", help=about)
+
+
+def add_texts(parser: ArgumentParser) -> None:
+    """`--corpora`, `--sts`, `--fit_head` and `--limit`: on what to measure what a model has kept."""
+    add_corpora(parser)
     parser.add_argument("--sts", metavar="FOLDER", help="sentence pairs in STS-B's form, for encoders")
     about = "for an encoder without a masked-language head: fit one on this text, once"
     parser.add_argument("--fit_head", metavar="TEXT", help=about)

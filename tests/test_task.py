@@ -7,10 +7,10 @@ from conftest import Watch, scalars
 from lit_spectral.callbacks import SigmaClamp, SpectralBall, SpectralMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_spectral.adapters import adapters, trained_state
+from lit_spectral.adapters import adapters, named_changes, trained_state
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
-from lit_spectral.methods import FCLoRA, FullFineTuning, HiLoRA, LoRA
+from lit_spectral.methods import FCLoRA, FullFineTuning, HiLoRA, HiPLoRA, LoRA, ProjLoRA
 from lit_spectral.spectra import linalg
 from lit_spectral.tasks import MaskedLM, SequenceClassification
 
@@ -82,6 +82,26 @@ def test_the_logged_norm_is_that_of_the_dense_change_at_every_step(train):
         assert [v for _, v in logged[name]] == pytest.approx([v for _, v in points], rel=1e-5)
     largest = [max(points[i][1] for points in expected.values()) for i in range(16)]
     assert [v for _, v in logged["spectral_norm/max"]] == pytest.approx(largest, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [
+    HiPLoRA(rank=4, principal_rank=3, delta_lr=5), HiPLoRA(rank=4, principal_rank=3, project=False),
+    FCLoRA(rank=4, principal_rank=3, sigma_lr=100), ProjLoRA(rank=4, principal_rank=3),
+], ids=["HiPLoRA", "HiPLoRA without projection", "FCLoRA", "ProjLoRA"])  # fmt: skip
+def test_the_logged_principal_share_is_that_of_the_dense_change_and_weight(method, train):
+    trainer = train(method, max_steps=3)
+    logged = scalars(trainer)
+    expected = []
+    for name, adapter in named_changes(trainer.lightning_module.model).items():
+        change, (u, _, vt) = adapter.delta_weight().double(), torch.linalg.svd(adapter.weight.double())
+        expected.append(float((u[:, :3].mT @ change @ vt[:3].mT).square().sum() / change.square().sum()))
+        assert logged[f"principal_share/{name}"][-1] == (2, pytest.approx(expected[-1], rel=1e-4, abs=1e-9))
+    assert logged["principal_share/max"][-1][1] == pytest.approx(max(expected), rel=1e-4, abs=1e-9)
+    assert (max(expected) > 1e-3) == isinstance(method, HiPLoRA)
+
+
+def test_a_method_that_knows_no_principal_directions_logs_no_share(train):
+    assert not [tag for tag in scalars(train(LoRA(rank=4), max_steps=1)) if tag.startswith("principal_share")]
 
 
 def test_the_norm_is_logged_once_an_optimizer_step_under_accumulation(train):

@@ -98,6 +98,11 @@ class Change:
         return []
 
     @property
+    def principal_basis(self) -> tuple[Tensor, Tensor] | None:
+        """W₀'s leading singular vectors U (out, k) and V (in, k), where the change knows them; None elsewhere."""
+        return None
+
+    @property
     def budget(self) -> Budget | None:
         """A quadratic penalty on gains, None for none."""
         return None

@@ -136,7 +136,7 @@ class FactoredAdapter(Adapter):
         return left, right.mT
 
     def confine(self, u: Tensor, v: Tensor, saved: bool = True) -> None:
-        """Keep the columns orthogonal to U (out, k) and V (in, k), themselves orthonormal (HiP-LoRA App. A.2).
+        """Keep the columns orthogonal to W₀'s leading U (out, k) and V (in, k) (HiP-LoRA App. A.2).
 
         `saved` keeps U and V with the adapter, as ΔW needs where it is made of them: an SVD's signs do
         not reproduce across machines; its subspaces do.
@@ -172,6 +172,11 @@ class FactoredAdapter(Adapter):
                     "smaller rank, or truncate what `after` names: lit-spectral export --rank"
                 )
         self.left_basis, self.right_basis = bases
+
+    @property
+    def principal_basis(self) -> tuple[Tensor, Tensor] | None:
+        """What `confine` was given."""
+        return (self.u_basis, self.v_basis) if "u_basis" in self._buffers else None
 
     @property
     def confined(self) -> list[Confined]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_spectral.adapters.base import Change, Factors
 from lit_spectral.spectra import linalg
 
-__all__ = ["grams", "group_by_shape", "singular_values", "spectral_norms", "stack_factors"]
+__all__ = ["grams", "group_by_shape", "principal_shares", "singular_values", "spectral_norms", "stack_factors"]
 
 
 def group_by_shape(items: Sequence[tuple[Tensor, ...]]) -> list[list[int]]:
@@ -67,6 +67,26 @@ def spectral_norms(changes: Sequence[Change], known: dict[Any, Tensor] | None = 
         beside = [result.new_zeros(()) if gain is None else next(largest).to(result.dtype) for _, gain in parts]
         result = torch.maximum(result, torch.stack(beside))
     return result
+
+
+@torch.no_grad()
+def principal_shares(changes: Sequence[Change]) -> Tensor:
+    """ρ_k, two-sided: ‖Uᵀ ΔW V‖_F² / ‖ΔW‖_F² of each change in its own principal basis, (n,), float32, 0 to 1.
+
+    Args:
+        changes: that have factors and a `principal_basis`. NaN for one whose ΔW is 0.
+    """
+    items = [(change.factors(), change.principal_basis) for change in changes]
+    parts = [(factors, *basis) for factors, basis in items if factors is not None and basis is not None]
+    found: dict[int, Tensor] = {}
+    for indices in group_by_shape([(each.left, each.right, u, v) for each, u, v in parts]):
+        left, right = stack_factors([parts[i][0] for i in indices])
+        u, v = (torch.stack([parts[i][side] for i in indices]) for side in (1, 2))
+        core = (u.mT @ left).double() @ (right @ v).double()
+        energy = ((left.mT @ left).double() * (right @ right.mT).double()).sum((-2, -1))
+        shares = (core.square().sum((-2, -1)) / energy).float()
+        found |= dict(zip(indices, shares.unbind(), strict=True))
+    return torch.stack([found[index] for index in range(len(parts))])
 
 
 @torch.no_grad()

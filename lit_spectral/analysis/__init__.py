@@ -1,9 +1,11 @@
 """What an update is beside its backbone's weights: measures, a function each, and `lit-spectral analyze`.
 
-No model and no data: all of it follows from ΔW and W₀, a map at a time.
+All of it follows from ΔW and W₀, a map at a time, with no model and no data; but for `effects`, what it does to the
+model on texts, whose measures of hidden states are here too.
 """
 
 from lit_spectral.analysis.magnitude import Magnitude, effective_rank, leading_part, magnitude
+from lit_spectral.analysis.states import Moments, linear_cka, procrustes_residual
 from lit_spectral.analysis.subspaces import (
     Inside,
     Projections,
@@ -20,6 +22,7 @@ __all__ = [
     "Decay",
     "Inside",
     "Magnitude",
+    "Moments",
     "Projections",
     "effective_rank",
     "error_curve",
@@ -28,7 +31,9 @@ __all__ = [
     "ideal_low_rank",
     "inside",
     "leading_part",
+    "linear_cka",
     "magnitude",
+    "procrustes_residual",
     "projected_norm",
     "projections",
     "quartiles",

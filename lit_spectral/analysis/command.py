@@ -10,16 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
+from lit_spectral.analysis.effect_views import Effects, effect_table, write_effect_tables
+from lit_spectral.analysis.effects import SWITCHES, Effect, effects
 from lit_spectral.analysis.measuring import Analysis, analyze, place_of
 from lit_spectral.analysis.page import title_of, write_page
 from lit_spectral.analysis.results import table, write_tables
 from lit_spectral.analysis.views import write_overview
-from lit_spectral.checkpoint import log_folder
-from lit_spectral.errors import InputError, Parser, check_at_least
+from lit_spectral.checkpoint import load_given, log_folder, usable_device
+from lit_spectral.datamodules.corpora import check_corpus
+from lit_spectral.errors import InputError, Parser, check_at_least, check_at_most
 from lit_spectral.files import check_place, write_text
+from lit_spectral.flags import add_corpora
+from lit_spectral.retention.command import named_corpora
+from lit_spectral.retention.retention import Retention
 from lit_spectral.updates.backbone import Backbone
 from lit_spectral.updates.flags import add_source
 from lit_spectral.updates.sizes import spectral_norms
@@ -45,14 +52,23 @@ def run(args: list[str]) -> Path:
     page, overview = folder / "index.html", folder / "overview.png"
     for file in (page, overview):
         check_place(file, "analyze: --output_folder")
+    device = usable_device(given.device)
     analysis, backbone = measured(given)
     console = Console()
     console.print(table(analysis))
     title = title_of(analysis, backbone)
     write_tables(analysis, folder)
     write_overview(analysis, title, overview)
-    write_text(page, write_page(analysis, title, f"lit-spectral analyze {shlex.join(args)}"))
-    console.print(escape(f"tables: {folder / 'changes.csv'}, weights.csv, values.csv; overview.png"), soft_wrap=True)
+    files = ["weights.csv", "values.csv"]
+    done: Effects = {}
+    if given.corpora:
+        labels = dict(zip(analysis.changes, given.sources, strict=True))
+        done = {label: _effects(source, given, device) for label, source in labels.items()}
+        console.print(effect_table(done))
+        files += write_effect_tables(done, folder)
+    write_text(page, write_page(analysis, done, title, f"lit-spectral analyze {shlex.join(args)}"))
+    tables = ", ".join([str(folder / "changes.csv"), *files])
+    console.print(escape(f"tables: {tables}; overview.png"), soft_wrap=True)
     console.print(f"page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
     return page
 
@@ -77,13 +93,24 @@ def measured(given: argparse.Namespace) -> tuple[Analysis, str]:
     return analyze(changes, Backbone(named.name, files), rank, given.top, given.seed), Path(named.name).name
 
 
+def _effects(source: str, given: argparse.Namespace, device: torch.device) -> Mapping[str, Effect]:
+    """On every text, of one source."""
+    sizes = (given.limit or None, given.max_length, given.batch_size)
+    retention = Retention(named_corpora(given.corpora), None, *sizes)
+    task = load_given(source, given.backbone).to(device)
+    retention.prepare(task)
+    log.info("%s: what it does to the model", source)
+    return effects(task, retention, given.switch)
+
+
 def parse(args: list[str]) -> argparse.Namespace:
     """The flags; InputError for one that there isn't, or can't be."""
     parser = Parser(
         prog="lit-spectral analyze",
         description="How large the changes of adapters are, and how they lie beside their backbone's weights: sizes "
         "by layer, energy and similarity with W₀'s singular subspaces, amplification, gains, intruder dimensions, and "
-        "W₀'s own spectra. A page, CSV and a PNG; several adapters of one backbone side by side. No data is needed.",
+        "W₀'s own spectra. A page, CSV and a PNG; several adapters of one backbone side by side. No data is needed but "
+        "for what they do to the model on texts, --corpora: how far predictions and hidden states move.",
         allow_abbrev=False,
     )
     add_source(parser, several=True)
@@ -92,12 +119,27 @@ def parse(args: list[str]) -> argparse.Namespace:
     about = "W₀'s leading singular directions in which energy and gains are measured (%(default)s)"
     parser.add_argument("--top", type=int, default=32, metavar="K", help=about)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random subspaces (%(default)s)")
+    add_corpora(parser)
+    about = "on these: KL(base ‖ adapted) with each layer's, or map's, ΔW switched off, and with it alone"
+    parser.add_argument("--switch", choices=SWITCHES, help=about)
+    about = "windows (decoders) or lines of each text; 0 for all (%(default)s)"
+    parser.add_argument("--limit", type=int, default=64, metavar="N", help=about)
+    parser.add_argument("--max_length", type=int, default=256, metavar="N", help="tokens of one (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=4, metavar="N", help="of them at a time (%(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="for texts (the first GPU, or the CPU)")
     parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/analyze/SOURCE)")
     given = parser.parse_args(args)
     twice = next((source for source in given.sources if given.sources.count(source) > 1), None)
     if twice is not None:
         raise InputError(f"analyze: {twice} is given twice; give it once")
-    check_at_least(1, rank=given.rank, top=given.top)
+    check_at_least(1, rank=given.rank, top=given.top, batch_size=given.batch_size)
+    check_at_least(2, max_length=given.max_length)
+    check_at_least(0, limit=given.limit)
+    check_at_most(2**31 - 1, limit=given.limit, max_length=given.max_length, batch_size=given.batch_size)
+    if given.switch and not given.corpora:
+        raise InputError("analyze: --switch asks what a text shows; give --corpora too, or leave it out")
+    for text in named_corpora(given.corpora).values():
+        check_corpus(text)
     if not 0 <= given.seed < 2**30:
         raise InputError(f"analyze: --seed is 0 or more and below 2^30, not {given.seed}")
     return given

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from lit_spectral import pages
+from lit_spectral.analysis.effect_views import Effects, effect_figures, effect_rows
 from lit_spectral.analysis.magnitude import ABOVE
 from lit_spectral.analysis.measuring import Analysis
 from lit_spectral.analysis.results import intruders_by_threshold, projections_by_kind, summary, weights_by_kind
@@ -28,16 +29,25 @@ _WEIGHTS = """Means over layers. σ⁽¹⁾ to σ⁽³⁾ are the quartiles of a
 values it takes to come within 5 % of W₀ (dotted), beside those of a random matrix of low rank. FCLoRA's appendix H."""
 
 
+_EFFECTS = """In nats a token: KL(base ‖ adapted) of the distributions of next tokens (of encoders: masked ones), and
+MiLoRA's forgetting loss, the cross-entropy to the backbone's own predictions, which is that much above their entropy.
+Of hidden states, centred, over all tokens: linear CKA (1905.00414), and the Procrustes residual, the share of the
+backbone's states that no rotation and scale of the adapted ones explains. Where nothing moved they are 1 and 0."""
+_SWITCHED = """ Below, the ΔW of one place is switched off, or all others' are; dotted with all of them. What a place
+forgets is how much KL falls without it; places work together, so that neither adds up."""
+
+
 def title_of(analysis: Analysis, backbone: str) -> str:
     """What page and picture show."""
     return f"What {', '.join(analysis.changes)} change{'s' * (len(analysis.changes) == 1)} in {backbone}"
 
 
-def write_page(analysis: Analysis, title: str, command: str) -> str:
+def write_page(analysis: Analysis, effects: Effects, title: str, command: str) -> str:
     """The page's HTML: a summary, then sizes, places, intruders and W₀, each with pictures, and how to run it again.
 
     Args:
         analysis: what was measured.
+        effects: on the model, by source and text; empty where no text was given.
         title: of the page.
         command: that measured it.
     """
@@ -54,12 +64,24 @@ def write_page(analysis: Analysis, title: str, command: str) -> str:
         _heading("Intruder dimensions", _INTRUDERS),
         pages.table(*intruders_by_threshold(analysis)),
         pages.panels(figures(analysis, "intruders")),
+        *_effects(effects),
         _heading("W₀", _WEIGHTS),
         pages.table(*weights_by_kind(analysis)),
         pages.panels(figures(analysis, "weights")),
         f"<h2>How to run it again</h2>\n<pre>{escape(command)}</pre>",
     ]
     return pages.document(title, title, f"{settings} · {pages.when(pages.processor())}", "\n".join(parts))
+
+
+def _effects(effects: Effects) -> list[str]:
+    if not effects:
+        return []
+    switched = any(effect.switched for texts in effects.values() for effect in texts.values())
+    return [
+        _heading("What it does to the model", _EFFECTS + _SWITCHED * switched),
+        pages.table(*effect_rows(effects)),
+        pages.panels(effect_figures(effects)),
+    ]
 
 
 def _heading(title: str, note: str) -> str:

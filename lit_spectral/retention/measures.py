@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["BASE", "TokenScores", "mean_pooled", "spearman", "token_scores"]
+__all__ = ["BASE", "TokenScores", "kl_divergence", "mean_pooled", "spearman", "token_scores"]
 
 # From a measure to what it is of the base model; a drift is 0 of that.
 BASE = {
@@ -58,6 +58,16 @@ def token_scores(logits: Tensor, base_logits: Tensor, wanted: Tensor) -> TokenSc
         base_entropy=-(probabilities * base).sum(-1).double().sum(),
         tokens=torch.tensor(float(len(wanted)), dtype=torch.float64, device=wanted.device),
     )
+
+
+def kl_divergence(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """Σ over tokens of KL(base ‖ adapted) in nats, of (n, vocabulary) logits; 0-d and float64.
+
+    It is the forgetting loss less the base model's entropy, without the rounding of that difference. The terms are
+    computed in float32.
+    """
+    adapted, base = (F.log_softmax(x.float(), dim=-1) for x in (logits, base_logits))
+    return F.kl_div(adapted, base, reduction="none", log_target=True).sum(-1).double().sum()
 
 
 def mean_pooled(states: Tensor, attention_mask: Tensor) -> Tensor:

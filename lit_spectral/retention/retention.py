@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
@@ -20,14 +21,37 @@ from lit_spectral.datamodules.sources import source_of
 from lit_spectral.errors import InputError
 from lit_spectral.reading import evaluating
 from lit_spectral.retention.base_model import base_model, inner_model, original_weights
-from lit_spectral.retention.head import fitted_head, masked_head, masked_logits
+from lit_spectral.retention.head import fitted_head, logits_of_states, masked_head
 from lit_spectral.retention.measures import TokenScores, mean_pooled, spearman, token_scores
 from lit_spectral.retention.texts import next_tokens, text_of
 from lit_spectral.tasks import CausalLM, MaskedLM, Task
 
-__all__ = ["Retention"]
+__all__ = ["Batch", "Outputs", "Retention"]
 
 log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Rows of a text: `inputs` of the model, and the token that is `wanted` at each position that is `scored`.
+
+    Both are (rows, length). Of an encoder without a masked-language head no position is scored.
+    """
+
+    inputs: dict[str, Tensor]
+    wanted: Tensor
+    scored: Tensor
+
+
+class Outputs(NamedTuple):
+    """What a model makes of a batch.
+
+    `logits` (n, vocabulary) of its n scored positions; None for an encoder without a masked-language head. `states`,
+    where they were asked for, (rows, length, width) of the embeddings and behind each layer, the last as the head has
+    it.
+    """
+
+    logits: Tensor | None
+    states: tuple[Tensor, ...]
 
 
 class Retention:
@@ -122,42 +146,62 @@ class Retention:
         with evaluating(task):
             found: dict[str, float] = {}
             for name, texts in self._texts.items():
-                by_tokens = self._head is not None or isinstance(task, CausalLM)
-                figures = self._tokens(task, texts, name) if by_tokens else self._drift(task, texts, name)
+                figures = self._tokens(task, name) if self.by_tokens(task) else self._drift(task, texts, name)
                 found |= {f"{name}/{measure}": value for measure, value in figures.items()}
             if self._sentences:
                 found |= {f"sts/{measure}": value for measure, value in self._sts(task).items()}
             return found
 
-    def _tokens(self, task: Task, texts: list[dict[str, Tensor]], name: str) -> dict[str, float]:
-        totals = torch.zeros(len(TokenScores._fields), dtype=torch.float64)
-        for batch in track(texts, f"retention on {name}", transient=True):
+    def batches(self, task: Task, name: str) -> Iterator[Batch]:
+        """Of one of the corpora, on the task's device."""
+        for batch in self._texts[name]:
             inputs = {key: value.to(task.device) for key, value in batch.items()}
-            labels = inputs.pop("labels")
-            if isinstance(task, CausalLM):
-                labels = next_tokens(labels)
-            scored = labels != -100
-            logits = self._logits(task, inputs, scored)
-            with base_model(task, self._originals):
-                base_logits = self._logits(task, inputs, scored)
-            totals += torch.stack(token_scores(logits, base_logits, labels[scored])).cpu()
+            labels = inputs.pop("labels", torch.full_like(inputs["input_ids"], -100))
+            wanted = next_tokens(labels) if isinstance(task, CausalLM) else labels
+            yield Batch(inputs, wanted, wanted != -100)
+
+    def by_tokens(self, task: Task) -> bool:
+        """Whether the model predicts tokens: it is a decoder, or an encoder with a masked-language head."""
+        return self._head is not None or isinstance(task, CausalLM)
+
+    def count(self, name: str) -> int:
+        """How many batches a corpus has."""
+        return len(self._texts[name])
+
+    def base(self, task: Task) -> AbstractContextManager[None]:
+        """Within it, the task's model computes what its backbone did."""
+        return base_model(task, self._originals)
+
+    def outputs(self, task: Task, batch: Batch, states: bool = False) -> Outputs:
+        """What the model as it is now makes of a batch, and its hidden states too where they are asked for."""
+        asked: dict[str, Any] = {"output_hidden_states": True} if states else {}
+        if isinstance(task, (CausalLM, MaskedLM)):
+            asked |= {"use_cache": False} if isinstance(task, CausalLM) else {}
+            found: Any = task.model(**batch.inputs, **asked)
+            # A learned prompt has positions of its own in front.
+            return Outputs(found.logits[:, -batch.scored.shape[1] :][batch.scored], _states_in(found))
+        encoder = _encoder(task)
+        found = encoder(**batch.inputs, **asked)
+        logits = None
+        if self._head is not None:
+            head = self._head.to(task.device, next(encoder.parameters()).dtype)  # bf16-true rounds the task's alone
+            logits = logits_of_states(head, encoder, found.last_hidden_state, batch.inputs["input_ids"], batch.scored)
+        return Outputs(logits, _states_in(found))
+
+    def _tokens(self, task: Task, name: str) -> dict[str, float]:
+        totals = torch.zeros(len(TokenScores._fields), dtype=torch.float64)
+        for batch in track(self.batches(task, name), f"retention on {name}", self.count(name), transient=True):
+            logits = self.outputs(task, batch).logits
+            with self.base(task):
+                base_logits = self.outputs(task, batch).logits
+            assert logits is not None
+            assert base_logits is not None
+            totals += torch.stack(token_scores(logits, base_logits, batch.wanted[batch.scored])).cpu()
         sums = TokenScores(*(totals / totals[-1]).tolist())
         figures = {field: getattr(sums, field) for field in ("loss", "forgetting_loss", "base_loss", "base_entropy")}
         if isinstance(task, CausalLM):
             return figures | {"perplexity": _exp(sums.loss), "base_perplexity": _exp(sums.base_loss)}
         return figures | {"accuracy": sums.correct, "base_accuracy": sums.base_correct}
-
-    def _logits(self, task: Task, inputs: dict[str, Tensor], scored: Tensor) -> Tensor:
-        """Of the scored positions, (n, vocabulary)."""
-        model: Any = task.model
-        if not isinstance(task, (CausalLM, MaskedLM)):
-            assert self._head is not None
-            encoder = _encoder(task)
-            head = self._head.to(task.device, next(encoder.parameters()).dtype)  # bf16-true rounds the task's alone
-            return masked_logits(head, encoder, inputs, scored)
-        options = {"use_cache": False} if isinstance(task, CausalLM) else {}
-        logits: Tensor = model(**inputs, **options).logits
-        return logits[:, -scored.shape[1] :][scored]  # a learned prompt has positions of its own in front
 
     def _drift(self, task: Task, texts: list[dict[str, Tensor]], name: str) -> dict[str, float]:
         states, base = self._states(task, texts, name)
@@ -183,11 +227,16 @@ class Retention:
             mask = inputs["attention_mask"]
             adapted.append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
             if known is None:
-                with base_model(task, self._originals):
+                with self.base(task):
                     base.append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
         if known is None:
             known = self._base_states[name] = torch.cat(base)
         return torch.cat(adapted), known
+
+
+def _states_in(found: Any) -> tuple[Tensor, ...]:
+    """Hidden states among a model's outputs, of one with two halves those of its decoder; none unless asked for."""
+    return found.get("hidden_states") or found.get("decoder_hidden_states") or ()
 
 
 def _encoder(task: Task) -> nn.Module:
