@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lit_spectral.adapters import Adapter, FactoredAdapter, adapters
@@ -16,7 +17,7 @@ from lit_spectral.adapters.stacking import group_by_shape, singular_values, stac
 from lit_spectral.errors import InputError
 from lit_spectral.spectra import linalg
 
-__all__ = ["FactorRetraction", "SigmaClamp", "SpectralBall", "projector"]
+__all__ = ["FactorRetraction", "FrobeniusBall", "SigmaClamp", "SpectralBall", "projector"]
 
 
 class Projection(Callback):
@@ -177,25 +178,51 @@ class SpectralBall(Projection):
         # What rounding had left outside of a subspace has grown beside the columns that were contracted. Taking it
         # away makes no norm larger; where it is lost in rounding again, two channels may add up.
         _confine(factored)
-        self._retreat([adapter for adapter in factored if adapter.confined or adapter.free_factors() is None])
+        kept = [adapter for adapter in factored if adapter.confined or adapter.free_factors() is None]
+        _retreat([(adapter, adapter.ball_radius or 0.0) for adapter in kept], lambda values: values[0])
 
-    def _retreat(self, attached: list[FactoredAdapter]) -> None:
-        """Scale back by radius/‖ΔW‖₂ until inside: once is enough but where parts of ΔW cancel."""
-        factors = [adapter.factors() for adapter in attached]
-        for indices in group_by_shape([(each.left, each.right) for each in factors]):
-            left, right = stack_factors([factors[i] for i in indices])
-            radius = torch.tensor([attached[i].ball_radius for i in indices], device=left.device)
-            lost = linalg.lost_in_rounding(left, right, radius, 6e-8).tolist()
-            for index in (i for i, is_lost in zip(indices, lost, strict=True) if is_lost):
-                attached[index].retreat(0.0)
-        longest = 1.0
-        while attached:
-            values = singular_values([adapter.factors() for adapter in attached])
-            norms = torch.stack([value[0] for value in values]).tolist()
-            outside = []
-            for adapter, norm in zip(attached, norms, strict=True):
-                assert adapter.ball_radius is not None
-                if norm > adapter.ball_radius * (1 + 1e-6):
-                    adapter.retreat(min(adapter.ball_radius / norm, longest))
-                    outside.append(adapter)
-            attached, longest = outside, 0.99  # from here on in steps that end
+
+class FrobeniusBall(Projection):
+    """‖ΔW‖_F ≤ radius: a bound on how much there is in all, which FCLoRA's App. I sets beside one on every σ.
+
+    ΔW is scaled down to the radius, which gives the nearest matrix in the ball, and stays in every other set that it is
+    in. Changes that are differences from a start (PiSSA, MiLoRA, SORSA) are moved back towards it until inside.
+    """
+
+    turn = 3
+
+    def concerns(self, adapter: Adapter) -> bool:
+        """Whether the adapter declares a radius."""
+        return adapter.frobenius_radius is not None
+
+    def project(self, attached: list[Adapter]) -> None:
+        """Scale."""
+        factored = [adapter for adapter in attached if isinstance(adapter, FactoredAdapter)]
+        _refuse_diverged(factored)
+        _retreat([(adapter, adapter.frobenius_radius or 0.0) for adapter in factored], torch.linalg.vector_norm)
+
+
+def _retreat(attached: list[tuple[FactoredAdapter, float]], norm_of: Callable[[Tensor], Tensor]) -> None:
+    """Scale back by radius/‖ΔW‖ until inside: once is enough but where parts of ΔW cancel.
+
+    Args:
+        attached: adapters with their radius.
+        norm_of: the norm, of singular values (r,), largest first.
+    """
+    factors = [adapter.factors() for adapter, _ in attached]
+    for indices in group_by_shape([(each.left, each.right) for each in factors]):
+        left, right = stack_factors([factors[i] for i in indices])
+        radii = torch.tensor([attached[i][1] for i in indices], device=left.device)
+        lost = linalg.lost_in_rounding(left, right, radii, 6e-8).tolist()
+        for index in (i for i, is_lost in zip(indices, lost, strict=True) if is_lost):
+            attached[index][0].retreat(0.0)
+    longest = 1.0
+    while attached:
+        values = singular_values([adapter.factors() for adapter, _ in attached])
+        norms = torch.stack([norm_of(value) for value in values]).tolist()
+        outside = []
+        for (adapter, radius), norm in zip(attached, norms, strict=True):
+            if norm > radius * (1 + 1e-6):
+                adapter.retreat(min(radius / norm, longest))
+                outside.append((adapter, radius))
+        attached, longest = outside, 0.99  # from here on in steps that end

@@ -18,17 +18,17 @@ from lit_spectral.tasks import SequenceClassification
 from lit_spectral.tasks.optimization import parameter_groups
 
 # Of every method, what a resumed run is given in place of the first settings, and whether that acts.
-LOW_RANK = {"dropout": 0.25, "ball": 0.01, "input_rank": 2, "head_lr": 3.0}
+LOW_RANK = {"dropout": 0.25, "ball": 0.01, "frobenius": 0.02, "input_rank": 2, "head_lr": 3.0}
 
 
 BASES = {
     "LoRA": ({}, LOW_RANK),
     "RsLoRA": ({}, LOW_RANK),
     "LoRAPlus": ({}, LOW_RANK | {"lr_ratio": 4.0}),
-    "PiSSA": ({}, {"dropout": 0.25, "ball": 0.01, "head_lr": 3.0}),
-    "MiLoRA": ({}, {"dropout": 0.25, "ball": 0.01, "head_lr": 3.0}),
-    "RandomSVDLoRA": ({}, {"dropout": 0.25, "ball": 0.01, "head_lr": 3.0}),
-    "SORSA": ({}, {"dropout": 0.25, "ball": 0.01, "head_lr": 3.0, "gamma": 0.3}),
+    "PiSSA": ({}, {"dropout": 0.25, "ball": 0.01, "frobenius": 0.02, "head_lr": 3.0}),
+    "MiLoRA": ({}, {"dropout": 0.25, "ball": 0.01, "frobenius": 0.02, "head_lr": 3.0}),
+    "RandomSVDLoRA": ({}, {"dropout": 0.25, "ball": 0.01, "frobenius": 0.02, "head_lr": 3.0}),
+    "SORSA": ({}, {"dropout": 0.25, "ball": 0.01, "frobenius": 0.02, "head_lr": 3.0, "gamma": 0.3}),
     "ProjLoRA": ({"principal_rank": 6}, LOW_RANK),
     "HiPLoRA": (
         {"principal_rank": 6},
@@ -83,6 +83,7 @@ def declared(trainer):
     for adapter in adapters(task.model):
         budget = adapter.budget
         found += [getattr(adapter, "dropout", None), adapter.ball_radius, adapter.penalty_weight]
+        found += [adapter.frobenius_radius]
         found += [adapter.decoupled_penalty, adapter.retracted, [(b.lower, b.upper) for b in adapter.bounded]]
         found += [dict(adapter.lr_ratios), [tuple(confined.basis.shape) for confined in adapter.confined]]
         found += [(budget.factor, budget.weights.tolist()) if budget else None]

@@ -1,9 +1,12 @@
 """The sets in which factors and ΔW are held after every step, and the budget that holds gains down."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import Watch, scalars
 from crossing import crossed
+from fits import outside
 from lit_spectral.callbacks import HeldBackbone, SigmaClamp, SpectralBall
 
 from lit_spectral.adapters import adapters, trained_state
@@ -111,6 +114,34 @@ def test_the_change_stays_in_the_ball_after_every_step(train, name, options):
     train(BALLS[name], Watch(look), **RUNS[options])
     assert max(norms) <= 0.03 * (1 + 1e-5)
     assert max(norms) > 0.027  # the bound was felt
+
+
+FROBENIUS = {name: replace(method, ball=None, frobenius=0.03) for name, method in BALLS.items()}
+FROBENIUS["FCLoRA with σ fixed"] = FCLoRA(rank=4, frobenius=0.03, start="zero", sigma="fixed")
+
+
+@pytest.mark.parametrize(("name", "options"), crossed(FROBENIUS, RUNS, also=["FCLoRA"]))
+def test_the_change_stays_in_the_frobenius_ball_and_its_other_sets_after_every_step(train, name, options):
+    norms, off = [], []
+
+    def look(task):
+        for adapter in adapters(task.model):
+            norms.append(float(adapter.delta_weight().double().norm()))
+            off.append(outside(adapter))
+
+    train(FROBENIUS[name], Watch(look), **RUNS[options])
+    assert max(norms) <= 0.03 * (1 + 1e-5)
+    assert max(norms) > 0.0299  # the bound was felt
+    assert max(off) < 1e-5
+
+
+def test_both_balls_are_held_at_once(train):
+    found = []
+    method = LoRA(rank=4, ball=0.02, frobenius=0.03)
+    train(method, Watch(lambda task: found.extend(torch.linalg.svdvals(a.delta_weight().double())
+                                                  for a in adapters(task.model))))  # fmt: skip
+    assert max(float(each[0]) for each in found) <= 0.02 * (1 + 1e-5)
+    assert max(float(each.norm()) for each in found) <= 0.03 * (1 + 1e-5)
 
 
 def test_the_budget_is_no_part_of_the_loss_and_holds_the_gains_down(train):

@@ -66,6 +66,7 @@ class Change:
         base_layer: the linear map that is changed.
         bounded: tensors that `SigmaClamp` keeps in a range.
         ball_radius: bound on ‖ΔW‖₂ that `SpectralBall` holds; None for none.
+        frobenius_radius: bound on ‖ΔW‖_F that `FrobeniusBall` holds; None for none.
         orthonormal: tensors (m, r) whose columns should be orthonormal.
         retracted: whether `FactorRetraction` makes `orthonormal` exactly so, in place of the penalty.
         penalty_weight: γ, the factor of the orthogonality penalty.
@@ -79,6 +80,7 @@ class Change:
     out_features: int
     bounded: Sequence[Bounded] = ()
     ball_radius: float | None = None
+    frobenius_radius: float | None = None
     orthonormal: Sequence[Tensor] = ()
     retracted: bool = False
     penalty_weight: float = 0.0

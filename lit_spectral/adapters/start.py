@@ -93,11 +93,17 @@ def largest(given: SingularTriplets) -> float:
 
 
 def check_ball(adapter: Adapter, given: SingularTriplets) -> None:
-    """ValueError, with the remedy, for a change that is outside of an adapter's ball."""
+    """ValueError, with the remedy, for a change that is outside of an adapter's balls."""
     if adapter.ball_radius is not None and largest(given) > adapter.ball_radius * (1 + SLACK):
         raise ValueError(
             f"its largest singular value {largest(given):.4g} is above the ball's {adapter.ball_radius:.4g}; contract "
             "it first (lit-spectral mend --ball, with the same bound), or give a larger --model.method.ball"
+        )
+    size = float(given.sigma.norm())
+    if adapter.frobenius_radius is not None and size > adapter.frobenius_radius * (1 + SLACK):
+        raise ValueError(
+            f"its Frobenius norm {size:.4g} is above the bound {adapter.frobenius_radius:.4g}; scale it down first "
+            "(lit-spectral mend --scale), or give a larger --model.method.frobenius"
         )
 
 

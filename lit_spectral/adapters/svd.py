@@ -68,6 +68,10 @@ class SVDAdapter(FactoredAdapter):
         else:
             super().hold_in_ball(radius)
 
+    def retreat(self, fraction: float) -> None:
+        """Scale σ, which leaves U as it is, where it is trained; else U."""
+        (self.sigma if self.sigma.requires_grad else self.u).detach().mul_(fraction)
+
     def factors(self) -> Factors:
         """(U, σ, Vᵀ)."""
         return Factors(self.u, self.sigma, self.v.mT)

@@ -230,6 +230,7 @@ class LowRankMethod(RankMethod):
             (quartiles of each weight's own singular values, counted upwards), {quantile: 0.6} of them,
             {of_norm: 0.05} (that part of ‖W₀‖₂), or {of_outputs: 0.1}: such that over the inputs of `input_text`
             rms‖ΔW x‖ is at most that part of rms‖W₀ x‖ (`lit_spectral.methods.bounds.resolve_bound`).
+        frobenius: exact bound on ‖ΔW‖_F, of every map, held after every step by scaling ΔW; None for none.
         input_rank: which of the directions that a map's inputs share ΔW is to ignore, held after every step: how
             many, or, above 0 and below 1, as many as hold that share of the inputs' energy, or as there is room for
             beside the rank; 0 for none, None for 1 where no state depends on later tokens, as in decoders, and 0
@@ -243,6 +244,7 @@ class LowRankMethod(RankMethod):
     """
 
     ball: Bound | None = None
+    frobenius: float | None = None
     input_rank: int | float | None = 0
     input_text: str = RANDOM
     after: list[str] | str | None = None
@@ -251,6 +253,8 @@ class LowRankMethod(RankMethod):
         super().__post_init__()
         if (ball := self._ball) is not None:
             check_bound("ball", ball)
+        check_positive(frobenius=self.frobenius)
+        check_at_most(LARGEST, frobenius=self.frobenius)
         if self.input_rank is not None:
             is_share(self.input_rank)
         if not self.input_text:
@@ -333,6 +337,7 @@ class LowRankMethod(RankMethod):
             adapter.ignore_inputs(site.input_directions(by)[:, :count])
         if (ball := self._ball) is not None:
             adapter.hold_in_ball(site.bound(ball))
+        adapter.frobenius_radius = self.frobenius
         return adapter
 
     @abstractmethod

@@ -24,6 +24,7 @@ from lit_spectral.adapters import adapters, named_changes, refuse_folded, traine
 from lit_spectral.backbone_digest import backbone_digest
 from lit_spectral.callbacks import (
     FactorRetraction,
+    FrobeniusBall,
     HeldBackbone,
     Lockstep,
     LoggedCurve,
@@ -291,8 +292,8 @@ class Task(StoredModule):
         check_strategy(self.trainer)
         self._check_data()
         present = self.trainer.callbacks  # type: ignore[attr-defined]
-        defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, SpectralMonitor, HeldBackbone]
-        defaults += [MeaningCheck, PredictionWriter, RunFolder, LoggedCurve]
+        defaults: list[type[Callback]] = [FactorRetraction, SigmaClamp, SpectralBall, FrobeniusBall]
+        defaults += [SpectralMonitor, HeldBackbone, MeaningCheck, PredictionWriter, RunFolder, LoggedCurve]
         defaults += [Lockstep] if shards(self.trainer) else []
         added = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in present)]
         for callback in [*present, *added]:
