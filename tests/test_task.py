@@ -86,7 +86,7 @@ def test_the_logged_norm_is_that_of_the_dense_change_at_every_step(train):
 
 @pytest.mark.parametrize("method", [
     HiPLoRA(rank=4, principal_rank=3, delta_lr=5), HiPLoRA(rank=4, principal_rank=3, project=False),
-    FCLoRA(rank=4, principal_rank=3, sigma_lr=100), ProjLoRA(rank=4, principal_rank=3),
+    FCLoRA(rank=4, principal_rank=3, start="zero", sigma_lr=1), ProjLoRA(rank=4, principal_rank=3),
 ], ids=["HiPLoRA", "HiPLoRA without projection", "FCLoRA", "ProjLoRA"])  # fmt: skip
 def test_the_logged_principal_share_is_that_of_the_dense_change_and_weight(method, train):
     trainer = train(method, max_steps=3)

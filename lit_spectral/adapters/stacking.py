@@ -77,11 +77,11 @@ def principal_shares(changes: Sequence[Change]) -> Tensor:
         changes: that have factors and a `principal_basis`. NaN for one whose ΔW is 0.
     """
     items = [(change.factors(), change.principal_basis) for change in changes]
-    parts = [(factors, *basis) for factors, basis in items if factors is not None and basis is not None]
+    parts = [(factors, basis) for factors, basis in items if factors is not None and basis is not None]
     found: dict[int, Tensor] = {}
-    for indices in group_by_shape([(each.left, each.right, u, v) for each, u, v in parts]):
+    for indices in group_by_shape([(each.left, each.right, *basis) for each, basis in parts]):
         left, right = stack_factors([parts[i][0] for i in indices])
-        u, v = (torch.stack([parts[i][side] for i in indices]) for side in (1, 2))
+        u, v = (torch.stack([parts[i][1][side] for i in indices]) for side in (0, 1))
         core = (u.mT @ left).double() @ (right @ v).double()
         energy = ((left.mT @ left).double() * (right @ right.mT).double()).sum((-2, -1))
         shares = (core.square().sum((-2, -1)) / energy).float()

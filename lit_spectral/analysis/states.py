@@ -24,8 +24,8 @@ class Moments:
         """States (n, d) and (n, e) of n more tokens."""
         x, y = one.double(), other.double()
         sums, products = [x.sum(0), y.sum(0)], [x.mT @ x, y.mT @ y, x.mT @ y]
-        self._sums = sums if not self.tokens else torch._foreach_add(self._sums, sums)
-        self._products = products if not self.tokens else torch._foreach_add(self._products, products)
+        self._sums = [*torch._foreach_add(self._sums, sums)] if self.tokens else sums
+        self._products = [*torch._foreach_add(self._products, products)] if self.tokens else products
         self.tokens += len(x)
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
