@@ -42,6 +42,7 @@ VERBS = {
     "spectra": Verb("how large an adapter's changes are, and where they lie", "lit_spectral.updates.show_command"),
     "analyze": Verb("adapters' changes beside their backbone's weights; a page", "lit_spectral.analysis.command"),
     "mend": Verb("repair an adapter after training, without data", "lit_spectral.updates.mend_command"),
+    "merge-study": Verb("what becomes of each task when adapters are merged", "lit_spectral.studies.command"),
     "merge": Verb("several adapters of one backbone made one", "lit_spectral.updates.merge_command"),
     "export": Verb("an adapter as peft, vLLM or llama.cpp load it, or merged", "lit_spectral.updates.export_command"),
     "methods": Verb("the methods that there are, a line each", "lit_spectral.listing", "methods"),

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from lit_spectral.comparison import fitting
-from lit_spectral.comparison.fitting import Planned, folder_name, parse_study
+from lit_spectral.comparison.fitting import Planned, parse_study
 from lit_spectral.comparison.front_view import FRONT, Fronts, scales_of
 from lit_spectral.comparison.page import write_page
 from lit_spectral.comparison.records import Records
 from lit_spectral.comparison.results import Comparison, Run, write_csv
-from lit_spectral.comparison.variants import Variant, pairs_of, variants
+from lit_spectral.comparison.variants import Variant, folder_of, pairs_of, variants
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.files import check_place, write_text
 from lit_spectral.lightning_cli import SpectralCLI
@@ -199,7 +199,7 @@ def _check(compared: Sequence[Variant], given: argparse.Namespace) -> SpectralCL
 
 
 def _planned(variant: Variant, seed: int, folder: Path, cli: SpectralCLI, given: argparse.Namespace) -> Planned:
-    return fitting.planned(variant, seed, folder / folder_name(variant) / f"seed_{seed}", given.config, cli, given)
+    return fitting.planned(variant, seed, folder / folder_of(variant.name) / f"seed_{seed}", given.config, cli, given)
 
 
 def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]) -> list[str]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -35,7 +33,6 @@ __all__ = [
     "check_texts",
     "claim",
     "fit",
-    "folder_name",
     "parse_study",
     "planned",
     "read_flags",
@@ -143,14 +140,6 @@ def task_metric(cli: Any, name: str | None) -> tuple[str, bool]:
     metric: str = name or (str(best[0].monitor) if best else "val/loss")
     known = [c.mode == "max" for c in best if c.monitor == metric]
     return metric, known[0] if known else not metric.endswith(("loss", "perplexity"))
-
-
-def folder_name(variant: Variant) -> str:
-    """Of the folder with a variant's runs."""
-    name = re.sub(r"[^\w=.,+-]+", "_", variant.name)[:100]  # file systems take some 255 bytes
-    if name != variant.name.replace(" ", "_"):  # else two names may become one
-        name += f"_{hashlib.blake2b(variant.name.encode(), digest_size=3).hexdigest()}"
-    return name
 
 
 def planned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, fields
 from lit_spectral import methods
 from lit_spectral.errors import InputError
 
-__all__ = ["Variant", "alternatives", "pairs_of", "variants"]
+__all__ = ["Variant", "alternatives", "folder_of", "pairs_of", "variants"]
 
 _METHOD = "model.method."
 # What the comparison says itself, and by what.
@@ -64,6 +65,14 @@ class Variant:
             return first[0]
         here = (v for v in first if all(self.cell.get(flag, value) == value for flag, value in v.cell.items()))
         return next(here, first[0])
+
+
+def folder_of(name: str) -> str:
+    """What the folder of a variant's runs is called."""
+    folder = re.sub(r"[^\w=.,+-]+", "_", name)[:100]  # file systems take some 255 bytes
+    if folder != name.replace(" ", "_"):  # else two names may become one
+        folder += f"_{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+    return folder
 
 
 def variants(names: Sequence[str], flags: Sequence[tuple[str, str]], verb: str = "compare") -> list[Variant]:

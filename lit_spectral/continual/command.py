@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from lit_spectral.comparison import fitting
-from lit_spectral.comparison.fitting import Planned, folder_name, parse_study
+from lit_spectral.comparison.fitting import Planned, parse_study
 from lit_spectral.comparison.results import Comparison, write_csv
-from lit_spectral.comparison.variants import Variant, pairs_of, variants
+from lit_spectral.comparison.variants import Variant, folder_of, pairs_of, variants
 from lit_spectral.continual.page import write_page
 from lit_spectral.continual.results import Sequenced, comparison_of, matrix_table, write_scores
 from lit_spectral.continual.rows import Row, Validation, measure, read_row, write_plan
@@ -121,7 +121,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _plan(variant: Variant, seed: int, study: _Study) -> list[Planned]:
     """A run for each stage, and one for all of them together if that is asked for."""
-    place = study.folder / folder_name(variant) / f"seed_{seed}"
+    place = study.folder / folder_of(variant.name) / f"seed_{seed}"
     planned: list[Planned] = []
     for number, stage in enumerate(study.stages, 1):
         each = _planned(variant, seed, place / f"{number}_{stage.name}", stage, study)

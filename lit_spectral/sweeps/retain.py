@@ -12,10 +12,11 @@ import torch
 
 from lit_spectral.checkpoint import load_given, log_folder
 from lit_spectral.errors import InputError
-from lit_spectral.lightning_cli import SpectralCLI, Unrun
+from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.retention.retention import Retention
 from lit_spectral.sweeps.report import Report
 from lit_spectral.sweeps.sweep import sweep
+from lit_spectral.sweeps.unrun import unrun
 from lit_spectral.sweeps.validation import task_metric, validated
 from lit_spectral.sweeps.values import Sweep
 
@@ -67,11 +68,4 @@ def _config_of(given: argparse.Namespace, device: torch.device) -> SpectralCLI:
     config = given.validate or str(log_folder(given.checkpoint) / "config.yaml")
     if not given.validate and not Path(config).is_file():
         raise InputError(f"retain: --validate finds no {config}; give --validate CONFIG, of the data to validate on")
-    place = {"accelerator": "cpu" if device.type == "cpu" else "gpu", "devices": f"[{device.index or 0}]"}
-    place |= {"devices": "1"} if device.type == "cpu" else {}
-    quiet = ("logger", "enable_progress_bar", "enable_model_summary")
-    trainer = {**place, **dict.fromkeys(quiet, "false")}
-    flags = [f"--trainer.{name}={value}" for name, value in trainer.items()]
-    flags += ["--ckpt_path=null", f"--adapter={given.checkpoint}"]
-    flags += [f"--model.backbone={given.backbone}"] if given.backbone else []
-    return Unrun(["validate", f"--config={config}", *flags])
+    return unrun(config, given.checkpoint, given.backbone, device)
