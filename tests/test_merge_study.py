@@ -316,15 +316,15 @@ def test_a_difference_is_that_of_the_same_merges():
 def test_the_bootstrap_is_an_independent_one():
     values = [[0.3, -0.1, 0.2], [0.05, 0.4], [-0.2], [0.15, 0.25, 0.9], [0.0, -0.35]]
     generator, means = random.Random(1), []
-    for _ in range(20_000):
+    for _ in range(50_000):
         drawn = [generator.choice(values) for _ in values]
         means.append(sum(sum(generator.choice(each) for _ in each) / len(each) for each in drawn) / len(drawn))
     means.sort()
-    found = bootstrap(values)
+    found = bootstrap(values, 100_000)
     assert found.mean == pytest.approx(sum(sum(each) / len(each) for each in values) / len(values))
-    assert found.low == pytest.approx(means[500], abs=0.01)
-    assert found.high == pytest.approx(means[19_500], abs=0.01)
-    assert bootstrap(values) == found
+    assert found.low == pytest.approx(means[1250], abs=0.01)
+    assert found.high == pytest.approx(means[48_750], abs=0.01)
+    assert bootstrap(values, 100_000) == found
 
 
 def test_a_bootstrap_that_cannot_be_has_no_bounds():
