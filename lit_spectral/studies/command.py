@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import shlex
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ def run(args: list[str]) -> Path:
             measured by then is kept.
     """
     show_notes()
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
     given = _parse(args)
     folder = Path(given.output_folder)
     page = folder / "index.html"

@@ -101,7 +101,7 @@ def finished(task: str, folder: Path) -> list[Adapter]:
         raise InputError(f"merge-study: {table} is no table of runs; run the same compare again") from None
     adapters = []
     for method, seed, row in rows:
-        logged = frozenset(name.removeprefix("metrics/") for name, value in row.items() if value)
+        logged = frozenset(name.removeprefix("metrics/") for name, value in row.items() if value and "metrics/" in name)
         adapter = Adapter(task, method, seed, folder / folder_of(method) / f"seed_{seed}", logged)
         if adapter.checkpoint.is_file() and adapter.config.is_file():
             adapters.append(adapter)

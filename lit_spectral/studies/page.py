@@ -13,7 +13,7 @@ from lit_spectral.studies.results import Results
 __all__ = ["write_page", "write_plot"]
 
 # Where failing is looked at for the sensitivity to τ.
-TAUS = [number / 100 for number in range(50, 101, 2)]
+TAUS = [number / 200 for number in range(100, 201)]
 _ABOUT = """A merge fails where any task keeps less than τ of the score that its own adapter has alone (HiP-LoRA,
 appendix C.3). ΔW is the merge's for every task; the head, and all else that was trained whole, is the task's own.
 Intervals: a hierarchical paired bootstrap of 10,000 resamples over merges, then over the tasks within."""
@@ -63,4 +63,5 @@ def _draw(results: Results, rule: str, axes: list[Any]) -> None:
     failing.set(xlabel="τ", ylabel="MergeFail, %", ylim=(-3, 103))
     failing.legend(fontsize=8, frameon=False)
     changing.set(xlabel="tasks in a merge", ylabel="mean |Δ|", xticks=results.sizes)
+    changing.margins(y=0.1)
     changing.set_ylim(bottom=0)

@@ -130,15 +130,19 @@ class Results:
         return told
 
     def table(self) -> Group:
-        """For the terminal: one a rule."""
+        """For the terminal: for each rule a column a method, four at a time."""
         tables = []
         for rule in self.rules:
-            table = Table(title=f"merged by {rule}", show_lines=True)
-            for number, name in enumerate(self.headings()):
-                table.add_column(escape(name), justify="right" if number else "left", overflow="fold")
-            for cells in self.cells(rule):
-                table.add_row(*map(escape, cells))
-            tables.append(table)
+            rows = list(self.cells(rule))
+            for start in range(0, len(rows), 4):
+                names, *lines = zip(self.headings(), *rows[start : start + 4], strict=True)
+                table = Table(title=f"merged by {rule}", show_lines=True)
+                for number, name in enumerate(names):
+                    heading = "" if number == 0 else escape(name)
+                    table.add_column(heading, justify="right" if number else "left", overflow="fold")
+                for line in lines:
+                    table.add_row(*map(escape, line))
+                tables.append(table)
         tables[-1].caption = self.caption()
         return Group(*tables)
 
