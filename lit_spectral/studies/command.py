@@ -111,17 +111,22 @@ class _Study:
         weight = 1 / len(adapters) if self.weight is None else self.weight
         how = {"rule": rule, "weight": weight, **RULES[rule].settings}
         found = self.measured.find(adapters, how)
-        place = self.keep and self.keep / rule / adapters[0].folder.parent.name / name_of(draw)
-        kept = place is None or all((place / each.task).exists() for each in adapters)
-        if found is None or not kept:
+        lacking = self._lacking(adapters, rule, draw)
+        if found is None or lacking:
             updates = self.bench.merged(adapters, rule, weight)
             if found is None:
                 found = {each.task: self.bench.within(each, updates[each.task]) for each in adapters}
                 self.measured.add(adapters, how, found)
-            for task, update in updates.items() if place is not None else ():
-                if not (place / task).exists():
-                    _keep(update, place / task)
+            for task, place in lacking.items():
+                _keep(updates[task], place)
         return found
+
+    def _lacking(self, adapters: Sequence[Adapter], rule: str, draw: Draw) -> dict[str, Path]:
+        """Where a merge is to be written, by task, and isn't yet."""
+        if self.keep is None:
+            return {}
+        folder = self.keep / rule / adapters[0].folder.parent.name / name_of(draw)
+        return {each.task: folder / each.task for each in adapters if not (folder / each.task).exists()}
 
 
 def _keep(update: Update, place: Path) -> None:
