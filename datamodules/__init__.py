@@ -4,6 +4,7 @@ from lit_spectral.datamodules.commonsense import Commonsense
 from lit_spectral.datamodules.convai2 import ConvAI2
 from lit_spectral.datamodules.glue import GLUE
 from lit_spectral.datamodules.instructions import Instructions
+from lit_spectral.datamodules.labelled import LabelledText
 from lit_spectral.datamodules.masked_text import MaskedText
 from lit_spectral.datamodules.math_problems import Math
 from lit_spectral.datamodules.prompted import PromptedText
@@ -18,6 +19,7 @@ __all__ = [
     "Commonsense",
     "ConvAI2",
     "Instructions",
+    "LabelledText",
     "MaskedText",
     "Math",
     "PromptedText",

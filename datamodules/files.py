@@ -34,7 +34,7 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
     Args:
         path: a folder with `<split>.jsonl`, `.json`, `.parquet` or `.csv`, its shards as the hub
             names them (`<split>-00000-of-00001.parquet`), or another usual name of the split
-            (`splits`), which is logged; or a hub id.
+            (`splits`), which is logged; one such file, which is the split `train`; or a hub id.
         split: `train`, `validation`, …
         config: of the hub's data set; in a folder, a subfolder of that name if there is one.
 
@@ -48,12 +48,11 @@ def read_split(path: str, split: str, config: str | None = None) -> Any:
     else:
         files = files_of(folder, split)
         if not files:
-            raise InputError(
-                f"data.path: {folder} has no file for split {split} ({split}.jsonl, .json, .parquet or .csv)"
-            )
+            said = "is one file, and so has no" if folder.is_file() else "has no file for"
+            raise InputError(f"data.path: {folder} {said} split {split} ({split}.jsonl, .json, .parquet or .csv)")
         name = files[0].name
         rows = _load(files, f"split {split} of {path}")
-    if not re.match(rf"{split}([.]|-\d|$)", name):
+    if not (folder and folder.is_file()) and not re.match(rf"{split}([.]|-\d|$)", name):
         log.info("%s: split %s is read from %s", path, split, name)
     if len(rows) == 0:
         raise InputError(f"data.path: split {split} of {path} is empty")

@@ -11,7 +11,7 @@ from lit_spectral.datamodules.sources import Source, name_row
 
 from lit_spectral.errors import InputError
 
-__all__ = ["Labels", "read_labels"]
+__all__ = ["Labels", "read_labels", "read_words"]
 
 
 class Labels(NamedTuple):
@@ -49,8 +49,7 @@ class Labels(NamedTuple):
         if names is None:
             if self.are(official):
                 return list(official)
-            # Of several spellings of one word, the first.
-            names = sorted({word.casefold(): word for word in sorted({*self.words}, reverse=True)}.values())
+            names = self.distinct()
         if len(names) != classes:
             listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
             raise InputError(
@@ -58,6 +57,11 @@ class Labels(NamedTuple):
                 "classes; write as many"
             )
         return names
+
+    def distinct(self) -> list[str]:
+        """The words, sorted, those that spell numbers by their size; of several spellings of one word the first."""
+        words = {word.casefold(): word for word in sorted({*(self.words or ())}, reverse=True)}.values()
+        return sorted(words, key=lambda word: (spelled_number(word) or 0, word))
 
     def numbered(self, names: Sequence[str], official: Sequence[str]) -> list[int]:
         """The number of each label's class.
@@ -124,6 +128,18 @@ def read_labels(rows: Any, source: Source, classes: int, label_range: tuple[floa
     if isinstance(feature, datasets.ClassLabel) and feature.names != [str(i) for i in range(feature.num_classes)]:
         return Labels(source, words=[feature.names[int(text)] for text in texts], own_names=feature.names)
     return Labels(source, numbers=[number for number in numbers if number is not None])
+
+
+def read_words(rows: Any, source: Source) -> Labels:
+    """The column `label` of a `datasets.Dataset`, of which each text is a class, those that spell numbers too.
+
+    Raises:
+        InputError: no label, or one that is no text, with the row.
+    """
+    words = [text.strip() for text in as_text(rows, ["label"], source, missing="")["label"]]
+    if "" in words:
+        raise InputError(f"{name_row(source, words.index(''))}: its label is empty; mend the row or leave it out")
+    return Labels(source, words=words)
 
 
 def _wrong(text: str, number: float | None, words: bool, classes: int, label_range: tuple[float, float]) -> str | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from itertools import islice
 from typing import Any
 
 import torch
 from lit_spectral.datamodules.corpora import PYTHON_DOCS, read_passages
+from lit_spectral.datamodules.fraction import check_fraction, split_by_fraction
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
 
@@ -45,11 +45,9 @@ class MaskedText(TextDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, max_length=max_length, **settings)
-        if not 0 < mask_fraction < 1 or not 0 < validation_fraction <= 1:
-            raise InputError(
-                "mask_fraction lies between 0 and 1, and validation_fraction above 0 and not above 1; they are "
-                f"{mask_fraction} and {validation_fraction}"
-            )
+        if not 0 < mask_fraction < 1:
+            raise InputError(f"mask_fraction lies between 0 and 1; it is {mask_fraction}")
+        check_fraction(validation_fraction)
         check_at_least(2, limit=limit)
         self.path = path
         self.limit = limit
@@ -60,18 +58,8 @@ class MaskedText(TextDataModule):
         """Rows of token ids, `special_tokens_mask` and `row`, its number, which seeds its masks."""
         import datasets
 
-        lines = self._lines()
-        rows = datasets.Dataset.from_dict({"text": lines})
-        if self.validation_fraction < 1:
-            if math.ceil(self.validation_fraction * len(lines)) == len(lines):
-                raise InputError(
-                    f"data.validation_fraction: {self.validation_fraction} of {len(lines)} lines leaves none to train "
-                    "on; give less, or more text"
-                )
-            parts = rows.train_test_split(self.validation_fraction, seed=self.seed)
-            rows = parts["train" if name == "train" else "test"]
-        elif name == "train":
-            raise InputError("data.validation_fraction: 1 leaves nothing to train on; use validate, or give less")
+        rows = datasets.Dataset.from_dict({"text": self._lines()})
+        rows = split_by_fraction(rows, name, self.validation_fraction, self.seed)
         tokenizer, longest = self.tokenizer, self._room()
 
         def encode(batch: dict[str, Any], numbers: list[int]) -> dict[str, Any]:

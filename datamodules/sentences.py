@@ -58,6 +58,10 @@ class SentenceDataModule(TextDataModule):
         """Where those come from; a subclass that reads files says which."""
         return Source(f"split {name}")
 
+    def read_labels(self, rows: Any, source: Source) -> Labels:
+        """The labels of rows from a source."""
+        return read_labels(rows, source, self.num_labels, self.label_range)
+
     def setup(self, stage: str) -> None:
         """Read the splits, and number their labels once it is known how.
 
@@ -95,7 +99,7 @@ class SentenceDataModule(TextDataModule):
         check_columns(rows, [*self.text_columns, *(["label"] if labelled else [])], source.name)
         rows = as_text(rows, self.text_columns, source)
         if labelled:
-            self._labels[name] = read_labels(rows, source, self.num_labels, self.label_range)
+            self._labels[name] = self.read_labels(rows, source)
         tokenizer, columns = self.tokenizer, list(self.text_columns)
         longest = self._room(pair=len(columns) > 1)
 
@@ -127,7 +131,7 @@ class SentenceDataModule(TextDataModule):
             try:
                 rows, source = self.rows("train"), self.source("train")
                 check_columns(rows, ["label"], source.name)
-                given = read_labels(rows, source, self.num_labels, self.label_range)
+                given = self.read_labels(rows, source)
             except InputError as error:
                 raise InputError(
                     f"{given.source.name}: its labels are names, which the training split numbers, and that can't be "

@@ -32,8 +32,11 @@ _SHARD = re.compile(r"-\d{5}-of-(\d{5})$")  # as the hub names the parts of a sp
 def folder_of(path: str, config: str | None = None) -> Path | None:
     """The folder at a path, or its subfolder for a config, if there is one; None for what must be a hub id.
 
+    A single file of rows stands for a folder that holds it as its training split.
+
     Raises:
-        InputError: an empty path, or one that can be no hub id and is no folder.
+        InputError: an empty path, one that can be no hub id and is no folder, or a file that there isn't or that
+            can't be read as rows.
     """
     if not path:
         raise InputError("data.path is empty; give a folder, '.' for this one, or a hub id")
@@ -41,6 +44,11 @@ def folder_of(path: str, config: str | None = None) -> Path | None:
     if folder.is_dir():
         inner = folder / config if config else folder
         return inner if inner.is_dir() else folder
+    if folder.is_file() and folder.suffix.lower() in FORMATS:
+        return folder
+    if folder.is_file() or folder.suffix.lower() in FORMATS:
+        wrong = "can't be read as rows" if folder.is_file() else "is not there"
+        raise InputError(f"data.path: the file {path} {wrong}; give one of {', '.join(FORMATS)}, or a folder")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise InputError(f"data.path: there is no folder {path}")
     return None
@@ -55,6 +63,8 @@ def files_of(folder: Path, split: str) -> list[Path]:
         InputError: two files that could be the split, a shard that is missing, or only one that is
             plainly meant as the split but can't be read as such (`dev.tsv`, `val.jsonl.gz`, `validation_set.json`).
     """
+    if folder.is_file():
+        return [folder] if split == "train" else []
     found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     entries = sorted(folder.iterdir())
     for entry in entries:

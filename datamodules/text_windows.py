@@ -1,4 +1,4 @@
-"""Plain text in windows, to measure a decoder's perplexity on."""
+"""Plain text in windows: to measure a decoder's perplexity on, or to train it on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from lit_spectral.datamodules.corpora import read_passages
+from lit_spectral.datamodules.fraction import NOTHING_TO_TRAIN_ON, check_fraction, split_by_fraction
 from lit_spectral.datamodules.text import TextDataModule
 
 from lit_spectral.errors import InputError, check_at_least
@@ -17,7 +18,7 @@ __all__ = ["TextWindows"]
 class TextWindows(TextDataModule):
     """Windows of a text that don't overlap, each of `max_length` tokens and read by itself.
 
-    For evaluation only. Texts follow each other; each window starts with the tokenizer's BOS, if it
+    Texts follow each other; each window starts with the tokenizer's BOS, if it
     adds one, which counts among its tokens. The first token of a window has nothing before it and
     is not scored; the rest of the text at the end, shorter than a window, is left out. Perplexity
     falls with `max_length`: compare like with like. With `pages`, each text is read by itself instead,
@@ -27,10 +28,12 @@ class TextWindows(TextDataModule):
         path: a UTF-8 text file; a folder of .txt files, or of a split with a column `text`; or one
             of the papers' corpora on the hub: bookcorpus, finewiki, openwebtext, pg19, wikitext-2, wikitext-103.
         limit: windows, or pages, to read, from the start, and no more is read; None for all.
+        validation_fraction: of the windows, or pages, the last ones after a seeded shuffle; 1 for all, in their
+            order, and none to train on.
         pages: whether each row with a `text`, or file of text, is a page of its own.
         batch_size: windows of a batch, on each process.
         max_length: tokens of a window, at least 2.
-        settings: of `TextDataModule`.
+        settings: of `TextDataModule`; its `seed` is also that of the split.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class TextWindows(TextDataModule):
         path: str,
         limit: int | None = None,
         pages: bool = False,
+        validation_fraction: float = 1.0,
         batch_size: int = 8,
         max_length: int = 512,
         **settings: Any,
@@ -45,18 +49,19 @@ class TextWindows(TextDataModule):
         super().__init__(batch_size, batch_size, max_length, **settings)
         check_at_least(2, max_length=max_length)
         check_at_least(1, limit=limit)
+        check_fraction(validation_fraction)
         self.path = path
         self.limit = limit
         self.pages = pages
-
-    def setup(self, stage: str) -> None:
-        """Read the text; InputError when it is to be trained on."""
-        if stage == "fit":
-            raise InputError("data: TextWindows only measures; use `validate`, or fit with PromptedText")
-        super().setup(stage)
+        self.validation_fraction = validation_fraction
 
     def tokenised(self, name: str) -> Any:
-        """The windows or pages, the same under every name: rows of `input_ids`."""
+        """The windows or pages to train or to validate on, or all, if none are trained on: rows of `input_ids`."""
+        if name == "train" and self.validation_fraction == 1:  # before they are read
+            raise InputError(NOTHING_TO_TRAIN_ON)
+        return split_by_fraction(self._rows(), name, self.validation_fraction, self.seed)
+
+    def _rows(self) -> Any:
         import datasets
 
         # Not cut to what the model reads, as rows are elsewhere: it would be another measure.

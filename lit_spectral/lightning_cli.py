@@ -86,6 +86,8 @@ class _SaveConfig(SaveConfigCallback):
 class SpectralCLI(LightningCLI):
     """LightningCLI over `Task` and any data module; optimisers are the task's own business."""
 
+    _classes: list[str] | None = None  # of what was trained, if that is given
+
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         shared, named = {"logger": _parser_log()}, {"prog": "lit-spectral"}
         known, given = self.subcommands(), sys.argv[1:] if args is None else args
@@ -126,7 +128,8 @@ class SpectralCLI(LightningCLI):
         if path is None or path in {"best", "last", "hpc"}:
             return
         if not os.path.isdir(path):  # a sharded one is a folder
-            read(path, summary=True)
+            names = read(path, summary=True)["lit_spectral"]["init"].get("label_names")
+            self._classes = names if isinstance(names, list) else None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What is set at the top of a config, beside `seed_everything`."""
@@ -189,8 +192,11 @@ class SpectralCLI(LightningCLI):
         if adapter is not None:
             self.model.method = Given(source=adapter)  # type: ignore[abstract]
             self.model.method.read(self.model.backbone)
+            self._classes = self.model.method.class_names
         elif self._sweeps:
             raise InputError(f"{self._sweeps[0].repair}: it is for an adapter; give --adapter SOURCE")
+        if self._classes is not None and getattr(self.datamodule, "num_labels", None) == 0:  # it would look for them
+            self.datamodule.name_classes(self._classes)
         every = self.config[self.subcommand].get("save_every_n_steps")
         if every is not None and self.subcommand == "fit":
             self.trainer.callbacks.append(StepCheckpoint(every))  # type: ignore[attr-defined]

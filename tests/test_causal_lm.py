@@ -237,8 +237,18 @@ def test_a_checkpoint_rebuilds_the_task(command, folder, batch):
     assert loss(again, batch) == loss(done.model.eval(), batch)
 
 
-def test_fit_on_windows_is_refused(command, folder):
-    with pytest.raises(InputError, match="TextWindows only measures"):
+def test_windows_are_trained_on_but_for_those_validated_on(command, folder):
+    flags = ["--data=TextWindows", f"--data.path={folder / 'text.txt'}", "--data.max_length=16"]
+    whole = command("validate", *flags).datamodule.splits["val"]["input_ids"]
+    done = command("fit", *flags, "--data.validation_fraction=0.25")
+    train, held = (done.datamodule.splits[name]["input_ids"] for name in ("train", "val"))
+    assert len(held) == math.ceil(len(whole) / 4)
+    assert sorted([*train, *held]) == sorted(whole)
+    assert "val/perplexity" in done.trainer.callback_metrics
+
+
+def test_fit_on_windows_that_are_all_validated_on_is_refused(command, folder):
+    with pytest.raises(InputError, match="1 leaves nothing to train on; use validate, or give less"):
         command("fit", "--data=TextWindows", f"--data.path={folder / 'text.txt'}")
 
 

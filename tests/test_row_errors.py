@@ -10,6 +10,7 @@ from lit_spectral.datamodules import (
     Commonsense,
     ConvAI2,
     Instructions,
+    LabelledText,
     Math,
     PromptedText,
     ScienceQA,
@@ -43,6 +44,7 @@ def setup(module, stage="fit", **options):
 
 glue = setup(lambda path, **options: GLUE("mrpc", path, **options))
 scores = setup(lambda path, **options: GLUE("stsb", path, **options))
+labelled = setup(LabelledText, classes=["a", "b"], validation_fraction=0.3)
 squad = setup(SQuAD, max_length=40, stride=6, max_query_length=12)
 prompted = setup(PromptedText, prompt="{q}", answer="{a}", validation_rows=1)
 held_out = {"validation_rows": 1}
@@ -64,6 +66,10 @@ BROKEN = {
     ),
     "texts": ("train", glue, PAIR, [{"sentence2": value} for value in (None, ["a"], {"b": LONG})]),
     "scores": ("train", scores, PAIR, [{"label": value} for value in (7.5, "high", None, -1e-9, "1e400")]),
+    "labelled text": (
+        "train", labelled, {"text": "the cat", "label": "a"},
+        [{"label": value} for value in (None, " ", ["a"], LONG)] + [{"text": value} for value in (None, {"b": LONG})],
+    ),
     "spans": (
         "train", squad, QUESTION,
         [{"context": ""}, {"question": " "}, {"context": None}, {"question": [LONG]}, {"answers": LONG}]

@@ -160,7 +160,7 @@ def test_names_of_classes_are_one_a_class(names, message):
 
 def test_lines_of_which_none_is_left_to_train_on_are_refused(tmp_path, backbone_folder):
     (tmp_path / "text.txt").write_text("the cat\nthe dog\n")
-    with pytest.raises(InputError, match=r"0\.99 of 2 lines leaves none to train on; give less"):
+    with pytest.raises(InputError, match=r"0\.99 of 2 rows leaves none to train on; give less"):
         MaskedText(str(tmp_path / "text.txt"), validation_fraction=0.99, tokenizer=backbone_folder("bert")).setup("fit")
 
 
