@@ -157,32 +157,52 @@ class PromptedText(TextDataModule):
             for name, value in padding.items()
         }
 
+    def pieces(
+        self, rows: Any, source: Source
+    ) -> tuple[Any, Callable[[dict[str, Any], int], list[tuple[str, bool]]], list[int], list[int]]:
+        """The rows as they are to be written, what writes one, and the tokens that come before and after each.
+
+        From a batch of columns and an index it goes to texts and whether each is scored, the last of which is;
+        none for a row without an answer.
+        """
+        rows, write, bos, ending = self._writer(rows, ("prompt", "input", "answer"), self.template, source)
+        given_scored = self.loss_on == "all"
+
+        def two(batch: dict[str, Any], i: int) -> list[tuple[str, bool]]:
+            given, said, answer = write(batch, i)
+            return [(given, given_scored), (said, True)] if answer.strip() else []
+
+        return rows, two, bos, ending
+
     def _encoded(self, split: str) -> Any:
         rows = self.rows(split)
         source = self.source(split)  # after them: only then is it known which are left out
-        rows, write, bos, ending = self._writer(rows, ("prompt", "input", "answer"), self.template, source)
-        tokenizer, longest, given_scored = self.tokenizer, self._longest, self.loss_on == "all"
+        rows, write, bos, ending = self.pieces(rows, source)
+        tokenizer, longest, bos_scored = self.tokenizer, self._longest, self.loss_on == "all"
         too_long, most, empty_answer = self.too_long, self.max_characters, self.empty_answer
 
         # All in functions without a module's name, since datasets finds what it has cached by their code alone.
         def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
             kept = []
             for i, number in enumerate(numbers):
-                given, said, answer = write(batch, i)
-                if answer.strip():
-                    if most is None or len(given) + len(said) <= most:
-                        kept.append((number, given, said))
+                pieces = write(batch, i)
+                if pieces:
+                    if most is None or sum(len(text) for text, _ in pieces) <= most:
+                        kept.append((number, pieces))
                 elif empty_answer == "error":
                     raise InputError(
                         f"{name_row(source, number)}: the answer is empty; "
                         "leave the row out, or give --data.empty_answer skip"
                     )
+            texts = [text for _, pieces in kept for text, _ in pieces]
             plain = {"add_special_tokens": False, "verbose": False}  # lengths are this function's own business
-            prompts = tokenizer([given for _, given, _ in kept], **plain)["input_ids"] if kept else []
-            answers = tokenizer([said for _, _, said in kept], **plain)["input_ids"] if kept else []
+            tokens = iter(tokenizer(texts, **plain)["input_ids"] if texts else [])
             encoded: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "cut": []}
-            for (number, _, _), prompt, answer in zip(kept, prompts, answers, strict=True):
-                length = len(bos) + len(prompt) + len(answer) + len(ending)
+            for number, pieces in kept:
+                *before, last = [(next(tokens), scored) for _, scored in pieces]
+                ids = [token for piece, _ in before for token in piece]
+                labels = [token if scored else -100 for piece, scored in before for token in piece]
+                length = len(bos) + len(ids) + len(last[0]) + len(ending)
                 if length > longest and too_long != "cut":
                     if too_long == "skip":
                         continue
@@ -190,12 +210,12 @@ class PromptedText(TextDataModule):
                         f"{name_row(source, number)}: {length} tokens, above the {longest} of a row; "
                         "give a larger --data.max_length, or --data.too_long cut or skip"
                     )
-                scored = [*answer, *ending][: longest - len(bos)]
-                room = longest - len(bos) - len(scored)
-                before = [*bos, *prompt[max(0, len(prompt) - room) :]]
-                encoded["input_ids"].append(before + scored)
-                encoded["attention_mask"].append([1] * len(before + scored))
-                encoded["labels"].append((before if given_scored else [-100] * len(before)) + scored)
+                said = [*last[0], *ending][: longest - len(bos)]
+                cut = max(0, len(ids) - (longest - len(bos) - len(said)))
+                row = [*bos, *ids[cut:], *said]
+                encoded["input_ids"].append(row)
+                encoded["attention_mask"].append([1] * len(row))
+                encoded["labels"].append([*(bos if bos_scored else [-100] * len(bos)), *labels[cut:], *said])
                 encoded["cut"].append(length > longest)
             return encoded
 
