@@ -1,5 +1,6 @@
 """Data modules: rows from the hub or a local folder, tokenised, as batches."""
 
+from lit_spectral.datamodules.chat import ChatText
 from lit_spectral.datamodules.commonsense import Commonsense
 from lit_spectral.datamodules.convai2 import ConvAI2
 from lit_spectral.datamodules.glue import GLUE
@@ -16,6 +17,7 @@ from lit_spectral.datamodules.text_windows import TextWindows
 
 __all__ = [
     "GLUE",
+    "ChatText",
     "Commonsense",
     "ConvAI2",
     "Instructions",
