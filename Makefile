@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 READY := .venv/.ready
 DOCS := .venv-docs
 
-.PHONY: quickstart test lint slow real bench docs clean
+.PHONY: quickstart test lint types slow real bench docs clean
 
 quickstart: $(READY)  ## LoRA beside FCLoRA on text that ships with Python
 	$(BIN)/lit-spectral quickstart
@@ -14,9 +14,12 @@ quickstart: $(READY)  ## LoRA beside FCLoRA on text that ships with Python
 test: $(READY) lint  ## all tests but the slow ones, in parallel
 	$(BIN)/pytest -n auto --dist worksteal
 
-lint: $(READY)  ## style, and types of the package as it is built
+lint: $(READY)  ## style, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory types
+
+types: $(READY)  ## types of the package as it is built
 	rm -rf build/lib build/typed  # and not build: a strict editable install lies there
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache/typed

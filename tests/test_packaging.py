@@ -10,11 +10,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import made_once
 
 import lit_spectral
 
 ROOT = Path(__file__).parents[1]
+PRE_COMMIT = ROOT / ".pre-commit-config.yaml"
 BESIDE = ("callbacks", "configs", "datamodules")
 NO_INDEX = ["--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
 
@@ -83,7 +85,7 @@ def test_the_sdist_has_what_is_needed_to_test_and_build_it(places):
     found = {str(file.relative_to(unpacked)) for file in unpacked.rglob("*") if file.is_file()}
     checkout = places / "checkout"
     wanted = {source for source, _ in packaged(checkout)} | {file.name for file in checkout.iterdir() if file.is_file()}
-    for name in ("benchmarks", "docs", "tests"):
+    for name in ("benchmarks", "docs", "examples", "tests"):
         wanted |= {str(f.relative_to(checkout)) for f in (checkout / name).rglob("*") if f.is_file()}
     assert {"Makefile", "constraints.txt"} <= wanted <= found
 
@@ -136,6 +138,26 @@ def test_its_parts_are_found_wherever_it_is_started_and_no_one_elses(places, ins
     assert found == {name: str(beside / name / "__init__.py") for name in BESIDE} | dict.fromkeys(
         ["benchmarks", "docs", "lit_spectral", "tests"]
     )
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_helps_and_knows_its_files(places):
+    """With libraries beside it, and none of the checkout's files in reach."""
+    bin, elsewhere = places / "wheel/bin", places / "decoys"
+    assert "quickstart" in run(bin / "lit-spectral", "--help", cwd=elsewhere)
+    assert run(bin / "python", "-c", "import lit_spectral; lit_spectral.load", cwd=elsewhere) == ""
+    installed = next(places.glob("wheel/lib/*/site-packages/lit_spectral"))
+    assert {"py.typed", "configs/quickstart.yaml", "configs/papers.csv"} <= {
+        str(file.relative_to(installed)) for file in installed.rglob("*")
+    }
+    assert any((installed / "evaluation" / "tasks").iterdir())
+
+
+def test_what_names_a_version_names_that_of_the_package_or_of_constraints():
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    hooks = {repo["repo"].rpartition("/")[2]: repo for repo in yaml.safe_load(PRE_COMMIT.read_text())["repos"]}
+    assert hooks["ruff-pre-commit"]["rev"] == f"v{pinned['ruff']}"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == lit_spectral.__version__
 
 
 @pytest.mark.slow
