@@ -53,8 +53,8 @@ class LabelledText(SentenceDataModule):
     ) -> None:
         super().__init__(**settings)
         self.text_columns = [text] if isinstance(text, str) else text
-        if not 1 <= len({*self.text_columns} - {label}) == len(self.text_columns) <= 2:
-            raise InputError(f"data.text: {text} is not one column, or a list of two, other than the label's, {label}")
+        if not 1 <= len({*self.text_columns} - {label, "label"}) == len(self.text_columns) <= 2:
+            raise InputError(f"data.text: {text} is not one column, or a list of two, none of them {label} or label")
         if not 0 < validation_fraction < 1:
             raise InputError(f"data.validation_fraction lies between 0 and 1; it is {validation_fraction}")
         if classes is not None and (regression or len({*classes}) < max(2, len(classes))):
@@ -86,9 +86,7 @@ class LabelledText(SentenceDataModule):
         rows, source = read_split(self.path, self._split(name)), source_of(self.path, self._split(name))
         labelled = [self.label] if self._stage() != "predict" or self.label in rows.column_names else []
         check_columns(rows, [*self.text_columns, *labelled], source.name)
-        rows = rows.select_columns([*self.text_columns, *labelled])
-        if labelled and self.label != "label":
-            rows = rows.rename_column(self.label, "label")
+        rows = self._chosen(rows, [*self.text_columns, *labelled])
         numbers = self._numbers[name] = self._held(name, len(rows))
         if name == "val" and numbers is not None:
             log.info("%s: no validation split; %d of %d rows are held out", self.path, len(numbers), len(rows))
@@ -108,6 +106,11 @@ class LabelledText(SentenceDataModule):
             alone = Path(self.path).expanduser().is_file() and self._stage() == "predict"
             return "train" if alone else "test"  # a file alone is what it is told for
         return "validation" if name == "val" and split_exists(self.path, "validation") else "train"
+
+    def _chosen(self, rows: Any, columns: list[str]) -> Any:
+        """The rows with these columns, of which the label's is called `label` then."""
+        rows = rows.select_columns(columns)
+        return rows if self.label not in {*columns} - {"label"} else rows.rename_column(self.label, "label")
 
     def _held(self, name: str, count: int) -> list[int] | None:
         """The numbers of a set's rows in its split, where the training split serves two sets; None for all."""
@@ -129,7 +132,7 @@ class LabelledText(SentenceDataModule):
         except InputError as error:
             raise InputError(f"{error}; or name the classes: --data.classes '[…]'") from error
         check_columns(rows, [self.label], source.name)
-        labels = read_words(rows.select_columns([self.label]).rename_column(self.label, "label"), source)
+        labels = read_words(self._chosen(rows, [self.label]), source)
         names = labels.distinct()
         numbers = [spelled_number(name) for name in names]
         if len(names) < 2:

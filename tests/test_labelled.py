@@ -84,6 +84,10 @@ def test_each_text_is_a_class_and_numbers_come_by_their_size(tmp_path, read, lab
     assert read(write(tmp_path / "tickets.csv", tickets(labels=labels))).label_names == names
 
 
+def test_a_column_called_label_is_one_like_others(tmp_path, read):
+    assert read(write(tmp_path / "tickets.csv", tickets(label="label")), label="label").num_labels == 3
+
+
 def test_named_classes_have_the_order_that_they_are_given_in(tmp_path, read):
     data = read(write(tmp_path / "tickets.csv", tickets()), classes=["payment", "refund", "account", "delivery"])
     assert {*data.splits["train"]["labels"], *data.splits["val"]["labels"]} == {0, 2, 3}
@@ -111,7 +115,8 @@ def test_pairs_are_read_as_pairs_and_numbers_as_numbers(tmp_path, read):
         (tickets(1), {"classes": ["payment", "other"]}, "has no validation split, and 1 training rows are too few"),
         (tickets(), {"classes": ["payment", "delivery"]}, r"line \d+: label 'Account' is none of those trained on"),
         (tickets(), {"classes": ["payment"]}, "data.classes: give two or more names, each once"),
-        (tickets(), {"text": "team"}, "data.text: team is not one column, or a list of two, other than the label's"),
+        (tickets(), {"text": "team"}, "data.text: team is not one column, or a list of two, none of them team or label"),
+        (tickets(), {"text": "label"}, "data.text: label is not one column, or a list of two, none of them team"),
         (tickets(), {"validation_fraction": 1.0}, "data.validation_fraction lies between 0 and 1; it is 1.0"),
     ],
 )
