@@ -115,7 +115,7 @@ def test_pairs_are_read_as_pairs_and_numbers_as_numbers(tmp_path, read):
         (tickets(1), {"classes": ["payment", "other"]}, "has no validation split, and 1 training rows are too few"),
         (tickets(), {"classes": ["payment", "delivery"]}, r"line \d+: label 'Account' is none of those trained on"),
         (tickets(), {"classes": ["payment"]}, "data.classes: give two or more names, each once"),
-        (tickets(), {"text": "team"}, "data.text: team is not one column, or a list of two, none of them team or label"),
+        (tickets(), {"text": "team"}, "data.text: team is not one column, or a list of two, none of them team"),
         (tickets(), {"text": "label"}, "data.text: label is not one column, or a list of two, none of them team"),
         (tickets(), {"validation_fraction": 1.0}, "data.validation_fraction lies between 0 and 1; it is 1.0"),
     ],
