@@ -32,7 +32,7 @@ class Adapter:
         method: what the comparison calls the method with its settings.
         seed: of the run.
         folder: of the run.
-        logged: names of what it logged at its end.
+        logged: names of what its last validation logged.
     """
 
     task: str
@@ -101,7 +101,9 @@ def finished(task: str, folder: Path) -> list[Adapter]:
         raise InputError(f"merge-study: {table} is no table of runs; run the same compare again") from None
     adapters = []
     for method, seed, row in rows:
-        logged = frozenset(name.removeprefix("metrics/") for name, value in row.items() if value and "metrics/" in name)
+        logged = frozenset(
+            name.removeprefix("metrics/") for name in row if name.startswith("metrics/val") and row[name]
+        )
         adapter = Adapter(task, method, seed, folder / folder_of(method) / f"seed_{seed}", logged)
         if adapter.checkpoint.is_file() and adapter.config.is_file():
             adapters.append(adapter)
@@ -188,7 +190,7 @@ def metric_of(adapters: Sequence[Adapter], asked: str | None = None) -> Metric:
     modes = [mode for monitor, mode in watched if monitor == name and mode]
     for adapter in adapters:
         if name not in adapter.logged:
-            there = ", ".join(sorted(each for each in adapter.logged if each.startswith("val")))
+            there = ", ".join(sorted(adapter.logged))
             remedy = f"give --metric {adapter.task}=NAME, of {there}" if there else "have it validate, and run it again"
             raise InputError(f"merge-study: {adapter.name} logged no {name}; {remedy}")
     return Metric(name, modes[0] == "max" if modes else not name.endswith(("loss", "perplexity")))
