@@ -64,7 +64,7 @@ def test_of_a_decoder_all_is_what_both_models_compute(source, text):
         with model(), torch.no_grad():
             each = [task.model(input_ids=ids, output_hidden_states=True) for ids in whole]
         logits.append(torch.cat([out.logits[:, :-1].flatten(0, 1) for out in each]).double().log_softmax(-1))
-        states.append([torch.cat([layer.flatten(0, 1) for layer in layers]).double()
+        states.append([torch.cat([layer[:, 1:].flatten(0, 1) for layer in layers]).double()
                        for layers in zip(*(out.hidden_states for out in each), strict=True)])  # fmt: skip
     base, adapted = logits
     kl = float((base.exp() * (base - adapted)).sum(-1).mean())

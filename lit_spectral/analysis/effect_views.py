@@ -45,13 +45,14 @@ def effect_rows(effects: Effects) -> tuple[list[str], list[list[str]]]:
 
 
 def effect_table(effects: Effects) -> Table:
-    """The same for the terminal."""
+    """The same for the terminal, the other way round."""
     head, rows = effect_rows(effects)
     shown = Table()
-    for number, heading in enumerate(head):
-        shown.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*map(escape, row))
+    shown.add_column("")
+    for source, text, *_ in rows:
+        shown.add_column(escape(f"{source}, {text}"), justify="right", overflow="fold")
+    for title, *cells in list(zip(head, *rows, strict=True))[2:]:
+        shown.add_row(escape(title), *cells)
     return shown
 
 

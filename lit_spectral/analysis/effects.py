@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import Progress
@@ -17,9 +17,7 @@ from lit_spectral.analysis.states import Moments, linear_cka, procrustes_residua
 from lit_spectral.reading import evaluating
 from lit_spectral.retention.measures import TokenScores, kl_divergence, token_scores
 from lit_spectral.retention.retention import Batch, Outputs, Retention
-
-if TYPE_CHECKING:
-    from lit_spectral.tasks import Task
+from lit_spectral.tasks import CausalLM, Task
 
 __all__ = ["SWITCHES", "Distance", "Effect", "Switched", "effects", "groups_of", "only"]
 
@@ -77,7 +75,9 @@ def effects(task: Task, retention: Retention, switch: str | None = None) -> dict
     """Measure what an adapter does on each text, batch by batch, by the text's name.
 
     Besides what one batch takes, moments of the states are held, three (width, width) matrices a layer. States are
-    those of all tokens that aren't padding; of an encoder with a masked-language head some of its tokens are masked.
+    those of all tokens that aren't padding, of a decoder without each window's first, whose activations are so large
+    (Sun et al., 2024, 2402.17762) that they would be all that is seen. Of an encoder with a masked-language head some
+    tokens are masked.
 
     Args:
         task: of `lit_spectral.checkpoint.load_given`, whose adapter can be switched. It is afterwards as it was.
@@ -123,7 +123,7 @@ def _effect(task: Task, retention: Retention, name: str, groups: Mapping[str, li
         with retention.base(task):
             base = retention.outputs(task, batch, states=True)
         moments = moments or [Moments() for _ in base.states]
-        _add(moments, batch, base, adapted)
+        _add(moments, batch, base, adapted, int(isinstance(task, CausalLM)))
         base, adapted = base._replace(states=()), adapted._replace(states=())
         step(), step()
         if base.logits is None or adapted.logits is None:
@@ -148,8 +148,9 @@ def _effect(task: Task, retention: Retention, name: str, groups: Mapping[str, li
     return Effect({"kl": kl / tokens, **named}, states, each)
 
 
-def _add(moments: list[Moments], batch: Batch, base: Outputs, adapted: Outputs) -> None:
+def _add(moments: list[Moments], batch: Batch, base: Outputs, adapted: Outputs, left_out: int) -> None:
     ids = batch.inputs["input_ids"]
     read: Tensor = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool()
+    read = read & (torch.arange(ids.shape[1], device=ids.device) >= left_out)
     for each, one, other in zip(moments, base.states, adapted.states, strict=True):
         each.add(one[read], other[read])

@@ -31,8 +31,9 @@ values it takes to come within 5 % of W₀ (dotted), beside those of a random ma
 
 _EFFECTS = """In nats a token: KL(base ‖ adapted) of the distributions of next tokens (of encoders: masked ones), and
 MiLoRA's forgetting loss, the cross-entropy to the backbone's own predictions, which is that much above their entropy.
-Of hidden states, centred, over all tokens: linear CKA (1905.00414), and the Procrustes residual, the share of the
-backbone's states that no rotation and scale of the adapted ones explains. Where nothing moved they are 1 and 0."""
+Of hidden states, centred, over all tokens (of decoders but a window's first): linear CKA (1905.00414), and the
+Procrustes residual, the share of the backbone's states that no rotation and scale of the adapted ones explains. Where
+nothing moved they are 1 and 0."""
 _SWITCHED = """ Below, the ΔW of one place is switched off, or all others' are; dotted with all of them. What a place
 forgets is how much KL falls without it; places work together, so that neither adds up."""
 
