@@ -75,8 +75,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which speaks of a flag that is missing before one that there isn't."""
-        mine = () if self._subparsers else itertools.takewhile("--".__ne__, args or ())
-        for arg in mine:
+        for arg in [] if self._subparsers else list(itertools.takewhile("--".__ne__, args or ())):
             flag = arg.partition("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
                 self.error(f"unrecognized arguments: {flag}")

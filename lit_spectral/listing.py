@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from importlib.resources import files
 from types import ModuleType
+from typing import Any
 
 from lit_spectral.errors import Parser
 
@@ -32,9 +33,9 @@ def data(args: list[str]) -> None:
 def configs(args: list[str]) -> None:
     """Print the files that `--config` finds without being given them."""
     _parse("configs", "What --config takes beside files of one's own.", args)
-    shipped = sorted((path.name, path) for path in files("lit_spectral.configs").iterdir() if path.suffix == ".yaml")  # type: ignore[attr-defined]
-    heads = {f"configs/{name}": path.read_text(encoding="utf-8").partition("\n")[0] for name, path in shipped}
-    _print({name: head.removeprefix("# ").partition(". ")[0].rstrip(".") for name, head in heads.items()})
+    shipped: list[Any] = [path for path in files("lit_spectral.configs").iterdir() if path.name.endswith(".yaml")]
+    heads = {f"configs/{path.name}": path.read_text(encoding="utf-8").partition("\n")[0] for path in shipped}
+    _print({name: heads[name].removeprefix("# ").partition(". ")[0].rstrip(".") for name in sorted(heads)})
 
 
 def method_classes() -> dict[str, type]:

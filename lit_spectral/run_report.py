@@ -68,8 +68,8 @@ def _head(trainer: pl.Trainer, task: Task) -> str:
     told = getattr(method, "config", {}).get("peft_type") or getattr(method, "rank", None)
     name = type(method).__name__ + (f" ({told if isinstance(told, str) else f'rank {told}'})" if told else "")
     data = f" on {type(trainer.datamodule).__name__}" if trainer.datamodule else ""  # type: ignore[attr-defined]
-    changes = named_changes(task.model)  # type: ignore[arg-type]
-    sizes = [(p.numel(), p.requires_grad) for p in task.model.parameters()]  # type: ignore[attr-defined]
+    changes = named_changes(task.model)
+    sizes = [(p.numel(), p.requires_grad) for p in task.model.parameters()]
     trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
     maps = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in changes))
     parts = [f"{name} of {task.backbone} for {type(task).__name__}{data}"]
@@ -123,7 +123,7 @@ def _next(task: Any, folder: Path | None, checkpoint: str | None) -> list[str]:
         if isinstance(task, CausalLM):
             commands.append([command, "evaluate", "--checkpoint", file, "--tasks", "arc_easy"])
         commands.append([command, "retain", "--checkpoint", file, "--corpora", PYTHON_DOCS])
-        changes = named_changes(task.model).values()  # type: ignore[arg-type]
+        changes = named_changes(task.model).values()
         thin = all(change.factors() is not None for change in changes)
         place = ["--output", _here((folder or Path()) / "exported")]
         if changes:
