@@ -58,9 +58,11 @@ class RunReport(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say where it all lies."""
         compared = any(isinstance(callback, RunRecord) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        folder = own_folder(trainer)
-        if trainer.is_global_zero and not compared and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            print("\n".join(_end(trainer, pl_module, folder)), flush=True)
+        if compared or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        lines = _end(trainer, pl_module, own_folder(trainer))  # all processes must ask
+        if trainer.is_global_zero:
+            print("\n".join(lines), flush=True)
 
 
 def _head(trainer: pl.Trainer, task: Task) -> str:
