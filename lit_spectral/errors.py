@@ -73,13 +73,14 @@ def check_at_most(most: float, **settings: float | None) -> None:
 class Parser(argparse.ArgumentParser):
     """The parser of a verb, whose mistakes are InputErrors."""
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """As argparse's, which speaks of a flag that is missing before one that there isn't."""
         for arg in [] if self._subparsers else list(itertools.takewhile("--".__ne__, args or ())):
             flag = arg.partition("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
                 self.error(f"unrecognized arguments: {flag}")
-        return super().parse_args(args, namespace)
+        parsed: argparse.Namespace = super().parse_args(args, namespace)
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Raise it, with the verb's name and the nearest flag."""

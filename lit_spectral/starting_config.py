@@ -161,5 +161,5 @@ def _value(value: Any) -> str:
     """In YAML, on one line."""
     style = '"' if isinstance(value, str) and "\n" in value else None
     options: dict[str, Any] = {"width": 10**6, "allow_unicode": True, "sort_keys": False, "default_style": style}
-    text = yaml.safe_dump(value, default_flow_style=True, **options)
+    text: str = yaml.safe_dump(value, default_flow_style=True, **options)
     return text.removesuffix("\n").removesuffix("\n...")
