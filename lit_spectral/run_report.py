@@ -112,7 +112,7 @@ def _end(trainer: pl.Trainer, task: Any, folder: Path | None) -> list[str]:
     lines = [f"best {best.monitor}: {float(best.best_model_score):.4g}"] if best and best.best_model_score else []
     lines += [f"checkpoint: {_here(file.best_model_path)}"] if file else []
     lines += [f"log folder: {_here(folder)}"] if folder else []
-    return [*lines, *_next(task, folder, file and file.best_model_path)]
+    return [*lines, *_next(task, folder, file.best_model_path if file else None)]
 
 
 def _next(task: Any, folder: Path | None, checkpoint: str | None) -> list[str]:
