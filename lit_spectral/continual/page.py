@@ -80,7 +80,7 @@ def _heat_maps(by_variant: Mapping[Variant, Sequence[Sequenced]], stages: Sequen
     means = {variant: shown(found, stages) for variant, found in by_variant.items()}
     upward = np.where([stage.higher_is_better for stage in stages], 1.0, -1.0)
     every = np.array([scores for rows in means.values() for scores in rows.values()]) * upward
-    low, high = np.nanmin(every, axis=0), np.nanmax(every, axis=0)
+    low, high = np.nanmin(every, axis=0, initial=np.inf), np.nanmax(every, axis=0, initial=-np.inf)
     figures = []
     for variant, rows in means.items():
         figure, (ax,) = pages.axes(1, 1.6 + 0.95 * len(stages), 1.0 + 0.42 * len(rows))
@@ -96,8 +96,9 @@ def _draw(ax: Any, scores: Scores, shades: Scores, names: Sequence[str], stages:
     ax.grid(False)
     ax.imshow(shades, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for (row, column), score in np.ndenumerate(scores):
-        light = not shades[row, column] < 0.55
-        ink = "#000001" if light else "white"  # pages exchange plain black for their own ink
+        shade = shades[row, column]
+        # Plain black is the page's own ink, which is light in the dark.
+        ink = "black" if np.isnan(shade) else "white" if shade < 0.55 else "#000001"
         ax.text(column, row, as_text(score), ha="center", va="center", fontsize=8, color=ink)
     labels = [pages.plain(f"{stage.name}\n{stage.metric.removeprefix('val/')}") for stage in stages]
     ax.set_xticks(range(len(stages)), labels, fontsize=8)
