@@ -133,6 +133,7 @@ def test_one_adapter_and_one_a_stage_beside_each_other(study, capsys):
     assert study(*ways, methods=["LoRA", "LoRA+after=LoRA"]) == []
 
 
+@pytest.mark.slow
 def test_what_fails_is_one_line_and_the_same_command_goes_on(study, capsys):
     Path("hills/validation.jsonl").rename("aside")
     with pytest.raises(SystemExit):
