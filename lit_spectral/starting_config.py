@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import docstring_parser  # jsonargparse[signatures] brings it
+import docstring_parser
 import yaml
 
 from lit_spectral.errors import InputError, Parser, nearest
