@@ -6,7 +6,6 @@ import argparse
 import logging
 import math
 import shlex
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from lit_spectral.studies.measured import Measured
 from lit_spectral.studies.merges import Draw, Score, draws
 from lit_spectral.studies.page import write_page, write_plot
 from lit_spectral.studies.results import Results, Row, name_of
-from lit_spectral.terminal import show_notes
 from lit_spectral.updates import exports
 from lit_spectral.updates.merge_rules import RULES
 from lit_spectral.updates.update import Update
@@ -42,8 +40,6 @@ def run(args: list[str]) -> Path:
         InputError: flags that can't be used, folders that can't be compared, an adapter of another backbone. What was
             measured by then is kept.
     """
-    show_notes()
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
     given = _parse(args)
     folder = Path(given.output_folder)
     page = folder / "index.html"
