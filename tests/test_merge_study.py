@@ -13,7 +13,7 @@ import yaml
 from conftest import WORDS
 
 from lit_spectral import cli
-from lit_spectral.comparison import command as comparing
+from lit_spectral.comparison import fitting
 from lit_spectral.comparison.results import write_rows
 from lit_spectral.errors import InputError
 from lit_spectral.studies.bench import Bench
@@ -41,7 +41,7 @@ def comparisons(tmp_path_factory, backbone_folder, mrpc_folder):
     tasks["words"] = ("MaskedLM", {"class_path": "MaskedText", "init_args": lines}, "0")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(comparing, "_call", lambda command: cli.run(command) and 0)
+        patch.setattr(fitting, "call", lambda command: cli.run(command) and 0)
         for name, (task, data, seeds) in tasks.items():
             model = {"backbone": backbone_folder("bert"), "method": METHOD, "optimizer": ADAMW}
             content = {"trainer": TRAINER | {"callbacks": CALLBACKS}, "data": data}
