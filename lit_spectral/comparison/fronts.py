@@ -27,7 +27,8 @@ class Settings(NamedTuple):
     @property
     def whole(self) -> NDArray[np.bool_]:
         """(p,): those that all seeds have."""
-        return np.isfinite(self.scores).all(1) & np.isfinite(self.kept).all(1)
+        finite: NDArray[np.bool_] = np.isfinite(self.scores) & np.isfinite(self.kept)
+        return np.logical_and.reduce(finite, axis=1)
 
     def means(self, seeds: Sequence[int] | None = None) -> tuple[Array, Array]:
         """Of each setting that all seeds have, over some of the seeds, which may be repeated."""

@@ -43,25 +43,32 @@ def write_page(comparison: Comparison, fronts: Fronts | None, title: str, comman
 
 def _found(comparison: Comparison, fronts: Fronts | None) -> str:
     """What was found, in one line: the page's title."""
-    task, reference = comparison.task, comparison.references[0]
     if fronts is not None and fronts.rows:
-        measure, first = fronts.rows[0].measure, fronts.methods[0]
-        others = {row.method: row.reached.lost_over_reference for row in fronts.rows if row.measure == measure}
-        reaching = {name: lost for name, lost in others.items() if name != first and math.isfinite(lost.value)}
-        if not reaching:
-            return f"by {measure.title}, no other reaches {first}'s best {task.title}"
-        best, lost = min(reaching.items(), key=lambda pair: pair[1].value)
-        share = f"{lost.value:.0%}" + (f" ({lost.low:.0%} to {lost.high:.0%})" if math.isfinite(lost.low) else "")
-        return f"at {first}'s best {task.title}, {best} loses {share} of what it loses of {measure.title}"
-    scores = {v: statistics.fmean(comparison.values(v, task).values()) for v in comparison.variants}
-    best = (max if task.higher_is_better else min)(scores, key=lambda variant: scores[variant])
+        return _found_by(fronts, comparison.task)
+    task, variants = comparison.task, comparison.variants
+    scores = {variant: statistics.fmean(comparison.values(variant, task).values()) for variant in variants}
+    best = (max if task.higher_is_better else min)(variants, key=lambda variant: scores[variant])
     said = f"best {task.title} {task.show(scores[best])}, by {best.name}"
     for measure in comparison.retention[:1]:
-        lost = {v: share for v in scores if (share := comparison.share_lost(v, measure)) is not None}
+        lost = {v: share for v in variants if (share := comparison.share_lost(v, measure)) is not None}
         if lost:
             least = min(lost, key=lambda variant: lost[variant])
-            said += f"; least lost of {measure.title} {lost[least]:.0%} of {reference.name}'s, by {least.name}"
+            whose = comparison.references[0].name
+            said += f"; least lost of {measure.title} {lost[least]:.0%} of {whose}'s, by {least.name}"
     return said
+
+
+def _found_by(fronts: Fronts, task: Measure) -> str:
+    """The method that loses least where the first one scores best, by the first measure of retention."""
+    measure, first = fronts.rows[0].measure, fronts.methods[0]
+    lost = {row.method: row.reached.lost_over_reference for row in fronts.rows if row.measure == measure}
+    reaching = [name for name in lost if name != first and math.isfinite(lost[name].value)]
+    if not reaching:
+        return f"by {measure.title}, no other reaches {first}'s best {task.title}"
+    best = min(reaching, key=lambda name: lost[name].value)
+    value, low, high = lost[best]
+    share = f"{value:.0%}" + (f" ({low:.0%} to {high:.0%})" if math.isfinite(low) else "")
+    return f"at {first}'s best {task.title}, {best} loses {share} of what it loses of {measure.title}"
 
 
 def _machine(comparison: Comparison) -> str:
