@@ -27,8 +27,8 @@ class Settings(NamedTuple):
     @property
     def whole(self) -> NDArray[np.bool_]:
         """(p,): those that all seeds have."""
-        finite: NDArray[np.bool_] = np.isfinite(self.scores) & np.isfinite(self.kept)
-        return np.logical_and.reduce(finite, axis=1)
+        found: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(self.scores) & np.isfinite(self.kept), axis=1)
+        return found
 
     def means(self, seeds: Sequence[int] | None = None) -> tuple[Array, Array]:
         """Of each setting that all seeds have, over some of the seeds, which may be repeated."""
