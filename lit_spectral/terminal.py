@@ -50,7 +50,7 @@ def speak(verbose: bool = False, fits: bool = True) -> None:
     root.addHandler(_Lines(verbose))
     # Importing it puts a handler there, whether or not there is one already.
     logging.getLogger("lightning").addHandler = lambda hdlr: None  # type: ignore[method-assign]
-    ours.setLevel(logging.INFO if verbose else logging.WARNING)
+    ours.setLevel(logging.INFO)  # what of it is shown, the handler says; others may listen too
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if verbose:
         return

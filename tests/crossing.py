@@ -16,7 +16,7 @@ def crossed(rows, columns, fits=lambda row, column: True, also=()):
         also: rows of which every pair is on the diagonal.
     """
     rows, columns, pairs = list(rows), list(columns), {}
-    assert {*also} <= {*rows}
+    assert all(row in rows for row in also)
     for place, row in enumerate(rows):
         fitting = [column for column in columns if fits(row, column)]
         for number, column in enumerate(fitting):
