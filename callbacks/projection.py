@@ -155,7 +155,7 @@ class SpectralBall(Projection):
     are inside.
     """
 
-    turn = 2  # it leaves σ alone, and factors in their subspace
+    turn = 2  # it makes no σ larger, and leaves factors in their subspace
 
     def concerns(self, adapter: Adapter) -> bool:
         """Whether the adapter declares a radius."""
@@ -199,11 +199,15 @@ class FrobeniusBall(Projection):
         """Scale."""
         factored = [adapter for adapter in attached if isinstance(adapter, FactoredAdapter)]
         _refuse_diverged(factored)
-        _retreat([(adapter, adapter.frobenius_radius or 0.0) for adapter in factored], torch.linalg.vector_norm)
+        bounded = [(adapter, adapter.frobenius_radius or 0.0) for adapter in factored]
+        # Nearer to the start parts of a difference may cancel no longer, so that its largest singular value grows.
+        balls = [(a, a.ball_radius) for a in factored if a.ball_radius is not None and a.free_factors() is None]
+        while _retreat(bounded, torch.linalg.vector_norm) and _retreat(balls, lambda values: values[0]):
+            pass
 
 
-def _retreat(attached: list[tuple[FactoredAdapter, float]], norm_of: Callable[[Tensor], Tensor]) -> None:
-    """Scale back by radius/‖ΔW‖ until inside: once is enough but where parts of ΔW cancel.
+def _retreat(attached: list[tuple[FactoredAdapter, float]], norm_of: Callable[[Tensor], Tensor]) -> bool:
+    """Scale back by radius/‖ΔW‖ until inside: once is enough but where parts of ΔW cancel; returns whether any moved.
 
     Args:
         attached: adapters with their radius.
@@ -216,7 +220,7 @@ def _retreat(attached: list[tuple[FactoredAdapter, float]], norm_of: Callable[[T
         lost = linalg.lost_in_rounding(left, right, radii, 6e-8).tolist()
         for index in (i for i, is_lost in zip(indices, lost, strict=True) if is_lost):
             attached[index][0].retreat(0.0)
-    longest = 1.0
+    longest, moved = 1.0, False
     while attached:
         values = singular_values([adapter.factors() for adapter, _ in attached])
         norms = torch.stack([norm_of(value) for value in values]).tolist()
@@ -225,4 +229,6 @@ def _retreat(attached: list[tuple[FactoredAdapter, float]], norm_of: Callable[[T
             if norm > radius * (1 + 1e-6):
                 adapter.retreat(min(radius / norm, longest))
                 outside.append((adapter, radius))
+        moved |= bool(outside)
         attached, longest = outside, 0.99  # from here on in steps that end
+    return moved

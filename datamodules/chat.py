@@ -21,7 +21,8 @@ class ChatText(PromptedText):
     """Rows with a list of messages, laid out by the tokenizer's own chat template; the assistant's turns are scored.
 
     A message is an object with `role` (system, developer, user, assistant or tool) and `content`, a text. What
-    a turn of the assistant's opens with is given; what it says, and how the template ends it, is scored. What
+    a turn of the assistant's opens with is given; what it says, and how the template ends it, is scored; one
+    that nothing comes before is not. What
     comes after the last of them is left out. Given and said are tokenised apart, as in `PromptedText`.
 
     Args:
@@ -88,7 +89,9 @@ class ChatText(PromptedText):
 
         def write(batch: dict[str, Any], i: int) -> list[tuple[str, bool]]:
             turns = batch[column][i]
-            answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip()]
+            # A greeting that nobody asked for is context: templates can't open a conversation to it.
+            said = [n for n, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip()]
+            answers = [n for n in said if n > 0]
             pieces, done = [], ""
             for n in answers[-1:] if last_alone else answers:
                 given, whole = render(turns[:n], True), render(turns[: n + 1], False)
@@ -112,6 +115,8 @@ def _wrong(turns: Any) -> str | None:
     for turn in turns:
         if not (isinstance(turn, dict) and all(isinstance(turn.get(name), str) for name in ("role", "content"))):
             return f"holds {shown(turn)}, not an object with a role and a content, both texts"
+        if called := next((name for name in ("tool_calls", "function_call") if turn.get(name)), None):
+            return f"has {called}, which are not read"
         if turn["role"] not in ROLES:
             return f"has the role {shown(turn['role'])}, which is none of {', '.join(ROLES)}"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,14 +41,14 @@ CORPORA = {
 }
 
 
-def read_passages(path: str) -> Iterator[str]:
+def read_passages(path: str, splits: Sequence[str] = ("validation", "test", "train")) -> Iterator[str]:
     """The texts of a corpus in order, read as they are asked for; each ends with a new line.
 
     Args:
         path: a UTF-8 text file; a folder of .txt files, read in the order of their names; a jsonl,
-            json, parquet or csv file with a column `text`, or a folder with such a `validation`,
-            `test` or `train`, the first that there is; a name in `CORPORA`; or `python-docs`, what
-            ships with Python, sentence by sentence.
+            json, parquet or csv file with a column `text`, or a folder with such a split; a name
+            in `CORPORA`; or `python-docs`, what ships with Python, sentence by sentence.
+        splits: of a folder, the first that there is; to measure on, `train` comes last.
 
     Raises:
         InputError: nothing there, no column `text`, a file that can't be read, the hub out of reach.
@@ -63,7 +63,7 @@ def read_passages(path: str) -> Iterator[str]:
     elif given.suffix.lower() in FORMATS:
         texts = _texts(read_rows(path), source_of_file(path))
     elif given.is_dir() and not any(given.glob("*.txt")):
-        split = next((name for name in ("validation", "test", "train") if split_exists(path, name)), None)
+        split = next((name for name in splits if split_exists(path, name)), None)
         if split is None:
             raise InputError(f"data.path: the folder {path} has no .txt file, nor a split of rows with a column text")
         texts = _texts(read_split(path, split), source_of(path, split))
@@ -72,6 +72,20 @@ def read_passages(path: str) -> Iterator[str]:
             raise InputError(f"data.path: there is no {path}; give a file, a folder, or one of {', '.join(CORPORA)}")
         texts = read_blocks(path)
     return (text if text.endswith("\n") else f"{text}\n" for text in texts)
+
+
+def read_training_passages(path: str) -> Iterator[str]:
+    """As `read_passages`, of a folder `train` before all, for what is divided into rows to train and to validate on.
+
+    Raises:
+        InputError: a corpus on the hub of which the validation split is what is read.
+    """
+    if path in CORPORA and not Path(path).expanduser().exists() and CORPORA[path].split != "train":
+        raise InputError(
+            f"data.path: of {path} the {CORPORA[path].split} split is read, to measure on and not to train on; give a "
+            "text of your own, or --data.validation_fraction 1 with validate"
+        )
+    return read_passages(path, ("train", "validation", "test"))
 
 
 def check_corpus(path: str) -> None:

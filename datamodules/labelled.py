@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class LabelledText(SentenceDataModule):
     """Rows of a text, or of a pair of texts, and a label: which columns is said, the rest is found.
 
-    Classes are the training split's labels, each text one of them (`3` and `003` are two), in their order;
+    Classes are the training split's labels, each text one of them (`3` and `003` are two, `No` and `NO` one), in their order;
     checkpoints keep them. Without a `validation` split some training rows, drawn by `seed`, are held out
     and not trained on, which is logged.
 
@@ -129,14 +129,17 @@ class LabelledText(SentenceDataModule):
         """The labels of the whole training split, those of rows held out too."""
         try:
             rows, source = read_split(self.path, "train"), source_of(self.path, "train")
+            check_columns(rows, [self.label], source.name)
         except InputError as error:
             raise InputError(f"{error}; or name the classes: --data.classes '[…]'") from error
-        check_columns(rows, [self.label], source.name)
         labels = read_words(self._chosen(rows, [self.label]), source)
         names = labels.distinct()
         numbers = [spelled_number(name) for name in names]
         if len(names) < 2:
             raise InputError(f"{source.name}: all its labels are {names[0]}; two classes at least are needed")
-        if not any(number is None or number == int(number) for number in numbers):
-            raise InputError(f"{source.name}: its labels are numbers ({names[0]}, …); give --data.regression true")
+        if None not in numbers and not all(float(number).is_integer() for number in numbers if number is not None):
+            raise InputError(
+                f"{source.name}: its labels are numbers ({names[0]}, …); give --data.regression true, or name them as "
+                "classes: --data.classes '[…]'"
+            )
         return names

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lit_spectral.datamodules.corpora import PYTHON_DOCS, read_passages
+from lit_spectral.datamodules.corpora import PYTHON_DOCS, read_passages, read_training_passages
 from lit_spectral.datamodules.fraction import check_fraction, split_by_fraction
 from lit_spectral.datamodules.text import TextDataModule
 from torch import Tensor
@@ -90,7 +90,8 @@ class MaskedText(TextDataModule):
         return batch
 
     def _lines(self) -> list[str]:
-        stripped = (line.strip() for text in read_passages(self.path) for line in text.splitlines())
+        read = read_passages if self.validation_fraction == 1 else read_training_passages
+        stripped = (line.strip() for text in read(self.path) for line in text.splitlines())
         lines = list(islice(filter(None, stripped), self.limit))
         if len(lines) < 2:
             raise InputError(f"data.path: {self.path} has fewer than two lines of text")

@@ -210,12 +210,16 @@ class PromptedText(TextDataModule):
                         f"{name_row(source, number)}: {length} tokens, above the {longest} of a row; "
                         "give a larger --data.max_length, or --data.too_long cut or skip"
                     )
-                said = [*last[0], *ending][: longest - len(bos)]
-                cut = max(0, len(ids) - (longest - len(bos) - len(said)))
-                row = [*bos, *ids[cut:], *said]
+                # A chat template writes BOS itself.
+                opening = 0 if bos else int(ids[:1] == [tokenizer.bos_token_id])
+                room = longest - len(bos) - opening
+                said = [*last[0], *ending][:room]
+                end = max(opening, len(ids) - (room - len(said)))
+                del ids[opening:end], labels[opening:end]
+                row = [*bos, *ids, *said]
                 encoded["input_ids"].append(row)
                 encoded["attention_mask"].append([1] * len(row))
-                encoded["labels"].append([*(bos if bos_scored else [-100] * len(bos)), *labels[cut:], *said])
+                encoded["labels"].append([*(bos if bos_scored else [-100] * len(bos)), *labels, *said])
                 encoded["cut"].append(length > longest)
             return encoded
 

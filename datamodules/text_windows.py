@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from lit_spectral.datamodules.corpora import read_passages
+from lit_spectral.datamodules.corpora import read_passages, read_training_passages
 from lit_spectral.datamodules.fraction import NOTHING_TO_TRAIN_ON, check_fraction, split_by_fraction
 from lit_spectral.datamodules.text import TextDataModule
 
@@ -72,7 +72,7 @@ class TextWindows(TextDataModule):
         if self.pages:
             return datasets.Dataset.from_dict({"input_ids": self._pages(bos, step)})
         ids: list[int] = []
-        for text in _chunks(read_passages(self.path)):
+        for text in _chunks(self._passages()):
             ids += self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             if self.limit is not None and len(ids) >= self.limit * step:
                 break
@@ -84,9 +84,12 @@ class TextWindows(TextDataModule):
             )
         return datasets.Dataset.from_dict({"input_ids": [bos + ids[start : start + step] for start in starts]})
 
+    def _passages(self) -> Iterator[str]:
+        return read_passages(self.path) if self.validation_fraction == 1 else read_training_passages(self.path)
+
     def _pages(self, bos: list[int], most: int) -> list[list[int]]:
         pages = []
-        for text in islice(filter(str.strip, read_passages(self.path)), self.limit):
+        for text in islice(filter(str.strip, self._passages()), self.limit):
             ids = self.tokenizer(text.removesuffix("\n"), add_special_tokens=False, verbose=False)["input_ids"]
             if len(page := [*bos, *ids[:most]]) > 1:  # one token has nothing to be told from
                 pages.append(page)

@@ -124,6 +124,8 @@ def test_groups_are_layers_or_maps_and_what_is_in_no_layer_is_by_itself():
     assert groups_of(paths, None) == {}
     assert groups_of(paths, "layers") == {"layer 0": paths[:2], "layer 1": paths[2:3], "lm_head": paths[3:]}
     assert groups_of(paths, "modules") == {path: [path] for path in paths}
+    halves = ["encoder.layers.0.fc1", "decoder.layers.0.fc1"]
+    assert groups_of(halves, "layers") == {f"{path[:14]} layer 0": [path] for path in halves}
 
 
 def test_of_an_encoder_without_a_masked_head_only_states_are_compared(source, text, backbone_folder, tmp_path, caplog):

@@ -73,7 +73,20 @@ def test_the_last_turn_alone_is_scored_by_option_and_what_follows_it_is_left_out
 
 def test_what_is_too_long_loses_its_beginning(read):
     whole, cut = (read(TALK, max_length=length).splits["train"][0] for length in (512, 12))
-    assert (cut["input_ids"], cut["labels"]) == (whole["input_ids"][-12:], whole["labels"][-12:])
+    assert (cut["input_ids"][1:], cut["labels"][1:]) == (whole["input_ids"][-11:], whole["labels"][-11:])
+
+
+def test_what_is_cut_begins_as_the_template_begins(read):
+    data = read(TALK, max_length=12)
+    (row,) = data.splits["train"]
+    assert len(row["input_ids"]) == 12
+    assert row["input_ids"][0] == data.tokenizer.bos_token_id
+
+
+def test_a_greeting_that_nobody_asked_for_is_given(read):
+    data = read([turn("assistant", "sat"), *TALK[2:]])
+    (row,) = data.splits["train"]
+    assert texts(data, row, True) == [f"flew over {data.tokenizer.eos_token}"]
 
 
 def test_conversations_of_parquet_and_of_one_file_are_the_same(read, tmp_path):
@@ -99,6 +112,10 @@ def test_conversations_of_parquet_and_of_one_file_are_the_same(read, tmp_path):
         (
             [turn("assitant", "a")],
             "messages has the role 'assitant', which is none of system, developer, user, assistant",
+        ),
+        (
+            [turn("user", "a"), turn("assistant", "") | {"tool_calls": [{"id": "1"}]}],
+            "messages has tool_calls, which are",
         ),
         ([turn("user", "a")], "the answer is empty; leave the row out, or give --data.empty_answer skip"),
         ([turn("user", "a"), turn("assistant", " ")], "the answer is empty; leave the row out"),

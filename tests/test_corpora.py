@@ -6,7 +6,7 @@ import datasets
 import pytest
 from conftest import WORDS
 from lit_spectral.datamodules import MaskedText, TextWindows
-from lit_spectral.datamodules.corpora import CORPORA, read_passages
+from lit_spectral.datamodules.corpora import CORPORA, read_passages, read_training_passages
 
 from lit_spectral.errors import InputError
 
@@ -26,6 +26,20 @@ def test_files_folders_and_splits_give_the_same_text(tmp_path):
     without_ends = rows(tmp_path / "x.jsonl", [text.rstrip("\n") for text in TEXTS])
     found = {"".join(read_passages(str(path))) for path in (tmp_path / "text.txt", lines, lines.parent, without_ends)}
     assert found == {"".join(TEXTS)}
+
+
+def test_a_folder_s_rows_to_validate_on_are_not_trained_on(tmp_path):
+    for split in ("train", "validation", "test"):
+        rows(tmp_path / f"{split}.jsonl", [split])
+    found = [next(read(str(tmp_path))) for read in (read_training_passages, read_passages)]
+    assert found == ["train\n", "validation\n"]
+
+
+@pytest.mark.parametrize("data", [TextWindows, MaskedText])
+def test_a_corpus_to_measure_on_is_not_trained_on(data, decoder_folder):
+    module = data("wikitext-2", validation_fraction=0.5, max_length=8, tokenizer=decoder_folder())
+    with pytest.raises(InputError, match="of wikitext-2 the validation split is read, to measure on and not to train"):
+        module.tokenised("train")
 
 
 def test_a_corpus_by_name_is_streamed(monkeypatch, tmp_path):
@@ -87,7 +101,7 @@ def test_windows_stop_reading_where_they_have_enough(endless, decoder_folder):
 
 
 def test_passages_stop_reading_where_they_have_enough(endless, backbone_folder):
-    data = MaskedText("x", limit=500, tokenizer=backbone_folder("bert"))
+    data = MaskedText("x", limit=500, validation_fraction=1, tokenizer=backbone_folder("bert"))
     data.setup("validate")
     assert len(endless) == 2  # of 400 lines each
-    assert len(data.splits["val"]) == 25
+    assert len(data.splits["val"]) == 500

@@ -110,6 +110,7 @@ def test_pairs_are_read_as_pairs_and_numbers_as_numbers(tmp_path, read):
         (tickets(label="group"), {}, "tickets.csv: no column team; its columns are id, message, group"),
         (tickets(labels=["a"]), {}, "tickets.csv: all its labels are a; two classes at least are needed"),
         (tickets(labels=["0.5", "1.25"]), {}, r"its labels are numbers \(0.5, …\); give --data.regression true"),
+        (tickets(labels=["0.5", "2", "1e999"]), {}, r"its labels are numbers \(0.5, …\); give --data.regression true"),
         (tickets(labels=["a", " "]), {}, "tickets.csv, line 3: its label is empty; mend the row or leave it out"),
         (tickets(labels=["1", "a"]), {"regression": True}, "label 'a' is no number; mend the row"),
         (tickets(1), {"classes": ["payment", "other"]}, "has no validation split, and 1 training rows are too few"),

@@ -135,9 +135,10 @@ def test_the_change_stays_in_the_frobenius_ball_and_its_other_sets_after_every_s
     assert max(off) < 1e-5
 
 
-def test_both_balls_are_held_at_once(train):
+@pytest.mark.parametrize("method", [LoRA, PiSSA], ids=["LoRA", "PiSSA, whose ΔW is a difference"])
+def test_both_balls_are_held_at_once(train, method):
     found = []
-    method = LoRA(rank=4, ball=0.02, frobenius=0.03)
+    method = method(rank=4, ball=0.02, frobenius=0.03)
     train(method, Watch(lambda task: found.extend(torch.linalg.svdvals(a.delta_weight().double())
                                                   for a in adapters(task.model))))  # fmt: skip
     assert max(float(each[0]) for each in found) <= 0.02 * (1 + 1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -65,9 +66,12 @@ def groups_of(paths: Collection[str], by: str | None) -> dict[str, list[str]]:
     Maps that are in no layer are by themselves.
     """
     groups: dict[str, list[str]] = {}
+    # An encoder's layers and a decoder's have the same numbers.
+    stacks = {re.split(r"(?:^|\.)\d+\.", path, maxsplit=1)[0] for path in paths if place_of(path).layer is not None}
     for path in paths if by is not None else ():
-        layer = place_of(path).layer
-        groups.setdefault(path if by == "modules" or layer is None else f"layer {layer}", []).append(path)
+        layer, stack = place_of(path).layer, re.split(r"(?:^|\.)\d+\.", path, maxsplit=1)[0]
+        name = f"layer {layer}" if len(stacks) == 1 else f"{stack} layer {layer}"
+        groups.setdefault(path if by == "modules" or layer is None else name, []).append(path)
     return groups
 
 
