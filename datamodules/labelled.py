@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class LabelledText(SentenceDataModule):
     """Rows of a text, or of a pair of texts, and a label: which columns is said, the rest is found.
 
-    Classes are the training split's labels, each text one of them (`3` and `003` are two, `No` and `NO` one), in their order;
+    Classes are the training split's labels, each text one of them (`3` and `003` are two, `No` and `NO` one), in order;
     checkpoints keep them. Without a `validation` split some training rows, drawn by `seed`, are held out
     and not trained on, which is logged.
 

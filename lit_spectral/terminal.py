@@ -16,7 +16,7 @@ __all__ = ["VERBOSE", "is_verbose", "print_anything", "speak"]
 # The flag of every verb that shows all there is.
 VERBOSE = "--verbose"
 # Whose warnings are for the user; other libraries' are for who calls them, which is this package.
-_HEARD = ("lit_spectral", "lightning", "py.warnings")
+_HEARD = ("lit_spectral", "lightning")
 _DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 # What Lightning warns of and this package has seen to: the data's processes, and who owns a folder (RunFolder).
 _SEEN_TO = (
@@ -79,7 +79,10 @@ class _Lines(logging.Handler):
             return True
         if os.environ.get("LOCAL_RANK", "0") != "0" and record.name.startswith("lit_spectral"):
             return False
-        return self.verbose or (record.levelno >= logging.WARNING and record.name.startswith(_HEARD))
+        if self.verbose:
+            return True
+        heard = record.name.split(".")[0] in _HEARD or record.name == "py.warnings" or not _is_library(record.pathname)
+        return heard and record.levelno >= logging.WARNING
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print it."""

@@ -170,7 +170,7 @@ def test_merges_are_written_only_where_that_is_asked_for_and_are_what_was_measur
     }
     done("--methods", "LoRA", "--samples", "1", "--keep", "kept")
     for row in rows:
-        place = f"kept/add/LoRA/{row['merge']}/{row['task']}"
+        place = f"kept/add_1/LoRA/{row['merge']}/{row['task']}"
         seed = row["merge"][len("pairs_")] if row["task"] == "pairs" else "0"
         config = comparisons / row["task"] / "LoRA" / f"seed_{seed}" / "config.yaml"
         quiet = ["--trainer.logger=false", "--trainer.callbacks=null", "--ckpt_path=null"]

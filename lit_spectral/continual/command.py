@@ -80,12 +80,14 @@ def run(args: list[str]) -> Path:
             _train(sequence, plan, study, title, damaged, failed)
         except Timeout:
             at_it = "another process is at it; run the same command again when that is done"
-            console.print(at_it, soft_wrap=True)
+            console.print(escape(f"{title}: {at_it}"), soft_wrap=True)
         except KeyboardInterrupt:
             interrupted = True
             break
     if not any(each.rows for each in found):
         _tell(failed, console)
+        if interrupted:
+            sys.exit(130)
         raise InputError("continual: no stage came to its end; what went wrong stands above")
     page = _show(comparison_of(compared, found, study.stages), found, study, args)
     _tell(failed, console)
@@ -168,6 +170,10 @@ def _train(
                 place = study.folder / BEFORE / f"seed_{planned.seed}{_apart(planned.variant)}"
                 sequence.before = _row(planned, None, place, heads, study)
             row = _row(planned, stage, planned.folder, heads, study)
+            for each in study.stages:
+                if each.name in row and each.metric not in row[each.name]:
+                    logged = ", ".join(row[each.name])
+                    raise InputError(f"{each.name} logged no {each.metric}; give --metric, one of {logged}")
         except (_FailedError, InputError) as error:
             failed.append(f"{named}: {error}" if str(error) else named)
             broken = True
@@ -214,7 +220,8 @@ def _row(
         validations.append(Validation(stage.name, command, stage.digest, head))
     row = Row(str(planned.last), validations, alone=after is None)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", timeout=0):
+    # All methods of a seed share the backbone's row.
+    with FileLock(folder / ".lock", timeout=-1 if after is None else 0):
         if len(read_row(row, folder)) < len(on):
             status = fitting.call(["continual", ROW, str(write_plan(row, folder))])
             if status or len(read_row(row, folder)) < len(on):

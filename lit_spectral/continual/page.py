@@ -119,11 +119,11 @@ def _retention(
             after = [
                 [measure.of(each.records[n]) for each in found if n < len(each.records)] for n in range(len(stages))
             ]
-            values = [[float(value) for value in each if value is not None] for each in after if each]
+            values = [[float(value) for value in each if value is not None] for each in after]
             first = next((each.records[0] for each in found if each.records), None)
             before = measure.before(first) if first is not None and measure.before is not None else None
-            values = [[before], *values] if before is not None else values
-            steps = range(1 - (before is not None), len(values) + 1 - (before is not None))
+            steps = [step for step, each in enumerate([[before] if before is not None else [], *values]) if each]
+            values = [each for each in [[before] if before is not None else [], *values] if each]
             ax.plot(steps, [statistics.fmean(v) for v in values], "o-", ms=4, lw=1.5, color=colours[variant],
                     label=pages.plain(variant.name))  # fmt: skip
             ax.fill_between(steps, [min(v) for v in values], [max(v) for v in values], alpha=0.15, lw=0,

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from torch import Tensor
 
 from lit_spectral.adapters.linear import is_linear
@@ -41,8 +42,9 @@ class Bench:
     def __init__(self, backbone: str | None, device: torch.device) -> None:
         self._backbone = backbone
         self._device = device
-        self._tasks: dict[str, tuple[pl.Trainer, Task]] = {}
-        self._data: dict[tuple[str, int], Any] = {}
+        self._tasks: dict[str, tuple[pl.Trainer, Task]] = {}  # by what says how they are loaded
+        self._data: dict[str, Any] = {}
+        self._settings: dict[Adapter, _Settings] = {}
         self._updates: dict[Adapter, Update] = {}
         self._weights: dict[str, dict[str, Tensor]] = {}  # of each task's model
 
@@ -98,18 +100,21 @@ class Bench:
         assert isinstance(method, Given)
         method.put(update)
         with _quiet():
-            trainer.validate(task, datamodule=self._data[adapter.task, adapter.seed], verbose=False)
+            trainer.validate(task, datamodule=self._data[self._settings[adapter].data], verbose=False)
         self._check_backbone(adapter, task, update)
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def _task(self, adapter: Adapter) -> tuple[pl.Trainer, Task]:
         """With the data of this adapter's seed at hand."""
-        if (adapter.task, adapter.seed) not in self._data:
+        if adapter not in self._settings:
+            self._settings[adapter] = _settings(adapter)
+        settings = self._settings[adapter]
+        if settings.data not in self._data or settings.model not in self._tasks:
             with _quiet():
                 cli = unrun(str(adapter.config), str(adapter.checkpoint), self._backbone, self._device)
-            self._data[adapter.task, adapter.seed] = cli.datamodule
-            self._tasks.setdefault(adapter.task, (cli.trainer, cli.model))
-        return self._tasks[adapter.task]
+            self._data.setdefault(settings.data, cli.datamodule)
+            self._tasks.setdefault(settings.model, (cli.trainer, cli.model))
+        return self._tasks[settings.model]
 
     def _check_backbone(self, adapter: Adapter, task: Task, update: Update) -> None:
         """InputError unless the weights that an update changes are those of the first task's model; once a task."""
@@ -125,6 +130,21 @@ class Bench:
                     "comparisons of one"
                 )
         self._weights[adapter.task] = weights
+
+
+class _Settings(NamedTuple):
+    """What runs of one task may differ by that are validated apart: a comparison may sweep over either."""
+
+    model: str
+    data: str
+
+
+def _settings(adapter: Adapter) -> _Settings:
+    given = yaml.safe_load(adapter.config.read_text(encoding="utf-8"))
+    trained = {"method", "optimizer", "lr_scheduler"}
+    model = {name: value for name, value in given["model"]["init_args"].items() if name not in trained}
+    precision = given["trainer"].get("precision")
+    return _Settings(repr((adapter.task, model, precision)), repr((adapter.task, given["data"])))
 
 
 def _weights(model: Any) -> dict[str, Tensor]:

@@ -121,7 +121,8 @@ class _Study:
         """Where a merge is to be written, by task, and isn't yet."""
         if self.keep is None:
             return {}
-        folder = self.keep / rule / adapters[0].folder.parent.name / name_of(draw)
+        weighted = f"{rule}_{MEAN}" if self.weight is None else f"{rule}_{self.weight:g}"
+        folder = self.keep / weighted / adapters[0].folder.parent.name / name_of(draw)
         return {each.task: folder / each.task for each in adapters if not (folder / each.task).exists()}
 
 
