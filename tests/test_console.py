@@ -21,9 +21,11 @@ from lit_spectral.verbs import LIGHTNING, VERBS
 def lines_of(folder, *args):
     """Of a command in a process of its own: standard output and error together, as they are off a terminal."""
     command = [sys.executable, "-m", "lit_spectral", *args]
+    # Other tests may have spoken in this process.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("TQDM_", "TRANSFORMERS_V"))}
     done = subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=env | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     return [line for line in done.stdout.splitlines() if line.strip()]
 
