@@ -178,11 +178,11 @@ def mrpc_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def log_level():
-    """What a command does to logs is gone after the test."""
+    """What a command does to logs is gone after the test, and what one did that a fixture of many tests ran, before."""
     logger, root = logging.getLogger("lit_spectral"), logging.getLogger()
-    level = logger.level
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.setLevel(level)
+    logger.setLevel(logging.NOTSET)
     root.handlers[:] = [h for h in root.handlers if not type(h).__module__.startswith("lit_spectral.")]
 
 

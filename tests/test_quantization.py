@@ -76,7 +76,9 @@ def test_values_are_near_those_of_the_files(backbone_folder, kind, error):
     plain, task = (built(backbone_folder("bert"), kind=each) for each in (None, kind))
     for mine, theirs in zip(adapters(task.model), adapters(plain.model), strict=True):
         wanted = weight_matrix(theirs.base_layer)
-        assert 0 < torch.linalg.matrix_norm(weight_matrix(mine.base_layer) - wanted) < error * wanted.norm()
+        # With AVX512 bitsandbytes 0.50.2 is coarser on rows that are shorter than its blocks of 64.
+        within = error if wanted.shape[1] % 64 == 0 else 4 * error
+        assert 0 < torch.linalg.matrix_norm(weight_matrix(mine.base_layer) - wanted) < within * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
