@@ -14,7 +14,7 @@ import torch
 
 from lit_spectral.evaluation.provenance import provenance
 
-__all__ = ["axes", "document", "drawn", "panels", "plain", "processor", "table", "tell", "when"]
+__all__ = ["axes", "document", "drawn", "machine", "panels", "plain", "processor", "table", "tell", "when"]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --paper: #fff; --soft: #5c6675; --line: #d5dae1; --code: #f3f5f8 }
@@ -83,6 +83,11 @@ def when(machine: str) -> str:
     return f"{today.day} {today:%B %Y} · {machine} · " + ", ".join(
         f"{name} {number}" for name, number in provenance()["versions"].items() if name in {"lit-spectral", "torch"}
     )
+
+
+def machine(devices: Iterable[str]) -> str:
+    """What ran, by the devices that runs recorded; of `cpu` the processor here."""
+    return ", ".join(processor() if device == "cpu" else device for device in sorted({*devices}))
 
 
 def processor() -> str:

@@ -8,7 +8,8 @@ import shutil
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import CONFIGS, Watch
+import transformers
+from conftest import CONFIGS, SHAPE, Watch
 from crossing import crossed
 from harness_tasks import data, quick  # noqa: F401 (fixtures)
 from lit_spectral.datamodules import PromptedText
@@ -71,10 +72,12 @@ def test_a_decoders_output_layer_stays_in_floats(decoder_folder, architecture, k
     assert all(is_quantised(adapter.base_layer) for adapter in adapters(task.model))
 
 
-# With AVX512 bitsandbytes 0.50.2 is coarser, .17 to .37 for .09, on rows that are shorter than its blocks of 64.
-@pytest.mark.parametrize(("kind", "error"), [("nf4", 0.5), ("int8", 0.01)])
-def test_values_are_near_those_of_the_files(backbone_folder, kind, error):
-    plain, task = (built(backbone_folder("bert"), kind=each) for each in (None, kind))
+@pytest.mark.parametrize(("kind", "error"), [("nf4", 0.15), ("int8", 0.01)])
+def test_values_are_near_those_of_the_files(tmp_path, kind, error):
+    # With AVX512 bitsandbytes 0.50.2 is coarser on rows that are shorter than its blocks of 64.
+    config = transformers.BertConfig(**SHAPE | {"hidden_size": 64, "intermediate_size": 128})
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    plain, task = (built(str(tmp_path), kind=each) for each in (None, kind))
     for mine, theirs in zip(adapters(task.model), adapters(plain.model), strict=True):
         wanted = weight_matrix(theirs.base_layer)
         assert 0 < torch.linalg.matrix_norm(weight_matrix(mine.base_layer) - wanted) < error * wanted.norm()

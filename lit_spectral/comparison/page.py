@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lit_spectral.comparison.fronts import front
 from lit_spectral.comparison.results import Comparison, Measure, Run, deviation
 from lit_spectral.comparison.variants import Variant
 
-__all__ = ["write_page"]
+__all__ = ["coloured_table", "write_page"]
 
 
 def write_page(comparison: Comparison, fronts: Fronts | None, title: str, command: str) -> str:
@@ -26,10 +26,11 @@ def write_page(comparison: Comparison, fronts: Fronts | None, title: str, comman
     colours = {variant: f"C{number % 10}" for number, variant in enumerate(comparison.variants)}
     seeds = sorted({run.seed for run in comparison.runs})
     names = ", ".join(variant.name for variant in comparison.variants)
-    about = f"{len(comparison.runs)} runs, seeds {', '.join(map(str, seeds))} · {pages.when(_machine(comparison))}"
+    machine = pages.machine(run.record["device"] for run in comparison.runs)
+    about = f"{len(comparison.runs)} runs, seeds {', '.join(map(str, seeds))} · {pages.when(machine)}"
     reference = escape(comparison.compared_with())
     commands = "\n".join(escape(f"lit-spectral {shlex.join(run.command)}") for run in comparison.runs)
-    body = f"""{_table(comparison, colours)}
+    body = f"""{coloured_table(comparison, colours)}
 <p class="note">Mean ± standard deviation over seeds. Below: paired difference from {reference} and its 95 % interval
 (Student's t). Task and retention are those of the model at the end of training.</p>
 {_trade_off(comparison, colours) if fronts is None else _of_fronts(fronts)}
@@ -71,12 +72,8 @@ def _found_by(fronts: Fronts, task: Measure) -> str:
     return f"at {first}'s best {task.title}, {best} loses {share} of what it loses of {measure.title}"
 
 
-def _machine(comparison: Comparison) -> str:
-    devices = sorted({run.record["device"] for run in comparison.runs})
-    return ", ".join(pages.processor() if device == "cpu" else device for device in devices)
-
-
-def _table(comparison: Comparison, colours: dict[Variant, str]) -> str:
+def coloured_table(comparison: Comparison, colours: Mapping[Variant, str]) -> str:
+    """A row a variant, with a dot of its colour, as matplotlib names it."""
     from matplotlib.colors import to_hex
 
     return pages.table(

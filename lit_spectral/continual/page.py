@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_spectral import pages
+from lit_spectral.comparison.page import coloured_table
 from lit_spectral.comparison.results import Comparison
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.continual.results import Sequenced, as_text, matrix, row_names, shown
@@ -46,7 +47,7 @@ def write_page(comparison: Comparison, found: Sequence[Sequenced], stages: Seque
     colours = {variant: f"C{number % 10}" for number, variant in enumerate(by_variant)}
     parts = []
     if comparison.runs:
-        parts += [_table(comparison, colours), _note(_TABLE.format(reference=comparison.compared_with()))]
+        parts += [coloured_table(comparison, colours), _note(_TABLE.format(reference=comparison.compared_with()))]
     parts += ["<h2>Scores after each stage</h2>", _note(_MATRICES)]
     parts += [_note(_HEADS)] if stages[0].own_head else []
     parts += [_heat_maps(by_variant, stages), _retention(comparison, by_variant, stages, colours)]
@@ -56,23 +57,12 @@ def write_page(comparison: Comparison, found: Sequence[Sequenced], stages: Seque
     parts += [f"<details><summary>Each run's own command</summary><pre>{commands}</pre></details>"]
     title = " → ".join(stage.name for stage in stages)
     seeds = ", ".join(map(str, sorted({each.seed for each in found})))
-    return pages.document(title, title, f"seeds {seeds} · {pages.when(_machine(found))}", "\n".join(parts))
-
-
-def _machine(found: Sequence[Sequenced]) -> str:
-    devices = sorted({record["device"] for each in found for record in each.records})
-    return ", ".join(pages.processor() if device == "cpu" else device for device in devices)
+    machine = pages.machine(record["device"] for each in found for record in each.records)
+    return pages.document(title, title, f"seeds {seeds} · {pages.when(machine)}", "\n".join(parts))
 
 
 def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
-
-
-def _table(comparison: Comparison, colours: Mapping[Variant, str]) -> str:
-    from matplotlib.colors import to_hex
-
-    dots = [to_hex(colours[variant]) for variant in comparison.variants]
-    return pages.table(comparison.headings(), comparison.rows(), dots)
 
 
 def _heat_maps(by_variant: Mapping[Variant, Sequence[Sequenced]], stages: Sequence[Stage]) -> str:
