@@ -263,6 +263,20 @@ def test_a_folder_of_other_settings_is_refused_by_what_differs(compare, done, ca
     assert "has a run of other settings (--trainer.max_epochs=2)" in capsys.readouterr().err
 
 
+def test_a_run_that_another_study_has_made_meanwhile_is_not_taken_for_its_own(compare, monkeypatch, capsys):
+    fit = fitting.fit
+
+    def late(planned, *args):
+        monkeypatch.setattr(fitting, "fit", fit)
+        compare("--trainer.max_epochs=2", methods=["LoRA"])  # the other one, between this one's plan and its run
+        return fit(planned, *args)
+
+    monkeypatch.setattr(fitting, "fit", late)
+    with pytest.raises(SystemExit):
+        compare(methods=["LoRA"])
+    assert "has a run of other settings (--trainer.max_epochs=2)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_run_that_never_got_anywhere_may_be_corrected(compare):
     with pytest.raises(SystemExit):
         compare("--model.backbone=nowhere", methods=["LoRA"])
@@ -279,12 +293,14 @@ def test_a_mistake_in_a_flag_is_said_before_anything_runs(compare, capsys):
 def test_a_metric_that_is_not_logged_is_named_with_those_that_are(compare, capsys):
     with pytest.raises(SystemExit):
         compare("--metric", "val/acuracy", methods=["LoRA"])
-    assert "RunRecord: val/acuracy is not logged; there are" in capsys.readouterr().err
+    assert "RunRecord: val/acuracy is not logged; there are" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_interrupted_comparison_shows_what_is_done(compare, done, monkeypatch):
-    def interrupt(planned, expected, metric):
-        raise KeyboardInterrupt
+    def interrupt(planned, *args):
+        if not planned.record.exists():
+            raise KeyboardInterrupt
+        return 0
 
     done(methods=["LoRA"])
     (FOLDER / "index.html").unlink()

@@ -151,6 +151,15 @@ def test_what_fails_is_one_line_and_the_same_command_goes_on(study, capsys):
     }
 
 
+def test_a_stage_that_went_on_from_another_run_is_not_taken_for_one_that_did_from_this(study, capsys):
+    study()
+    shutil.rmtree(FOLDER / "LoRA/seed_0/1_birds")
+    with pytest.raises(SystemExit):
+        study()
+    message = "2_hills has a run of other settings (another run in runs/continual/birds-hills/LoRA/seed_0/1_birds"
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_stage_that_fails_stops_its_method_alone(study, capsys, monkeypatch):
     original = fitting.fit
 

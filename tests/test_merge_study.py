@@ -178,6 +178,16 @@ def test_merges_are_written_only_where_that_is_asked_for_and_are_what_was_measur
         assert float(found["val/loss"]) == pytest.approx(float(row["after"]), rel=1e-6)
 
 
+def test_a_merge_of_other_adapters_is_not_taken_for_one_of_these(done, copy_of):
+    words = copy_of("words")
+    how = {"tasks": ("pairs", f"words={words}")}
+    flags = ["--methods", "LoRA", "--samples", "1", "--keep", "kept"]
+    done(*flags, **how)
+    shutil.copy(words / "HiRA/seed_0/checkpoints/last.ckpt", words / "LoRA/seed_0/checkpoints/last.ckpt")
+    with pytest.raises(InputError, match="has a merge of other adapters, which were trained since; remove it"):
+        done(*flags, **how)
+
+
 @pytest.mark.parametrize(
     ("tasks", "flags", "said"),
     [

@@ -49,22 +49,22 @@ def run(args: list[str]) -> Path:
     cli = _check(compared, given)
     metric, higher = fitting.task_metric(cli, given.metric)
     rounded = str(cli.trainer.precision).startswith("bf16")
-    plan = [_planned(variant, seed, folder, cli, given) for seed in given.seeds for variant in compared]
+    configs = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    plan = [_planned(variant, seed, folder, configs, cli, given) for seed in given.seeds for variant in compared]
     check_place(folder / "index.html", "compare: --output_folder")
     if given.records:
         check_place(Path(given.records), "compare: --records")
-    configs = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     records = Records(Path(given.records)) if given.records else None
-    damaged = {planned.folder: damage for planned in plan if (damage := fitting.claim(planned, configs, "compare"))}
+    damaged = {planned.folder: damage for planned in plan if (damage := fitting.claim(planned, "compare"))}
     runs: list[Run] = []
     failed, interrupted = [], False
     for number, planned in enumerate(plan, 1):
-        title = escape(f"{number} of {len(plan)}: {planned.variant.name}, seed {planned.seed}")
+        title = f"{number} of {len(plan)}: {planned.variant.name}, seed {planned.seed}"
         if planned.folder in damaged:
             failed.append(f"{title}: {damaged[planned.folder]}")
             continue
         if records and (before := _kept(records, planned, configs, _scales(given) if given.front else None)):
-            console.print(f"[dim]{title}: done before, in {escape(given.records)}[/dim]", soft_wrap=True)
+            console.print(f"[dim]{escape(title)}: done before, in {escape(given.records)}[/dim]", soft_wrap=True)
             try:
                 _check_metric(before.record, metric, given.records)
             except InputError as error:
@@ -72,23 +72,22 @@ def run(args: list[str]) -> Path:
             else:
                 runs.append(before)
             continue
-        if planned.record.exists():
-            console.print(f"[dim]{title}: done before[/dim]", soft_wrap=True)
-        else:
-            console.rule(title)
-            try:
-                expected = [] if given.unmatched else _expected(planned, runs, compared)
-                status = fitting.fit(planned, expected, metric)
-            except Timeout:
-                at_it = "another process is at it; run the same command again when that is done"
-                console.print(at_it, soft_wrap=True)
-                continue
-            except KeyboardInterrupt:
-                interrupted = True
-                break
-            if status or not planned.record.exists():
-                failed.append(title)
-                continue
+        fitting.announce(title, planned, console)
+        try:
+            expected = [] if given.unmatched else _expected(planned, runs, compared)
+            status = fitting.fit(planned, "compare", expected, metric)
+        except Timeout:
+            console.print("another process is at it; run the same command again when that is done", soft_wrap=True)
+            continue
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        except InputError as error:
+            failed.append(f"{title}: {error}")
+            continue
+        if status or not planned.record.exists():
+            failed.append(title)
+            continue
         try:
             if given.front and not _scaled(planned, given, rounded):
                 failed.append(f"{title}: its scales could not be measured")
@@ -101,20 +100,15 @@ def run(args: list[str]) -> Path:
         if records:
             records.add(recorded, compared.index(planned.variant), configs, metric, higher)
     if not runs:
-        _tell(failed, console)
+        fitting.tell_failed(failed, console)
         raise InputError("compare: no run came to its end; what went wrong stands above")
     comparison = Comparison(compared, runs, metric, higher)
     fronts = Fronts(comparison, given.within) if given.front else None
     page = _show(comparison, fronts, folder, Path(given.config[-1]).stem, args, console)
-    _tell(failed, console)
+    fitting.tell_failed(failed, console)
     if failed or interrupted:
         sys.exit(130 if interrupted else 1)
     return page
-
-
-def _tell(failed: Sequence[str], console: Console) -> None:
-    for title in failed:
-        console.print(f"[red]failed: {title}[/red]; the same command tries it again", soft_wrap=True)
 
 
 def _recorded(planned: Planned, metric: str, scaled: bool) -> Run:
@@ -198,8 +192,11 @@ def _check(compared: Sequence[Variant], given: argparse.Namespace) -> SpectralCL
     return cli
 
 
-def _planned(variant: Variant, seed: int, folder: Path, cli: SpectralCLI, given: argparse.Namespace) -> Planned:
-    return fitting.planned(variant, seed, folder / folder_of(variant.name) / f"seed_{seed}", given.config, cli, given)
+def _planned(
+    variant: Variant, seed: int, folder: Path, digests: Sequence[str], cli: SpectralCLI, given: argparse.Namespace
+) -> Planned:
+    place = folder / folder_of(variant.name) / f"seed_{seed}"
+    return fitting.planned(variant, seed, place, given.config, digests, cli, given)
 
 
 def _expected(planned: Planned, runs: Sequence[Run], compared: Sequence[Variant]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.markup import escape
 
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.datamodules.corpora import check_corpus
@@ -29,6 +32,7 @@ from lit_spectral.terminal import VERBOSE, is_verbose
 
 __all__ = [
     "Planned",
+    "announce",
     "call",
     "check_texts",
     "claim",
@@ -39,6 +43,7 @@ __all__ = [
     "read_record",
     "saves_last",
     "task_metric",
+    "tell_failed",
 ]
 
 # Flags of `fit` without a dot, that are handed on or refused by name.
@@ -65,12 +70,23 @@ SAVE_LAST = [
 
 
 class Planned(NamedTuple):
-    """A run: which variant, where, and the flags of `fit` that it is."""
+    """A run.
+
+    Args:
+        variant: method and settings.
+        seed: of all that is random.
+        folder: its own.
+        command: the flags of `fit` that it is.
+        digests: of all files that it depends on.
+        earlier: the record of the run whose checkpoint it goes on from.
+    """
 
     variant: Variant
     seed: int
     folder: Path
     command: list[str]
+    digests: list[str]
+    earlier: Path | None = None
 
     @property
     def record(self) -> Path:
@@ -143,7 +159,13 @@ def task_metric(cli: Any, name: str | None) -> tuple[str, bool]:
 
 
 def planned(
-    variant: Variant, seed: int, place: Path, configs: Sequence[Any], cli: Any, given: argparse.Namespace
+    variant: Variant,
+    seed: int,
+    place: Path,
+    configs: Sequence[Any],
+    digests: Sequence[str],
+    cli: Any,
+    given: argparse.Namespace,
 ) -> Planned:
     """A run of a variant.
 
@@ -152,7 +174,8 @@ def planned(
         seed: of all that is random.
         place: its folder.
         configs: files for `fit`.
-        cli: the LightningCLI of these.
+        digests: of all files that it depends on.
+        cli: the LightningCLI of the configs.
         given: of `parse_study`.
     """
     logger = {
@@ -170,21 +193,22 @@ def planned(
         measured["corpora"] = json.dumps(named_corpora(given.corpora)) if given.corpora else None
         command.append("--trainer.callbacks+=lit_spectral.callbacks.RetentionMonitor")
         command += [f"--trainer.callbacks.{key}={value}" for key, value in measured.items() if value]
-    return Planned(variant, seed, place, command)
+    return Planned(variant, seed, place, command, [*digests])
 
 
-def claim(planned: Planned, configs: list[str], verb: str) -> str | None:
+def claim(planned: Planned, verb: str) -> str | None:
     """Write down what is run in a folder, or refuse one where something else was; returns why it can't be told.
 
     Args:
         planned: the run.
-        configs: digests of all files that it depends on.
         verb: of the study.
 
     Raises:
-        InputError: the folder has a run of other settings.
+        InputError: the folder has a run of other settings, or one that went on from another one's checkpoint.
     """
-    what, file = {"command": planned.command, "configs": configs}, planned.folder / COMMAND
+    what, file = {"command": planned.command, "configs": planned.digests}, planned.folder / COMMAND
+    if planned.earlier is not None and planned.earlier.exists():
+        what["earlier"] = [hashlib.sha256(planned.earlier.read_bytes()).hexdigest()]
     if file.exists() and (planned.record.exists() or planned.last.exists()):
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
@@ -193,6 +217,8 @@ def claim(planned: Planned, configs: list[str], verb: str) -> str | None:
             return f"{file} is damaged, so that nobody knows what was run there; remove the folder"
         if before != what:
             other = ", ".join(flags) or "what the config says"
+            if planned.earlier is not None and before == what | {"earlier": before.get("earlier")}:
+                other = f"another run in {planned.earlier.parent} before it"
             raise InputError(
                 f"{verb}: {planned.folder} has a run of other settings ({other}); remove it or give another "
                 "--output_folder"
@@ -200,6 +226,20 @@ def claim(planned: Planned, configs: list[str], verb: str) -> str | None:
     planned.folder.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(what, indent=1))
     return None
+
+
+def announce(title: str, planned: Planned, console: Console) -> None:
+    """Say which run comes next, or that it came to its end before."""
+    if planned.record.exists():
+        console.print(f"[dim]{escape(title)}: done before[/dim]", soft_wrap=True)
+    else:
+        console.rule(escape(title))
+
+
+def tell_failed(failed: Sequence[str], console: Console) -> None:
+    """A line for each run that came to no end."""
+    for title in failed:
+        console.print(f"[red]failed: {escape(title)}[/red]; the same command tries it again", soft_wrap=True)
 
 
 def read_record(planned: Planned) -> dict[str, Any]:
@@ -213,21 +253,27 @@ def read_record(planned: Planned) -> dict[str, Any]:
     return record
 
 
-def fit(planned: Planned, expected: Sequence[str], metric: str) -> int:
-    """Run it, from its last checkpoint if it has one; returns the exit status.
+def fit(planned: Planned, verb: str, expected: Sequence[str], metric: str) -> int:
+    """Run it, from its last checkpoint if it has one, unless it has come to its end; returns the exit status.
 
     Args:
-        planned: the run, its folder claimed.
+        planned: the run.
+        verb: of the study.
         expected: flags of `RunRecord`.
         metric: that the run is to log.
 
     Raises:
         Timeout: another process is at it.
+        InputError: as `claim`: since that was asked, another study may have been there.
     """
     with FileLock(planned.folder / ".lock", timeout=0):
         # Its own lock too: whoever started a run may be gone.
         if is_written_to(planned.folder):
             raise Timeout(str(planned.folder))
+        if damage := claim(planned, verb):
+            raise InputError(damage)
+        if planned.record.exists():
+            return 0
         recording = ["--trainer.callbacks+=lit_spectral.callbacks.RunRecord"]
         recording += [f"--trainer.callbacks.file={planned.record}"]
         recording += [f"--trainer.callbacks.monitor={metric}"] if metric.startswith("val") else []

@@ -68,7 +68,8 @@ def run(args: list[str]) -> Path:
     check_place(folder / "index.html", "continual: --output_folder")
     study = _Study(read[: len(configs)], read[len(configs)] if given.joint else None, how, folder, given, console)
     plans = {(variant, seed): _plan(variant, seed, study) for seed in given.seeds for variant in compared}
-    damaged = {each.folder: why for plan in plans.values() for each, why in _claims(plan, study)}
+    every = [each for plan in plans.values() for each in plan]
+    damaged = {each.folder: why for each in every if (why := fitting.claim(each, "continual"))}
     found: list[Sequenced] = []
     failed: list[str] = []
     interrupted = False
@@ -85,12 +86,12 @@ def run(args: list[str]) -> Path:
             interrupted = True
             break
     if not any(each.rows for each in found):
-        _tell(failed, console)
+        fitting.tell_failed(failed, console)
         if interrupted:
             sys.exit(130)
         raise InputError("continual: no stage came to its end; what went wrong stands above")
     page = _show(comparison_of(compared, found, study.stages), found, study, args)
-    _tell(failed, console)
+    fitting.tell_failed(failed, console)
     if failed or interrupted:
         sys.exit(130 if interrupted else 1)
     return page
@@ -128,20 +129,12 @@ def _plan(variant: Variant, seed: int, study: _Study) -> list[Planned]:
     for number, stage in enumerate(study.stages, 1):
         each = _planned(variant, seed, place / f"{number}_{stage.name}", stage, study)
         each.command.extend(way(study.how[variant.arm], planned[-1].last if planned else None))
-        planned.append(each)
+        planned.append(each._replace(earlier=planned[-1].record) if planned else each)
     return [*planned, *([_planned(variant, seed, place / JOINT, study.joint, study)] if study.joint else [])]
 
 
 def _planned(variant: Variant, seed: int, place: Path, stage: Stage, study: _Study) -> Planned:
-    return fitting.planned(variant, seed, place, [stage.config], stage.cli, study.given)
-
-
-def _claims(plan: list[Planned], study: _Study) -> list[tuple[Planned, str]]:
-    """Claim every run's folder; returns those that are damaged, and why. A run depends on all stages before it too."""
-    digests = [stage.digest for stage in study.stages]
-    upto = [digests[: number + 1] for number in range(len(digests))] + ([[study.joint.digest]] if study.joint else [])
-    claimed = [(each, fitting.claim(each, files, "continual")) for each, files in zip(plan, upto, strict=True)]
-    return [(each, why) for each, why in claimed if why]
+    return fitting.planned(variant, seed, place, [stage.config], [stage.digest], stage.cli, study.given)
 
 
 def _train(
@@ -188,12 +181,9 @@ def _train(
 
 def _fitted(planned: Planned, stage: Stage, title: str, console: Console) -> dict[str, Any]:
     """The record of a run, which is made if there is none; _FailedError where it comes to no end."""
-    if planned.record.exists():
-        console.print(f"[dim]{escape(title)}: done before[/dim]", soft_wrap=True)
-    else:
-        console.rule(escape(title))
-        if fitting.fit(planned, [], stage.metric) or not planned.record.exists():
-            raise _FailedError
+    fitting.announce(title, planned, console)
+    if fitting.fit(planned, "continual", [], stage.metric) or not planned.record.exists():
+        raise _FailedError
     return fitting.read_record(planned)
 
 
@@ -238,11 +228,6 @@ def _apart(variant: Variant) -> str:
     """What tells the backbone's own scores under a variant's flags from those under others."""
     flags = _shared(variant)
     return f"_{hashlib.blake2b(repr(flags).encode(), digest_size=3).hexdigest()}" if flags else ""
-
-
-def _tell(failed: Sequence[str], console: Console) -> None:
-    for title in failed:
-        console.print(f"[red]failed: {escape(title)}[/red]; the same command tries it again", soft_wrap=True)
 
 
 def _show(comparison: Comparison, found: Sequence[Sequenced], study: _Study, args: Sequence[str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import shlex
@@ -118,11 +119,18 @@ class _Study:
         return found
 
     def _lacking(self, adapters: Sequence[Adapter], rule: str, draw: Draw) -> dict[str, Path]:
-        """Where a merge is to be written, by task, and isn't yet."""
+        """Where a merge is to be written, by task, and isn't yet; InputError where one of other adapters is."""
         if self.keep is None:
             return {}
         weighted = f"{rule}_{MEAN}" if self.weight is None else f"{rule}_{self.weight:g}"
         folder = self.keep / weighted / adapters[0].folder.parent.name / name_of(draw)
+        noted, of = folder / "adapters.json", json.dumps({each.task: each.digest for each in adapters})
+        if noted.exists() and noted.read_text(encoding="utf-8") != of:
+            raise InputError(
+                f"merge-study: --keep: {folder} has a merge of other adapters, which were trained since; remove it or "
+                "give another folder"
+            )
+        write_text(noted, of)
         return {each.task: folder / each.task for each in adapters if not (folder / each.task).exists()}
 
 
