@@ -106,7 +106,8 @@ def _read(text: str, where: str) -> _Line:
         line = json.loads(text)
         given = line["variant"]
         shared, own = (tuple((flag, value) for flag, value in given[part]) for part in ("shared", "own"))
-        variant = Variant(given["arm"], given["method"], shared, own, frozenset(given["swept"]))
+        swept = frozenset(given["swept"]) & {flag for flag, _ in shared}
+        variant = Variant(given["arm"], given["method"], shared, own, swept)
         scales = line["scales"] and {float(scale): measured for scale, measured in line["scales"].items()}
         nowhere = Path(variant.name, f"seed_{line['seed']}")
         run = Run(variant, line["seed"], line["record"], nowhere, line["command"], scales)

@@ -38,6 +38,7 @@ class Variant:
     # (flag without dashes, value): those that other methods have too, and those that are its own.
     shared: tuple[tuple[str, str], ...]
     own: tuple[tuple[str, str], ...]
+    # Of the shared ones, those of which there are several values.
     swept: frozenset[str]
 
     @property
@@ -143,7 +144,8 @@ def _of(arm: str, method: str, flags: Sequence[tuple[str, str]], settings: dict[
     for values in itertools.product(*given.values()):
         chosen = list(zip(given, values, strict=True))
         shared = [*fixed, *(pair for pair in chosen if pair[0] not in own)]
-        yield Variant(arm, method, tuple(shared), tuple(pair for pair in chosen if pair[0] in own), swept)
+        swept_here = swept & {flag for flag, _ in shared}
+        yield Variant(arm, method, tuple(shared), tuple(pair for pair in chosen if pair[0] in own), swept_here)
 
 
 def _known() -> list[str]:
