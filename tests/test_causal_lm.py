@@ -42,7 +42,7 @@ def batch():
 
 def loss(task, batch):
     with torch.no_grad():
-        summed, count = task._score(batch)
+        summed, count = task.summed_loss(batch)
     return float(summed / count)
 
 
@@ -52,11 +52,11 @@ def test_the_loss_is_that_of_transformers(task, batch):
 
 
 def test_each_scored_token_counts_once(task, batch):
-    assert int(task._score(batch)[1]) == 7
+    assert int(task.summed_loss(batch)[1]) == 7
 
 
 def test_the_first_token_of_a_row_is_not_scored(task, batch):
-    assert int(task._score(batch | {"labels": batch["input_ids"]})[1]) == 3 * 11
+    assert int(task.summed_loss(batch | {"labels": batch["input_ids"]})[1]) == 3 * 11
 
 
 def test_what_is_not_scored_does_not_enter_through_the_labels(task, batch):

@@ -203,7 +203,7 @@ def test_packed_every_token_has_the_loss_that_it_has_alone(model, prompted, bos)
 def test_a_packed_batch_scores_as_many_tokens_as_its_examples(prompted, model):
     data = prompted(packing=True, max_length=48)
     examples = data.splits["train"]
-    counts = [int(model._score(batch)[1]) for batch in data.train_dataloader()]
+    counts = [int(model.summed_loss(batch)[1]) for batch in data.train_dataloader()]
     assert sum(counts) == sum(label != -100 for labels in examples["labels"] for label in labels)
 
 

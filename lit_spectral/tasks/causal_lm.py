@@ -87,10 +87,6 @@ class CausalLM(Task):
         if getattr(self.trainer.datamodule, "packing", False):  # type: ignore[attr-defined]
             check_packing(self.model)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss over the scored tokens."""
-        return self.mean_loss(*self._score(batch))
-
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
         self._start()
@@ -138,7 +134,7 @@ class CausalLM(Task):
         self.predicted = [{"prompt": p, "text": text} for p, text in zip(batch["prompt"], texts, strict=True)]
         return texts
 
-    def _score(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed loss over the scored tokens (0-d, float32, nats), and their number (0-d)."""
         wanted = batch["labels"][:, 1:]
         scored = wanted != -100
@@ -162,7 +158,7 @@ class CausalLM(Task):
         self._totals = {name: zeros.clone() for name in self.evaluation_sets()}
 
     def _add(self, batch: dict[str, Tensor], name: str) -> None:
-        self._totals[name] += torch.stack(self._score(batch))
+        self._totals[name] += torch.stack(self.summed_loss(batch))
 
     def _finish(self) -> None:
         for name, totals in self._totals.items():

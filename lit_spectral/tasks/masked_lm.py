@@ -31,10 +31,10 @@ class MaskedLM(Task):
         """Those of training, and loss and accuracy of the validation set."""
         return [*super().logged_metrics(), "val/loss", "val/accuracy"]
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss over the masked tokens."""
+    def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Over the masked tokens (0-d, nats), and their number, which may be 0."""
         summed, _, count = self._score(batch)
-        return self.mean_loss(summed, count)
+        return summed, count
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """`val/loss` and `val/accuracy` over masked tokens, each token of the set counted once."""

@@ -97,11 +97,10 @@ class QuestionAnswering(Task):
         )
         return start, end
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss over the windows."""
-        start, end = self(batch)
-        losses = _losses(start, end, batch)
-        return self.mean_loss(losses.sum(), len(losses))
+    def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Over the windows (0-d, nats), and their number."""
+        losses = _losses(*self(batch), batch)
+        return losses.sum(), len(losses)
 
     def on_validation_epoch_start(self) -> None:
         """Start with no window read."""

@@ -127,9 +127,9 @@ class SequenceClassification(Task):
             return F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
         return F.cross_entropy(logits, labels, reduction="sum")
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss over the rows."""
-        return self.mean_loss(self.loss(self(batch), batch["labels"]), len(batch["labels"]))
+    def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Over the rows (0-d), and their number."""
+        return self.loss(self(batch), batch["labels"]), len(batch["labels"])
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics on the sets that the data module names (`val`, for MNLI `val_mismatched` too)."""

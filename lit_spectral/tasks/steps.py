@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,14 @@ class SteppedModule(pl.LightningModule):
         """Add the penalties that these adapters declare to every step."""
         self._penalised = [adapter for adapter in attached if adapter.penalty_weight > 0]
         self._budgets = [adapter for adapter in attached if adapter.budget is not None]
+
+    @abstractmethod
+    def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | int]:
+        """The task's own of a batch, 0-d, and over how many tokens, windows or rows it is summed."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean over what the step scores, as `mean_loss` has it."""
+        return self.mean_loss(*self.summed_loss(batch))
 
     def mean_loss(self, summed: Tensor, count: Tensor | int) -> Tensor:
         """What `training_step` returns of a batch's summed loss and what it is summed over: tokens, rows.
