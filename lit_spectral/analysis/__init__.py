@@ -4,6 +4,9 @@ All of it follows from ΔW and W₀, a map at a time, with no model and no data;
 model on texts, whose measures of hidden states are here too.
 """
 
+from lit_spectral.analysis.correlation import Correlation, correlation
+from lit_spectral.analysis.fisher import component_gradients, fisher_overlap
+from lit_spectral.analysis.interventions import intervened
 from lit_spectral.analysis.magnitude import Magnitude, effective_rank, leading_part, magnitude
 from lit_spectral.analysis.states import Moments, linear_cka, procrustes_residual
 from lit_spectral.analysis.subspaces import (
@@ -19,17 +22,22 @@ from lit_spectral.analysis.subspaces import (
 from lit_spectral.analysis.weights import Decay, error_curve, exponential_decay, ideal_low_rank, quartiles, width
 
 __all__ = [
+    "Correlation",
     "Decay",
     "Inside",
     "Magnitude",
     "Moments",
     "Projections",
+    "component_gradients",
+    "correlation",
     "effective_rank",
     "error_curve",
     "exponential_decay",
+    "fisher_overlap",
     "gain_correlation",
     "ideal_low_rank",
     "inside",
+    "intervened",
     "leading_part",
     "linear_cka",
     "magnitude",

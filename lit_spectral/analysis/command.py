@@ -14,8 +14,10 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from lit_spectral.analysis.by_loss import add_flags, by_loss, check_flags
 from lit_spectral.analysis.effect_views import Effects, effect_table, write_effect_tables
 from lit_spectral.analysis.effects import SWITCHES, Effect, effects
+from lit_spectral.analysis.loss_views import loss_tables, write_loss_tables
 from lit_spectral.analysis.measuring import Analysis, analyze, place_of
 from lit_spectral.analysis.page import title_of, write_page
 from lit_spectral.analysis.results import table, write_tables
@@ -61,12 +63,15 @@ def run(args: list[str]) -> Path:
     write_overview(analysis, title, overview)
     files = ["weights.csv", "values.csv"]
     done: Effects = {}
+    labels = dict(zip(analysis.changes, given.sources, strict=True))
     if given.corpora:
-        labels = dict(zip(analysis.changes, given.sources, strict=True))
         done = {label: _effects(source, given, device) for label, source in labels.items()}
         console.print(effect_table(done))
         files += write_effect_tables(done, folder)
-    write_text(page, write_page(analysis, done, title, f"lit-spectral analyze {shlex.join(args)}"))
+    losses = by_loss(given, labels, device)
+    console.print(loss_tables(losses))
+    files += write_loss_tables(losses, folder)
+    write_text(page, write_page(analysis, done, losses, title, f"lit-spectral analyze {shlex.join(args)}"))
     tables = ", ".join([str(folder / "changes.csv"), *files])
     console.print(escape(f"tables: {tables}; overview.png"), soft_wrap=True)
     console.print(f"page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
@@ -110,7 +115,8 @@ def parse(args: list[str]) -> argparse.Namespace:
         description="How large the changes of adapters are, and how they lie beside their backbone's weights: sizes "
         "by layer, energy and similarity with W₀'s singular subspaces, amplification, gains, intruder dimensions, and "
         "W₀'s own spectra. A page, CSV and a PNG; several adapters of one backbone side by side. No data is needed but "
-        "for what they do to the model on texts, --corpora: how far predictions and hidden states move.",
+        "for what they do to the model on texts, --corpora: how far predictions and hidden states move, and for what "
+        "is measured by losses, on these or on the --tasks of runs.",
         allow_abbrev=False,
     )
     add_source(parser, several=True)
@@ -122,11 +128,12 @@ def parse(args: list[str]) -> argparse.Namespace:
     add_corpora(parser)
     about = "on these: KL(base ‖ adapted) with each layer's, or map's, ΔW switched off, and with it alone"
     parser.add_argument("--switch", choices=SWITCHES, help=about)
-    about = "windows (decoders) or lines of each text; 0 for all (%(default)s)"
+    add_flags(parser)
+    about = "windows (decoders), lines or rows of each; 0 for all; tasks are validated whole (%(default)s)"
     parser.add_argument("--limit", type=int, default=64, metavar="N", help=about)
     parser.add_argument("--max_length", type=int, default=256, metavar="N", help="tokens of one (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=4, metavar="N", help="of them at a time (%(default)s)")
-    parser.add_argument("--device", metavar="NAME", help="for texts (the first GPU, or the CPU)")
+    parser.add_argument("--device", metavar="NAME", help="for texts and tasks (the first GPU, or the CPU)")
     parser.add_argument("--output_folder", metavar="FOLDER", help="(runs/analyze/SOURCE)")
     given = parser.parse_args(args)
     twice = next((source for source in given.sources if given.sources.count(source) > 1), None)
@@ -140,6 +147,7 @@ def parse(args: list[str]) -> argparse.Namespace:
         raise InputError("analyze: --switch asks what a text shows; give --corpora too, or leave it out")
     for text in named_corpora(given.corpora).values():
         check_corpus(text)
+    check_flags(given)
     if not 0 <= given.seed < 2**30:
         raise InputError(f"analyze: --seed is 0 or more and below 2^30, not {given.seed}")
     return given
