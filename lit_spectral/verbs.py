@@ -43,6 +43,9 @@ VERBS = {
     "analyze": Verb("adapters' changes beside their backbone's weights; a page", "lit_spectral.analysis.command"),
     "mend": Verb("repair an adapter after training, without data", "lit_spectral.updates.mend_command"),
     "merge-study": Verb("what becomes of each task when adapters are merged", "lit_spectral.studies.command"),
+    "forgetting-study": Verb(
+        "which measures of adapters go with what was forgotten", "lit_spectral.studies.forgetting_command"
+    ),
     "merge": Verb("several adapters of one backbone made one", "lit_spectral.updates.merge_command"),
     "export": Verb("an adapter as peft, vLLM or llama.cpp load it, or merged", "lit_spectral.updates.export_command"),
     "methods": Verb("the methods that there are, a line each", "lit_spectral.listing", "methods"),

@@ -146,8 +146,10 @@ class RunReading(Reading):
 
     def batches(self, size: int) -> Sequence[dict[str, Tensor]]:
         """Of the first validation set, on the task's device."""
-        if self._trainer.datamodule is None:  # which a first validation sets up
+        if self._trainer.datamodule is None:  # a validation sets it up
+            whole, self._trainer.limit_val_batches = self._trainer.limit_val_batches, 1
             self.validated()
+            self._trainer.limit_val_batches = whole
         self._data.eval_batch_size = size
         loader, kept = self._data.val_dataloader()[0], []
         for batch in loader:

@@ -29,6 +29,7 @@ __all__ = [
     "median",
     "places",
     "projections_by_kind",
+    "share",
     "summary",
     "table",
     "values_of",
@@ -71,6 +72,13 @@ def median(changes: Iterable[Changed], measure: str) -> float:
 def intruders(changes: Iterable[Changed], threshold: float) -> int:
     """How many there are in all maps."""
     return int(sum(values_of(changes, f"intruders_{threshold:g}")))
+
+
+def share(maps: Iterable[Changed], measure: str) -> float:
+    """Of all maps' energy, of a measure that is a share of one's; NaN where there is none."""
+    given = [each.measures for each in maps if each.measures["energy"] > 0]
+    total = sum(each["energy"] for each in given)
+    return sum(each[measure] * each["energy"] for each in given) / total if total else math.nan
 
 
 def by_layer(changes: Mapping[str, Changed]) -> dict[int, list[Changed]]:
@@ -222,7 +230,5 @@ def _at(values: Tensor, place: int) -> str:
 
 
 def _share(maps: Sequence[Changed], measure: str) -> str:
-    """Of all maps' energy."""
-    given = [each.measures for each in maps if each.measures["energy"] > 0]
-    total = sum(each["energy"] for each in given)
-    return f"{sum(each[measure] * each['energy'] for each in given) / total:.1%}" if total else "–"
+    found = share(maps, measure)
+    return "–" if math.isnan(found) else f"{found:.1%}"
