@@ -209,4 +209,4 @@ def test_what_has_no_correlation_or_no_interval_has_none():
     assert all(map(math.isnan, correlation([1, 1, 1], [1, 2, 3])[:3]))
     assert correlation([0.1] * 3, [1, 2, 3], True).text == "–"
     two = correlation([1, 2, math.nan], [2, 1, 5])
-    assert (two.value, two.count, two.text) == (pytest.approx(-1), 2, "-1.00")
+    assert (two.value, two.points, two.text) == (pytest.approx(-1), 2, "-1.00")

@@ -12,11 +12,11 @@ from rich.progress import track
 from torch import nn
 
 from lit_spectral.adapters import named_changes
-from lit_spectral.adapters.linear import linear_shape, weight_matrix
+from lit_spectral.adapters.linear import weight_matrix
 from lit_spectral.analysis.fisher import Overlap, bases_of, diagonal_fisher, overlaps
 from lit_spectral.analysis.interventions import Intervention, draw, intervene
-from lit_spectral.analysis.measuring import place_of
-from lit_spectral.analysis.readings import Reading, RunReading, TextReading
+from lit_spectral.analysis.measuring import Analysis, place_of
+from lit_spectral.analysis.readings import Reading, RunReading, TextReading, checkpoint_of, config_of
 from lit_spectral.checkpoint import load_given
 from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.retention.command import named_corpora
@@ -24,7 +24,7 @@ from lit_spectral.spectra.cache import SVDCache
 from lit_spectral.updates import sources
 from lit_spectral.updates.delta import Delta
 
-__all__ = ["ByLoss", "add_flags", "by_loss", "check_flags"]
+__all__ = ["ByLoss", "add_flags", "by_loss", "check_flags", "check_groups"]
 
 # What stands for an adapter where there is none.
 NONE = "none: the backbone"
@@ -80,22 +80,30 @@ def check_flags(given: argparse.Namespace) -> None:
         raise InputError("analyze: --interventions measures a loss; give --corpora or --tasks too, or leave it out")
 
 
+def check_groups(given: argparse.Namespace, analysis: Analysis) -> None:
+    """InputError for more groups of components than a W₀ of a layer has components."""
+    for path, weight in analysis.weights.items():
+        if given.fisher and given.fisher > len(weight.sigma) and place_of(path).layer is not None:
+            has = f"{path} has {len(weight.sigma)} singular components"
+            raise InputError(f"analyze: --fisher: {has}, and {given.fisher} groups are asked for; give fewer")
+
+
 def by_loss(given: argparse.Namespace, labels: Mapping[str, str], device: torch.device) -> ByLoss:
     """What flags ask for.
 
     Args:
         given: the flags.
-        labels: of each source.
+        labels: from what each source is called to it.
         device: where to measure.
 
     Raises:
-        InputError: a run or text that can't be measured; maps too small for so many groups of components.
+        InputError: a run or text that can't be measured; runs that have no map in common.
     """
     found = ByLoss(noise=given.noise)
     limit = given.limit or None
     runs = {name: RunReading(name, folder, given.backbone, device, limit) for name, folder in _tasks(given).items()}
     if runs:
-        updates = {label: sources.read(source, given.backbone) for source, label in labels.items()}
+        updates = {label: sources.read(source, given.backbone) for label, source in labels.items()}
         found.metrics = {name: run.metric for name, run in runs.items()}
         found.transfer = _transfer(runs, {NONE: {}} | {label: each.changes for label, each in updates.items()})
     if not (given.fisher or given.interventions):
@@ -121,6 +129,10 @@ def _tasks(given: argparse.Namespace) -> dict[str, Path]:
         if name in found:
             raise InputError(f"analyze: --tasks: {name} is given twice; give it once")
         found[name] = Path(folder)
+        for file in (config_of(found[name]), checkpoint_of(found[name])):
+            if not file.is_file():
+                what = f"analyze: --tasks {name}: there is no {file}"
+                raise InputError(f"{what}; give the folder of a run, which has config.yaml and checkpoints/last.ckpt")
     return found
 
 
@@ -146,11 +158,6 @@ def _overlaps(readings: list[Reading], groups: int) -> list[Overlap]:
     if not shared:
         names = ", ".join(reading.name for reading in readings)
         raise InputError(f"analyze: --fisher: {names} have no changed map of a layer in common; give runs of one kind")
-    path, smallest = min(
-        ((path, min(linear_shape(module))) for path, module in shared.items()), key=lambda each: each[1]
-    )
-    if groups > smallest:
-        raise InputError(f"analyze: --fisher: {path} has {smallest} components, for {groups} groups; give fewer")
     bases = bases_of(shared)
     return list(overlaps({reading.name: diagonal_fisher(reading, bases) for reading in readings}, groups))
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from lit_spectral.analysis.by_loss import add_flags, by_loss, check_flags
+from lit_spectral.analysis.by_loss import add_flags, by_loss, check_flags, check_groups
 from lit_spectral.analysis.effect_views import Effects, effect_table, write_effect_tables
 from lit_spectral.analysis.effects import SWITCHES, Effect, effects
 from lit_spectral.analysis.loss_views import loss_tables, write_loss_tables
@@ -56,6 +56,7 @@ def run(args: list[str]) -> Path:
         check_place(file, "analyze: --output_folder")
     device = usable_device(given.device)
     analysis, backbone = measured(given)
+    check_groups(given, analysis)
     console = Console()
     console.print(table(analysis))
     title = title_of(analysis, backbone)

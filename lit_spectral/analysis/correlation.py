@@ -12,12 +12,12 @@ __all__ = ["Correlation", "correlation"]
 
 
 class Correlation(NamedTuple):
-    """Of `count` points, −1 to 1, with its 95 % interval; all NaN where one side doesn't vary."""
+    """Of so many `points`, −1 to 1, with its 95 % interval; all NaN where one side doesn't vary."""
 
     value: float
     low: float
     high: float
-    count: int
+    points: int
 
     @property
     def text(self) -> str:
@@ -64,4 +64,6 @@ def _correlations(pairs: NDArray[np.float64], ranks: bool) -> NDArray[np.float64
     varies = (pairs != pairs[..., :1]).any(-1).all(0)
     sizes = np.sqrt(np.square(centred).sum(-1).prod(0))
     products = centred.prod(0).sum(-1)
-    return np.divide(products, sizes, out=np.full_like(products, np.nan), where=varies & (sizes > 0))
+    found = np.full_like(products, np.nan)
+    np.divide(products, sizes, out=found, where=varies & (sizes > 0))
+    return found

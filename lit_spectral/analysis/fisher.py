@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.progress import track
@@ -108,10 +109,14 @@ def diagonal_fisher(reading: Reading, bases: Bases) -> dict[str, Tensor]:
     rows = reading.batches(1)
     with evaluating(reading.task), reading.base():
         for number, row in enumerate(track(rows, f"Fisher information on {reading.name}", transient=True)):
-            for path, each in component_gradients(lambda row=row: reading.loss(row)[0], maps, bases).items():
+            for path, each in component_gradients(partial(_loss, reading, row), maps, bases).items():
                 sums[path][number % 2] += each.double().square().cpu()
     counts = torch.tensor([(len(rows) + 1) // 2, max(1, len(rows) // 2)]).unsqueeze(1)
     return {path: each / counts for path, each in sums.items()}
+
+
+def _loss(reading: Reading, row: Any) -> Tensor:
+    return reading.loss(row)[0]
 
 
 def overlaps(fishers: Mapping[str, Mapping[str, Tensor]], groups: int) -> Iterator[Overlap]:

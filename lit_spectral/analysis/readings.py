@@ -17,12 +17,13 @@ from lit_spectral.errors import InputError
 from lit_spectral.methods import Given
 from lit_spectral.retention.base_model import base_model, original_weights
 from lit_spectral.retention.retention import Batch, Retention
+from lit_spectral.run_report import RunReport
 from lit_spectral.sweeps.unrun import unrun
 from lit_spectral.sweeps.validation import task_metric, validated
 from lit_spectral.tasks import Task
 from lit_spectral.updates.delta import Delta
 
-__all__ = ["Reading", "RunReading", "TextReading"]
+__all__ = ["Reading", "RunReading", "TextReading", "checkpoint_of", "config_of"]
 
 
 class Reading:
@@ -100,6 +101,16 @@ class TextReading(Reading):
         return retention
 
 
+def config_of(folder: Path) -> Path:
+    """Of a run, by which it was trained and is measured."""
+    return folder / "config.yaml"
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Of the end of a run."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
 class RunReading(Reading):
     """The validation data of a run by its task, under the head that the run trained.
 
@@ -114,20 +125,18 @@ class RunReading(Reading):
         metric: by which the run's best checkpoint is kept; else the loss.
 
     Raises:
-        InputError: a folder that lacks one of them; as `fit` would refuse its config.
+        InputError: as `fit` would refuse its config; an adapter that can't be read.
     """
 
     def __init__(
         self, name: str, folder: Path, backbone: str | None, device: torch.device, limit: int | None = None
     ) -> None:
-        config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
-        for file in (config, checkpoint):
-            if not file.is_file():
-                place = file.relative_to(folder)
-                raise InputError(f"analyze: --tasks {name}: {folder} has no {place}; give the folder of a finished run")
-        cli = unrun(str(config), str(checkpoint), backbone, device)
+        cli = unrun(str(config_of(folder)), str(checkpoint_of(folder)), backbone, device)
+        told: Any = cli.trainer
+        told.callbacks = [each for each in told.callbacks if not isinstance(each, RunReport)]  # figures come in tables
         self.name, self.task, self.metric = name, cli.model, task_metric(cli.trainer)
-        self._trainer, self._data, self._limit = cli.trainer, cli.datamodule, limit
+        self._data, self._limit = cli.datamodule, limit
+        self._trainer: Any = told
         self._own = self._method.read(backbone)
 
     @property
@@ -151,8 +160,8 @@ class RunReading(Reading):
             self.validated()
             self._trainer.limit_val_batches = whole
         self._data.eval_batch_size = size
-        loader, kept = self._data.val_dataloader()[0], []
-        for batch in loader:
+        kept: list[dict[str, Tensor]] = []
+        for batch in self._data.val_dataloader()[0]:
             if self._limit is not None and len(kept) * size >= self._limit:
                 break
             kept.append(

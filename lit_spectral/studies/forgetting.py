@@ -26,7 +26,7 @@ __all__ = ["FEWEST", "MEASURES", "Point", "Predictors", "lost", "measures_of", "
 log = logging.getLogger(__name__)
 
 # Adapters of a comparison, without which no correlation says anything.
-FEWEST = 5
+FEWEST = 4
 # What is measured of an adapter, by its name in tables; all are expected to grow with what is forgotten.
 MEASURES = {
     "spectral": "‖ΔW‖₂, largest",
@@ -125,8 +125,9 @@ class Predictors:
 
     def of(self, measure: str, task: str, kind: str) -> Correlation:
         """Spearman's over one comparison's adapters."""
-        pairs = [(p.measures[measure], p.lost.get(kind, math.nan)) for p in self.tasks[task]]
-        return correlation(*map(list, zip(*pairs, strict=True)), ranks=True)
+        points = self.tasks[task]
+        losses = [point.lost.get(kind, math.nan) for point in points]
+        return correlation([point.measures[measure] for point in points], losses, ranks=True)
 
     def together(self, measure: str) -> Correlation:
         """Of ranks within each comparison, by the first kind of loss of each, since units and backbones differ."""

@@ -36,6 +36,7 @@ __all__ = ["run"]
 
 log = logging.getLogger(__name__)
 
+_INPUTS: list[str] = ["input_ids", "attention_mask", "token_type_ids", "position_ids"]
 _ABOUT = """Spearman's correlation, over the adapters of a comparison, of each measure with how much worse than its
 backbone the run's record has the model, and below it the 95 % interval of a bootstrap over adapters; "all" is of ranks
 within each comparison, by the first of its columns. Adapters of one method or seed are not independent, of which the
@@ -75,8 +76,7 @@ class _OwnRows(Retention):
     def batches(self, task: Task, name: str) -> Iterator[Batch]:
         """Of a decoder each token of a prompt that follows another; of rows without a prompt what is scored."""
         for row in self._texts[name]:
-            inputs = {key: row[key] for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-                      if key in row}  # fmt: skip
+            inputs = {key: row[key] for key in _INPUTS if key in row}
             wanted = next_tokens(row["input_ids"])
             scored = torch.zeros_like(wanted, dtype=torch.bool)
             if isinstance(task, CausalLM):

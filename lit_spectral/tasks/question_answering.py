@@ -99,7 +99,8 @@ class QuestionAnswering(Task):
 
     def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Over the windows (0-d, nats), and their number."""
-        losses = _losses(*self(batch), batch)
+        start, end = self(batch)
+        losses = _losses(start, end, batch)
         return losses.sum(), len(losses)
 
     def on_validation_epoch_start(self) -> None:
