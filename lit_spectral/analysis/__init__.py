@@ -1,7 +1,8 @@
 """What an update is beside its backbone's weights: measures, a function each, and `lit-spectral analyze`.
 
-All of it follows from ΔW and W₀, a map at a time, with no model and no data; but for `effects`, what it does to the
-model on texts, whose measures of hidden states are here too.
+Most follows from ΔW and W₀, a map at a time, with no model and no data. What needs both is measured by `effects`, what
+an update does to the model on texts, and by losses: which of W₀'s components tasks share (`fisher_overlap`), and which
+the backbone needs (`intervened`).
 """
 
 from lit_spectral.analysis.correlation import Correlation, correlation

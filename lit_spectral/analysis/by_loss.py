@@ -105,7 +105,10 @@ def by_loss(given: argparse.Namespace, labels: Mapping[str, str], device: torch.
     if runs:
         updates = {label: sources.read(source, given.backbone) for label, source in labels.items()}
         found.metrics = {name: run.metric for name, run in runs.items()}
+        first = next(iter(updates.values())).changes
         found.transfer = _transfer(runs, {NONE: {}} | {label: each.changes for label, each in updates.items()})
+        for run in runs.values():
+            run.put(first)  # whose maps are looked at below
     if not (given.fisher or given.interventions):
         return found
     readings: list[Reading] = [*runs.values()]
@@ -142,7 +145,8 @@ def _transfer(
     found: dict[str, dict[str, dict[str, float]]] = {label: {} for label in changes}
     pairs = [(label, name) for name in runs for label in changes]
     for label, name in track(pairs, "adapters on tasks", transient=True):
-        found[label][name] = runs[name].validated(changes[label])
+        runs[name].put(changes[label])
+        found[label][name] = runs[name].validated()
     return found
 
 

@@ -70,7 +70,8 @@ def run(args: list[str]) -> Path:
         console.print(effect_table(done))
         files += write_effect_tables(done, folder)
     losses = by_loss(given, labels, device)
-    console.print(loss_tables(losses))
+    for each in loss_tables(losses):
+        console.print(each)
     files += write_loss_tables(losses, folder)
     write_text(page, write_page(analysis, done, losses, title, f"lit-spectral analyze {shlex.join(args)}"))
     tables = ", ".join([str(folder / "changes.csv"), *files])

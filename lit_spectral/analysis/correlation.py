@@ -64,6 +64,6 @@ def _correlations(pairs: NDArray[np.float64], ranks: bool) -> NDArray[np.float64
     varies = (pairs != pairs[..., :1]).any(-1).all(0)
     sizes = np.sqrt(np.square(centred).sum(-1).prod(0))
     products = centred.prod(0).sum(-1)
-    found = np.full_like(products, np.nan)
+    found: NDArray[np.float64] = np.full_like(products, np.nan)
     np.divide(products, sizes, out=found, where=varies & (sizes > 0))
     return found

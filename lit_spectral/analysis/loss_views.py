@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -49,8 +48,8 @@ def intervention_rows(found: ByLoss) -> tuple[list[str], list[list[str]]]:
     return ["on", "way", "components", "mean change of the loss", "Pearson with σ", "Spearman with σ"], rows
 
 
-def loss_tables(found: ByLoss) -> Group:
-    """All of them for the terminal."""
+def loss_tables(found: ByLoss) -> list[Table]:
+    """Those that have rows, for the terminal."""
     titles = ("each adapter on each task", "overlap of Fisher information, by falling σ", "rank-1 interventions on W₀")
     shown = []
     for title, (head, rows) in zip(titles, _tables(found), strict=True):
@@ -61,7 +60,7 @@ def loss_tables(found: ByLoss) -> Group:
             for row in rows:
                 part.add_row(*map(escape, row))
             shown.append(part)
-    return Group(*shown)
+    return shown
 
 
 def write_loss_tables(found: ByLoss, folder: Path) -> list[str]:

@@ -80,16 +80,15 @@ class TextReading(Reading):
 
     def batches(self, size: int) -> Sequence[Batch]:
         """The text's, on the task's device."""
-        self._retention = self._prepared(size)
+        if size != self._retention.batch_size:
+            self._retention = self._prepared(size)
         return list(self._retention.batches(self.task, self.name))
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Cross-entropy over next tokens, or masked ones."""
         logits: Any = self._retention.outputs(self.task, batch).logits
-        wanted = batch.wanted[batch.scored]
-        return F.cross_entropy(
-            logits if logits.dtype == torch.float64 else logits.float(), wanted, reduction="sum"
-        ), len(wanted)
+        logits, wanted = logits if logits.dtype == torch.float64 else logits.float(), batch.wanted[batch.scored]
+        return F.cross_entropy(logits, wanted, reduction="sum"), len(wanted)
 
     def base(self) -> AbstractContextManager[None]:
         """As `Retention.base`."""
@@ -145,12 +144,12 @@ class RunReading(Reading):
         assert isinstance(method, Given)
         return method
 
-    def validated(self, changes: Mapping[str, Delta] | None = None) -> dict[str, float]:
-        """All that the run's validation logs with these changes in place of its own; None for its own.
+    def put(self, changes: Mapping[str, Delta]) -> None:
+        """Have these changes in place of the run's own. What was trained whole, such as a head, stays the run's."""
+        self._method.put(replace(self._own, changes=dict(changes)))
 
-        What was trained whole, such as its head, is the run's.
-        """
-        self._method.put(self._own if changes is None else replace(self._own, changes=dict(changes)))
+    def validated(self) -> dict[str, float]:
+        """All that the run's validation logs, of the model as it is now."""
         return validated(self._trainer, self.task, datamodule=self._data)
 
     def batches(self, size: int) -> Sequence[dict[str, Tensor]]:
@@ -164,9 +163,9 @@ class RunReading(Reading):
         for batch in self._data.val_dataloader()[0]:
             if self._limit is not None and len(kept) * size >= self._limit:
                 break
-            kept.append(
-                {key: each.to(self.task.device) if isinstance(each, Tensor) else each for key, each in batch.items()}
-            )
+            left = None if self._limit is None else self._limit - len(kept) * size
+            tensors = {key: each[:left] for key, each in batch.items() if isinstance(each, Tensor)}
+            kept.append({key: each.to(self.task.device) for key, each in tensors.items()})
         return kept
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | int]:
