@@ -3,6 +3,7 @@
 from lit_spectral.datamodules.chat import ChatText
 from lit_spectral.datamodules.commonsense import Commonsense
 from lit_spectral.datamodules.convai2 import ConvAI2
+from lit_spectral.datamodules.edits import Edits
 from lit_spectral.datamodules.glue import GLUE
 from lit_spectral.datamodules.instructions import Instructions
 from lit_spectral.datamodules.labelled import LabelledText
@@ -20,6 +21,7 @@ __all__ = [
     "ChatText",
     "Commonsense",
     "ConvAI2",
+    "Edits",
     "Instructions",
     "LabelledText",
     "MaskedText",

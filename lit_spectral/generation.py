@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lit_spectral.errors import InputError, refusals_of
 from lit_spectral.reading import evaluating
 
-__all__ = ["continue_batch", "draw", "generate", "pad_left", "sample"]
+__all__ = ["continue_batch", "draw", "generate", "generate_after", "pad_left", "sample"]
 
 # Transformers' defaults, spelt out: what is left open is taken from the backbone's own files.
 PLAIN: dict[str, Any] = {
@@ -139,6 +139,18 @@ def generate(
     errors as in `continue_batch`.
     """
     rows: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+    return generate_after(model, tokenizer, rows, max_new_tokens, batch_size, settings)
+
+
+def generate_after(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 8,
+    settings: dict[str, Any] | None = None,
+) -> list[str]:
+    """As `generate`, after prompts that are token ids, special ones included."""
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     texts = [""] * len(rows)
     device = model.get_input_embeddings().weight.device

@@ -36,6 +36,7 @@ VERBS = {
     "quickstart": Verb("LoRA beside FCLoRA on text that ships with Python; no download", "lit_spectral.quickstart"),
     "compare": Verb("fit several methods with several seeds; a table and a page", "lit_spectral.comparison.command"),
     "continual": Verb("tasks one after another, and what is left of the earlier", "lit_spectral.continual.command"),
+    "edit": Verb("teach new facts, and see what else changes; a page", "lit_spectral.editing.command"),
     "evaluate": Verb("a decoder on tasks of lm-evaluation-harness", "lit_spectral.evaluation.command"),
     "retain": Verb("what a model has kept of its backbone", "lit_spectral.retention.command"),
     "humaneval": Verb("pass@k of completions, each run shut in", "lit_spectral.scoring.command"),

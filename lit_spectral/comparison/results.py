@@ -19,7 +19,17 @@ from rich.table import Table
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.files import write_text
 
-__all__ = ["Comparison", "Difference", "Measure", "Run", "deviation", "paired_difference", "write_csv", "write_rows"]
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Measure",
+    "Run",
+    "deviation",
+    "paired_difference",
+    "side_by_side",
+    "write_csv",
+    "write_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -192,8 +202,7 @@ class Comparison:
 
     def table(self) -> Group:
         """For the terminal: a column a variant, since many measures are wider than a screen, and four at a time."""
-        rows = list(self.rows())
-        tables = [self._columns(rows[start : start + 4]) for start in range(0, len(rows), 4)]
+        tables = side_by_side(self.headings(), list(self.rows()))
         tables[-1].caption = (
             f"± standard deviation over seeds; below, the paired difference from {self.compared_with()} "
             "and its 95 % interval (Student's t)"
@@ -204,15 +213,20 @@ class Comparison:
         """What differences are from, in words."""
         return self.references[0].name if len(self.references) == 1 else "what stands under the name"
 
-    def _columns(self, rows: Sequence[list[str]]) -> Table:
-        names, *lines = zip(self.headings(), *rows, strict=True)
-        table = Table(show_lines=True)
+
+def side_by_side(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> list[Table]:
+    """Tables for the terminal with a column for each row, four at a time, and a line for each heading but the first."""
+    tables = []
+    for start in range(0, len(rows), 4):
+        names, *lines = zip(headings, *rows[start : start + 4], strict=True)
+        table = Table(title=title, show_lines=True)
         for number, name in enumerate(names):
             heading = "" if number == 0 else escape(name)
             table.add_column(heading, justify="right" if number else "left", overflow="fold")
         for line in lines:
-            table.add_row(*(escape(cell) for cell in line))
-        return table
+            table.add_row(*map(escape, line))
+        tables.append(table)
+    return tables
 
 
 def write_csv(comparison: Comparison, folder: Path) -> None:

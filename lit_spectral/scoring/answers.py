@@ -24,6 +24,8 @@ __all__ = [
     "score_marked",
     "score_mathematics",
     "score_number",
+    "score_opening",
+    "words",
 ]
 
 Scorer = Callable[[str, str], bool]
@@ -53,6 +55,21 @@ def keyword_scorer(keywords: Sequence[str]) -> Scorer:
         return first_keyword(text, keywords) == gold
 
     return score
+
+
+def words(text: str) -> list[str]:
+    """Its runs of letters, digits and underscores, in order: what is left without blanks and punctuation."""
+    return re.findall(r"\w+", text)
+
+
+def score_opening(text: str, gold: str) -> bool:
+    """The scorer of texts that go on after their answer: whether a text begins with the gold answer, word for word.
+
+    Blanks and punctuation don't count (HiP-LoRA, appendix C.4); upper and lower case do. A gold answer without words is
+    never met.
+    """
+    wanted = words(gold)
+    return bool(wanted) and words(text)[: len(wanted)] == wanted
 
 
 def score_letter(text: str, gold: str) -> bool:

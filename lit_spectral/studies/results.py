@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 
-from lit_spectral.comparison.results import Difference, write_rows
+from lit_spectral.comparison.results import Difference, side_by_side, write_rows
 from lit_spectral.studies.finished import Metric
 from lit_spectral.studies.merges import Draw, Score, bootstrap
 
@@ -131,18 +129,11 @@ class Results:
 
     def table(self) -> Group:
         """For the terminal: for each rule a column a method, four at a time."""
-        tables = []
-        for rule in self.rules:
-            rows = list(self.cells(rule))
-            for start in range(0, len(rows), 4):
-                names, *lines = zip(self.headings(), *rows[start : start + 4], strict=True)
-                table = Table(title=f"merged by {rule}", show_lines=True)
-                for number, name in enumerate(names):
-                    heading = "" if number == 0 else escape(name)
-                    table.add_column(heading, justify="right" if number else "left", overflow="fold")
-                for line in lines:
-                    table.add_row(*map(escape, line))
-                tables.append(table)
+        tables = [
+            table
+            for rule in self.rules
+            for table in side_by_side(self.headings(), list(self.cells(rule)), f"merged by {rule}")
+        ]
         tables[-1].caption = self.caption()
         return Group(*tables)
 

@@ -23,7 +23,7 @@ from lit_spectral.run_folder import own_folder
 from lit_spectral.tasks.base import Task
 from lit_spectral.tasks.packing_check import check_packing
 
-__all__ = ["CausalLM"]
+__all__ = ["CausalLM", "scored_logits"]
 
 
 class CausalLM(Task):
@@ -136,21 +136,8 @@ class CausalLM(Task):
 
     def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed loss over the scored tokens (0-d, float32, nats), and their number (0-d)."""
-        wanted = batch["labels"][:, 1:]
-        scored = wanted != -100
-        columns = scored.any(0).nonzero()
-        first = int(columns[0]) if len(columns) else wanted.shape[1]
-        # Of an answer at the end, only its part of the (length × vocabulary) logits is worth computing.
-        keep = wanted.shape[1] - first + 1
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        options = {"use_cache": False, "logits_to_keep": keep}
-        known = inspect.signature(self.model.forward).parameters
-        logits = self.model(**inputs, **{name: value for name, value in options.items() if name in known}).logits
-        # Counted from the end: a learned prompt puts positions of its own before the tokens, and a
-        # model without logits_to_keep gives all. The last position predicts what is not in the batch.
-        logits = logits[:, -keep:-1]
-        wanted, scored = wanted[:, first:], scored[:, first:]
-        return F.cross_entropy(logits[scored].float(), wanted[scored], reduction="sum"), scored.sum()
+        logits, wanted, scored = scored_logits(self.model, batch)
+        return F.cross_entropy(logits.float(), wanted, reduction="sum"), scored.sum()
 
     def _start(self) -> None:
         # Every set on every process, also where a process gets no batch of it, since all are summed up.
@@ -211,3 +198,29 @@ class CausalLM(Task):
                     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
                     write_text(folder / f"{name}.jsonl", "".join(lines))
         return self.trainer.strategy.broadcast(metrics)
+
+
+def scored_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What a decoder holds of the tokens that are scored: logits (scored, vocabulary), and the tokens (scored,).
+
+    Also which they are: True at their places, (rows, some), in whose order the others are.
+
+    Args:
+        model: a decoder of transformers or peft.
+        batch: as `CausalLM` takes it.
+    """
+    wanted = batch["labels"][:, 1:]
+    scored = wanted != -100
+    columns = scored.any(0).nonzero()
+    first = int(columns[0]) if len(columns) else wanted.shape[1]
+    # Of an answer at the end, only its part of the (length × vocabulary) logits is worth computing.
+    keep = wanted.shape[1] - first + 1
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    options = {"use_cache": False, "logits_to_keep": keep}
+    known = inspect.signature(model.forward).parameters
+    logits = model(**inputs, **{name: value for name, value in options.items() if name in known}).logits
+    # Counted from the end: a learned prompt puts positions of its own before the tokens, and a
+    # model without logits_to_keep gives all. The last position predicts what is not in the batch.
+    logits = logits[:, -keep:-1]
+    wanted, scored = wanted[:, first:], scored[:, first:]
+    return logits[scored], wanted[scored], scored
