@@ -14,6 +14,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 SCALES = [name for name in ALL if name.startswith("scale_")]  # that go over another config
 PROTOCOLS = [name for name in ALL if name.startswith("protocol_")]  # of others' comparisons, each by itself
+EDITS = [name for name in ALL if name.startswith("edit_")]  # for studies of edits (test_edit.py, test_edits_data.py)
 OWN = [name for name in ALL if name.startswith("own_")]  # for data of one's own (test_own_data.py)
 NAMES = [name for name in ALL if name not in SCALES]
 
@@ -47,7 +48,7 @@ def write():
 def test_files_are_those_that_the_table_gives(write):
     rendered = write.render()
     assert {name: (CONFIGS / name).read_text() for name in rendered} == rendered
-    assert set(NAMES) - set(rendered) == {"quickstart.yaml", *PROTOCOLS, *OWN}
+    assert set(NAMES) - set(rendered) == {"quickstart.yaml", *PROTOCOLS, *EDITS, *OWN}
 
 
 def test_the_table_has_every_row_of_the_papers_tables():

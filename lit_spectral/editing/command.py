@@ -120,7 +120,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     elif given.backbone:
         raise InputError("edit: --backbone is for --make; give --model.backbone")
     elif not given.config:
-        raise InputError("edit: --config is missing; give one whose data are Edits, such as configs/own_edits.yaml")
+        raise InputError("edit: --config is missing; give one whose data are Edits, such as configs/edit_own.yaml")
     return given, rest
 
 
