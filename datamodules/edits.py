@@ -31,7 +31,7 @@ class Edit(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """A question whose answer is to stay; `answer` is empty where it is whatever the backbone says."""
+    """A question whose answer is to stay; `answer` is empty where it is what the backbone says first."""
 
     prompt: str
     answer: str
@@ -60,7 +60,7 @@ class Edits(PromptedText):
         unrelated: prompts whose answers are to stay, as `path`: columns that `prompt` names and, if there are any,
             those of `answer` and `category`. None for the folder's `unrelated`; where there is none, for facts of the
             set that aren't edited, answered by `old`.
-        answer: of the unrelated prompts; empty, or a column that isn't there, for whatever the backbone says.
+        answer: of the unrelated prompts; empty, or a column that isn't there, for what the backbone says first.
         subset: as in `PromptedText`.
         template: as in `PromptedText`.
         batch_size: rows of a training batch.

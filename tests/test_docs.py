@@ -19,6 +19,7 @@ from lit_spectral.comparison import command as compare
 from lit_spectral.comparison.variants import pairs_of, variants
 from lit_spectral.continual import command as continual
 from lit_spectral.continual.stages import named_stages, split_how
+from lit_spectral.editing import command as edit
 from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.terminal import VERBOSE
 from lit_spectral.verbs import LIGHTNING, VERBS
@@ -99,8 +100,11 @@ def understand(monkeypatch, capsys):
         elif name in LIGHTNING:
             with pytest.raises(Parsed):
                 cli.run([name, *base, *flags])
-        elif name in {"compare", "continual"}:
-            given, rest = continual.parse([*flags]) if name == "continual" else compare._parse([*base, *flags])
+        elif name == "edit" and "--make" in flags:
+            edit.parse([*flags])
+        elif name in {"compare", "continual", "edit"}:
+            parse = {"compare": compare._parse, "continual": continual.parse, "edit": edit.parse}[name]
+            given, rest = parse([*([] if name == "continual" else base), *flags])
             pairs, configs = pairs_of(rest), [CONFIG] if name == "continual" else given.config
             if name == "continual":
                 assert len(named_stages(given.stages)) > 1
@@ -165,7 +169,7 @@ def test_what_stands_within_a_line_names_what_there_is(named, span):
             assert path[1:] == [] or path[1] in named["method"]
         elif first in named:
             assert path[0] in named[first] | {"help"}
-        else:  # of compare and continual: a method's, or one that --methods has named
+        else:  # of compare, continual and edit: a method's, or one that --methods has named
             assert path[0] in named["method"] | {"model", "X", "how"}
 
 

@@ -1,31 +1,34 @@
 """`lit-spectral edit`: what is trained, what is measured of it, and what is not done again."""
 
+import contextlib
 import csv
+import io
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
-import yaml
 from conftest import WORDS
 
 from lit_spectral import cli
 from lit_spectral.checkpoint import load
 from lit_spectral.comparison import fitting
+from lit_spectral.editing import making
 from lit_spectral.errors import InputError
 
-TRAINER = {"max_steps": 3, "accelerator": "cpu", "num_sanity_val_steps": 0, "log_every_n_steps": 1}
-TRAINER |= dict.fromkeys(["enable_progress_bar", "enable_model_summary"], False)
-ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.05}}
-FOLDER = Path("runs/edit/edits")
+QUIET = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "enable_model_summary")]
+QUIET += ["--trainer.accelerator=cpu", "--trainer.max_steps=3", "--trainer.val_check_interval=3"]
+SMALL = ["--data.batch_size=4", "--model.method.rank=2", "--model.optimizer.lr=0.05", "--model.warmup_steps=0"]
+FOLDER = Path("runs/edit/edit_own")
 EDITS = [
     {"prompt": f"the {who} sat on the", "old": "mat", "new": "hill", "category": kind}
     for who, kind in zip(WORDS[1:6], ("cats", "cats", "dogs", "dogs", "dogs"), strict=True)
 ]
-UNRELATED = [{"prompt": f"the bird {did}", "answer": "under"} for did in WORDS[4:8]] + [
-    {"prompt": "then", "answer": ""}
-]
+UNRELATED = [{"prompt": f"the bird {did}", "answer": "under"} for did in WORDS[4:8]]
+UNRELATED += [{"prompt": "then", "answer": ""}]
 
 
 def lines(rows):
@@ -37,97 +40,160 @@ def table(name):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def study(decoder_folder, tmp_path, monkeypatch):
-    """Run the verb with LoRA on five edits, in this process; returns the runs of `fit` that it made."""
-    monkeypatch.chdir(tmp_path)
-    Path("set").mkdir()
-    Path("set/train.jsonl").write_text(lines(EDITS), encoding="utf-8")
-    Path("set/unrelated.jsonl").write_text(lines(UNRELATED), encoding="utf-8")
-    model = {
-        "backbone": decoder_folder(),
-        "method": {"class_path": "LoRA", "init_args": {"rank": 2}},
-        "optimizer": ADAMW,
-    }
-    config = {"trainer": TRAINER, "model": {"class_path": "CausalLM", "init_args": model}}
-    config["data"] = {"class_path": "Edits", "init_args": {"path": "set", "batch_size": 4}}
-    Path("edits.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    ran = []
+def study(backbone, *flags, fit=fitting.fit):
+    """The verb by the shipped config on `edits`, three at once, in this process: what it ended with, said and ran."""
+    ran, said = [], io.StringIO()
 
     def inside(command):
-        ran.append(next(flag for flag in command if flag.startswith("--trainer.logger")))
+        ran.append(command[0])
         try:
             cli.run(command)
         except (RuntimeError, InputError):
             return 1
         return 0
 
-    def run(*flags, methods=("LoRA",), seeds=("0",)):
-        with monkeypatch.context() as patch:
-            patch.setattr(fitting, "call", inside)
-            ran.clear()
-            cli.main(["edit", "--config=edits.yaml", "--methods", *methods, "--seeds", *seeds, *flags])
-        return len(ran)
+    given = ["--config=configs/edit_own.yaml", f"--model.backbone={backbone}", "--methods=LoRA", "--seeds=0"]
+    status = 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        patch.setattr(fitting, "call", inside)
+        patch.setattr(fitting, "fit", fit)
+        try:
+            cli.main(["edit", *given, "--at_once=3", *QUIET, *SMALL, *flags])
+        except SystemExit as stop:
+            status = stop.code
+    return SimpleNamespace(status=status, said=said.getvalue(), ran=ran)
 
-    return run
 
-
-def test_each_adapter_is_taught_its_own_edits_and_measured_beside_the_backbone(study, decoder_folder, capsys):
-    assert study("--at_once", "3", methods=["LoRA", "FCLoRA"]) == 4
-    taught = table("edits.csv")
-    assert [(row["method"], row["edit"]) for row in taught] == [
-        (method, str(number)) for method in ("LoRA", "FCLoRA") for number in range(5)
-    ]
-    assert len(table("unrelated.csv")) == 4 * 5
-    # By transformers alone: the backbone, and the second adapter.
-    tokenizer = transformers.AutoTokenizer.from_pretrained(decoder_folder())
-    base = transformers.AutoModelForCausalLM.from_pretrained(decoder_folder())
-    second = load(FOLDER / "LoRA/seed_0/batch_1/checkpoints/last.ckpt").model
-    for model, row, suffix in ((base, taught[4], " before"), (second, taught[4], "")):
-        given, said = (
-            tokenizer(EDITS[4]["prompt"])["input_ids"],
-            tokenizer(" hill", add_special_tokens=False)["input_ids"],
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, decoder_folder):
+    """A study whose second run failed at first, and what was there then."""
+    original = fitting.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("edit"))
+        patch.setenv("COLUMNS", "120")
+        Path("edits").mkdir()
+        Path("edits/train.jsonl").write_text(lines(EDITS), encoding="utf-8")
+        Path("edits/unrelated.jsonl").write_text(lines(UNRELATED), encoding="utf-8")
+        first = study(
+            decoder_folder(),
+            fit=lambda planned, *args: 1 if planned.folder.match("batch_1") else original(planned, *args),
         )
+        by_then = table("edits.csv")
+        return SimpleNamespace(first=first, by_then=by_then, then=study(decoder_folder()), folder=Path.cwd())
+
+
+@pytest.fixture
+def done(finished, tmp_path, monkeypatch):
+    """The same, in a folder of its own."""
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return finished
+
+
+def test_a_run_that_fails_is_one_line_and_others_are_shown(done):
+    assert (done.first.status, done.first.ran) == (1, ["fit"])
+    assert "failed: 2 of 2: LoRA, seed 0, edits 4 to 5; the same command" in done.first.said.replace("\n", " ")
+    assert [row["edit"] for row in done.by_then] == ["0", "1", "2"]
+
+
+def test_the_same_command_goes_on_and_then_repeats_nothing(done, decoder_folder):
+    assert (done.then.status, done.then.ran) == (0, ["fit"])
+    answers = sorted(Path().rglob("answers.json")) + sorted(Path().rglob("backbone_*.json"))
+    assert len(answers) == 3
+    before = [file.stat().st_mtime_ns for file in answers]
+    again = study(decoder_folder())
+    assert (again.status, again.ran) == (0, [])
+    assert [file.stat().st_mtime_ns for file in answers] == before
+
+
+def test_what_is_written_is_what_the_models_hold_by_transformers_alone(done, decoder_folder):
+    row = table("edits.csv")[4]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(decoder_folder())
+    given = tokenizer(EDITS[4]["prompt"])["input_ids"]
+    said = tokenizer(" hill", add_special_tokens=False)["input_ids"]
+    models = {
+        " before": transformers.AutoModelForCausalLM.from_pretrained(decoder_folder()),
+        "": load(FOLDER / "LoRA/seed_0/batch_1/checkpoints/last.ckpt").model,
+    }
+    for suffix, model in models.items():
         with torch.no_grad():
             held = model(torch.tensor([[*given, *said]])).logits.log_softmax(-1)[0, len(given) - 1 : -1]
         expected = float(held[torch.arange(len(said)), said].sum())
         assert float(row[f"log p(new){suffix}"]) == pytest.approx(expected, abs=1e-4)
-    summary = {row["method"]: row for row in table("table.csv")}
-    shares = [float(row["either"]) for row in taught if row["method"] == "LoRA"]
-    assert float(summary["LoRA"]["success mean"]) == pytest.approx(sum(shares) / 5)
-    assert "success difference mean" in summary["FCLoRA"]
+
+
+def test_a_page_and_tables_are_written_and_unanswered_prompts_have_the_backbones_answer(done):
     html = (FOLDER / "index.html").read_text(encoding="utf-8")
     assert not [part for part in ('src="', "<link", "@import", 'href="http', "url(http") if part in html]
     assert "success, cats" in html
-    assert "edit success" in capsys.readouterr().out
-    answers = (FOLDER / "LoRA/seed_0/batch_0/answers.json").stat()
-    assert study("--at_once", "3", methods=["LoRA", "FCLoRA"]) == 0
-    assert (FOLDER / "LoRA/seed_0/batch_0/answers.json").stat().st_mtime_ns == answers.st_mtime_ns
+    assert "edit success" in done.then.said
+    unrelated = table("unrelated.csv")
+    assert len(unrelated) == 2 * len(UNRELATED)
+    assert unrelated[4]["answer"]
+    assert unrelated[4]["text before"].lstrip("\n").startswith(unrelated[4]["answer"])
 
 
-def test_what_fails_is_one_line_and_the_same_command_goes_on(study, capsys, monkeypatch):
-    original = fitting.fit
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            fitting, "fit", lambda planned, *args: 1 if planned.folder.match("batch_1") else original(planned, *args)
-        )
-        with pytest.raises(SystemExit) as stopped:
-            study("--at_once", "3")
-    assert stopped.value.code == 1
-    assert "failed: 2 of 2: LoRA, seed 0, edits 4 to 5; the same command" in capsys.readouterr().out
-    assert [row["edit"] for row in table("edits.csv")] == ["0", "1", "2"]
-    assert study("--at_once", "3") == 1
-    assert len(table("edits.csv")) == 5
-    Path("set/train.jsonl").write_text(lines(EDITS[::-1]), encoding="utf-8")
+def test_other_edits_are_not_mixed_with_what_was_done(done, decoder_folder):
+    Path("edits/train.jsonl").write_text(lines(EDITS[::-1]), encoding="utf-8")
+    refused = study(decoder_folder())
+    assert refused.status == 2
+    assert "batch_0 has a run of other settings" in refused.said
+
+
+def test_answers_that_are_damaged_are_one_line_and_the_rest_is_shown(done, decoder_folder):
+    (FOLDER / "LoRA/seed_0/batch_1/answers.json").write_text("{", encoding="utf-8")
+    found = study(decoder_folder())
+    assert (found.status, found.ran) == (1, [])
+    assert "answers.json is damaged; remove it" in found.said.replace("\n", " ")
+    assert len(table("edits.csv")) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=configs/edit_own.yaml", "--at_once", "0"], "at_once must be at least 1, not 0"),
+        (["--config=configs/edit_own.yaml", "--unrelated", "-1"], "unrelated must be at least 0"),
+        (["--config=configs/edit_own.yaml", "--edits", "3"], "edits has 2 that are used; give less"),
+        (["--config=configs/edit_own.yaml", "--data.first", "1"], "data.first and data.count are not for the runs"),
+        (["--config=configs/edit_own.yaml", "--data.categories", "[dog]"], "no category dog; did you mean dogs?"),
+        (["--config=configs/edit_own.yaml", "--data.new", "{neu}"], "no column neu; its columns are"),
+        (["--config=configs/own_instructions.yaml"], "the data of configs/own_instructions.yaml are PromptedText"),
+        ([], "--config is missing; give one whose data are Edits"),
+        (["--config=configs/edit_own.yaml", "--backbone", "x"], "--backbone is for --make; give --model.backbone"),
+        (["--make", "made"], "--make takes --backbone"),
+        (["--make", "made", "--backbone", "x", "--config=configs/edit_own.yaml"], "train by another command"),
+        (["--make", "made", "--backbone", "x", "--confidence", "0"], "--confidence is a probability"),
+        (["--make", "edits", "--backbone", "x"], "train.jsonl is there already; remove it"),
+        (["--make", "made", "--backbone", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_can_not_be_is_one_line_before_anything_runs(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("edits").mkdir()
+    Path("edits/train.jsonl").write_text(lines(EDITS[2:4]), encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
-        study("--at_once", "3")
+        cli.main(["edit", *flags])
     assert stopped.value.code == 2
-    assert "batch_0 has a run of other settings" in capsys.readouterr().err
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ")
+    assert message in said
+    assert not list(Path().rglob("command.json"))
+    assert not list(Path().rglob("made/*"))
 
 
-def test_without_prompts_of_their_own_facts_that_are_not_edited_stay(study):
-    Path("set/unrelated.jsonl").unlink()
-    study("--edits", "3")
-    assert [(row["prompt"], row["answer"]) for row in table("unrelated.csv")] == [
-        (edit["prompt"], " mat") for edit in EDITS[3:]
+def test_a_set_is_made_of_what_a_backbone_knows_and_read_again(decoder_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = [
+        making.Fact(0, f"the {who} sat on the", where, "cats")
+        for who, where in zip(WORDS[1:7], WORDS[10:16], strict=True)
     ]
+    monkeypatch.setattr(making, "known_facts", lambda backbone, confidence: known)
+    cli.main(["edit", "--make", "edits", "--backbone", decoder_folder(), "--edits", "3"])
+    data = making.Edits("edits")
+    assert len(data.edits()) == len(data.probes(3, 500)) == 3
+
+
+def test_a_backbone_that_is_sure_of_nothing_is_told_so(decoder_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="sure of 0 facts"):
+        making.make(decoder_folder(), Path("made"), 3, 0.99)

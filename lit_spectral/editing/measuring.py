@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,8 +22,9 @@ __all__ = ["Answered", "Asked", "Edited", "Held", "Measured", "held", "measure",
 
 # Tokens that an answer may have beyond the longest that is looked for: the end of its last word.
 MORE = 3
-# Tokens of an answer that nothing is known of.
-OWN = 12
+# What the backbone says where no answer is known: words that count, and tokens in which they have room.
+_OPENING = re.compile(r"[^\w\n]*\w+(?:[^\w\n]+\w+){0,2}")
+OPENING_TOKENS = 16
 # Rows that go through the model together.
 ROWS = 32
 
@@ -86,7 +88,7 @@ def measure(model: Any, data: Edits, edits: Sequence[Edit], probes: Sequence[Pro
 
 
 def with_own_answers(model: Any, data: Edits, probes: Sequence[Probe]) -> list[Probe]:
-    """Those without an answer have the first line of what the backbone says for it, or are left out if it says nothing.
+    """Those without an answer get what the backbone says first, three words at most, or are left out if it says none.
 
     Args:
         model: the backbone alone.
@@ -95,11 +97,10 @@ def with_own_answers(model: Any, data: Edits, probes: Sequence[Probe]) -> list[P
     """
     lacking = [number for number, probe in enumerate(probes) if not words(probe.answer)]
     given = [data.laid_out(probes[number].prompt, "")[0] for number in lacking]
-    texts = dict(zip(lacking, generate_after(model, data.tokenizer, given, OWN, ROWS), strict=True))
-    found = [
-        probe._replace(answer=texts[n].lstrip("\n").partition("\n")[0]) if n in texts else probe
-        for n, probe in enumerate(probes)
-    ]
+    texts = generate_after(model, data.tokenizer, given, OPENING_TOKENS, ROWS)
+    openings = {n: _OPENING.match(text.lstrip("\n")) for n, text in zip(lacking, texts, strict=True)}
+    answers = {n: opening[0] for n, opening in openings.items() if opening}
+    found = [probe._replace(answer=answers.get(n, "")) if n in openings else probe for n, probe in enumerate(probes)]
     return [probe for probe in found if words(probe.answer)]
 
 
