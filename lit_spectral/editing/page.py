@@ -53,7 +53,7 @@ def _figures(results: Results) -> list[Any]:
     names = [pages.plain(way.removeprefix("success ")) for way in ways]
     ax.set_xticks([place + 0.4 - width / 2 for place in range(len(ways))], names, fontsize=8, rotation=20)
     ax.set(ylabel="% of edits", ylim=(0, 103))
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return [bars, *([_trade_off(results, named)] if results.probes else [])]
 
 

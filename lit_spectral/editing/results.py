@@ -57,7 +57,6 @@ class Measure(NamedTuple):
     name: str
     title: str
     of: Callable[[Variant], Numbers]
-    higher_is_better: bool = True
     scale: float = 100.0  # of what is shown: shares in points of 100
 
     def show(self, value: float, sign: str = "") -> str:
@@ -107,9 +106,9 @@ class Results:
             for measure in (accuracy, likelihood):
                 found.append(measure)
                 for kind, inside in _kinds(self.probes).items():
+                    name = f"{measure.name} {kind}"
                     title = measure.title.replace("unrelated", f"unrelated, {kind}", 1)
-                    named = {"name": f"{measure.name} {kind}", "title": title}
-                    found.append(measure._replace(**named, of=_only(inside, measure.of)))
+                    found.append(measure._replace(name=name, title=title, of=_only(inside, measure.of)))
         return found
 
     def of(self, variant: Variant) -> list[Adapted]:
