@@ -105,7 +105,9 @@ def chosen(known: Sequence[Fact], edits: int) -> tuple[list[dict[str, str]], lis
             f"{edits}; give fewer --edits, less --confidence, or a larger backbone"
         )
     rest = [Fact(0, row["prompt"], row["old"], "") for row in turns[edits:]]
-    return turns[:edits], [*kept, *(_unrelated(fact, SAME) for fact in rest)]
+    kept += [_unrelated(fact, SAME) for fact in rest]
+    generator.shuffle(kept)  # so that the first of them are of both kinds
+    return turns[:edits], kept
 
 
 def _unrelated(fact: Fact, category: str) -> dict[str, str]:
