@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -55,14 +54,13 @@ def run(args: list[str]) -> Path:
     if given.records:
         check_place(Path(given.records), "compare: --records")
     records = Records(Path(given.records)) if given.records else None
-    damaged = {planned.folder: damage for planned in plan if (damage := fitting.claim(planned, "compare"))}
+    for planned in plan:
+        fitting.claim(planned, "compare")
     runs: list[Run] = []
-    failed, interrupted = [], False
+    failed: list[str] = []
+    interrupted = False
     for number, planned in enumerate(plan, 1):
         title = f"{number} of {len(plan)}: {planned.variant.name}, seed {planned.seed}"
-        if planned.folder in damaged:
-            failed.append(f"{title}: {damaged[planned.folder]}")
-            continue
         if records and (before := _kept(records, planned, configs, _scales(given) if given.front else None)):
             console.print(f"[dim]{escape(title)}: done before, in {escape(given.records)}[/dim]", soft_wrap=True)
             try:
@@ -72,22 +70,13 @@ def run(args: list[str]) -> Path:
             else:
                 runs.append(before)
             continue
-        fitting.announce(title, planned, console)
+        expected = [] if given.unmatched else _expected(planned, runs, compared)
         try:
-            expected = [] if given.unmatched else _expected(planned, runs, compared)
-            status = fitting.fit(planned, "compare", expected, metric)
-        except Timeout:
-            console.print("another process is at it; run the same command again when that is done", soft_wrap=True)
-            continue
+            if not fitting.finished(planned, title, "compare", metric, failed, console, expected):
+                continue
         except KeyboardInterrupt:
             interrupted = True
             break
-        except InputError as error:
-            failed.append(f"{title}: {error}")
-            continue
-        if status or not planned.record.exists():
-            failed.append(title)
-            continue
         try:
             if given.front and not _scaled(planned, given, rounded):
                 failed.append(f"{title}: its scales could not be measured")

@@ -36,6 +36,7 @@ __all__ = [
     "call",
     "check_texts",
     "claim",
+    "finished",
     "fit",
     "parse_study",
     "planned",
@@ -199,6 +200,8 @@ def planned(
 def claim(planned: Planned, verb: str) -> str | None:
     """Write down what is run in a folder, or refuse one where something else was; returns why it can't be told.
 
+    A study claims all its folders before anything runs, and `fit` each one again, of which nothing may be known then.
+
     Args:
         planned: the run.
         verb: of the study.
@@ -226,6 +229,41 @@ def claim(planned: Planned, verb: str) -> str | None:
     planned.folder.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(what, indent=1))
     return None
+
+
+def finished(
+    planned: Planned,
+    title: str,
+    verb: str,
+    metric: str,
+    failed: list[str],
+    console: Console,
+    expected: Sequence[str] = (),
+) -> bool:
+    """Have a run made, unless it is, and say so; whether it has come to its end.
+
+    Args:
+        planned: the run.
+        title: what to call it.
+        verb: of the study.
+        metric: that the run is to log.
+        failed: gets a line if it came to no end, other than that another process is at it.
+        console: to say it on.
+        expected: flags of `RunRecord`.
+    """
+    announce(title, planned, console)
+    try:
+        status = fit(planned, verb, expected, metric)
+    except Timeout:
+        console.print("another process is at it; run the same command again when that is done", soft_wrap=True)
+        return False
+    except InputError as error:
+        failed.append(f"{title}: {error}")
+        return False
+    if status or not planned.record.exists():
+        failed.append(title)
+        return False
+    return True
 
 
 def announce(title: str, planned: Planned, console: Console) -> None:

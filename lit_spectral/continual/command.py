@@ -68,8 +68,8 @@ def run(args: list[str]) -> Path:
     check_place(folder / "index.html", "continual: --output_folder")
     study = _Study(read[: len(configs)], read[len(configs)] if given.joint else None, how, folder, given, console)
     plans = {(variant, seed): _plan(variant, seed, study) for seed in given.seeds for variant in compared}
-    every = [each for plan in plans.values() for each in plan]
-    damaged = {each.folder: why for each in every if (why := fitting.claim(each, "continual"))}
+    for each in (each for plan in plans.values() for each in plan):
+        fitting.claim(each, "continual")
     found: list[Sequenced] = []
     failed: list[str] = []
     interrupted = False
@@ -78,7 +78,7 @@ def run(args: list[str]) -> Path:
         found.append(sequence)
         title = f"{number} of {len(plans)}: {variant.name}, seed {seed}"
         try:
-            _train(sequence, plan, study, title, damaged, failed)
+            _train(sequence, plan, study, title, failed)
         except Timeout:
             at_it = "another process is at it; run the same command again when that is done"
             console.print(escape(f"{title}: {at_it}"), soft_wrap=True)
@@ -137,9 +137,7 @@ def _planned(variant: Variant, seed: int, place: Path, stage: Stage, study: _Stu
     return fitting.planned(variant, seed, place, [stage.config], [stage.digest], stage.cli, study.given)
 
 
-def _train(
-    sequence: Sequenced, plan: list[Planned], study: _Study, title: str, damaged: dict[Path, str], failed: list[str]
-) -> None:
+def _train(sequence: Sequenced, plan: list[Planned], study: _Study, title: str, failed: list[str]) -> None:
     """Have every stage trained and measured, and put what it came to into the sequence, up to the first that fails.
 
     Raises:
@@ -155,8 +153,6 @@ def _train(
         if broken and not joint:
             continue
         try:
-            if planned.folder in damaged:
-                raise _FailedError(damaged[planned.folder])
             record = _fitted(planned, stage, named, study.console)
             heads = {each.name: own.last for each, own in zip(study.stages, plan, strict=False)}
             if number == 0 and not stage.own_head:

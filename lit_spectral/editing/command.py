@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -63,21 +62,17 @@ def run(args: list[str]) -> Path:
     data = _data(read[compared[0]].datamodule, given.config)
     edits, probes = _set(data, given)
     check_place(folder / "index.html", "edit: --output_folder")
-    plan = list(_plan(read, edits, folder, given))
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    damaged = {
-        each.planned.folder: why
-        for each in plan
-        if (why := fitting.claim(each.planned, [*digests, _digest(each.edits)], "edit"))
-    }
-    broken = [each for each in plan if each.planned.folder in damaged]
-    failed = [f"{_title(each, plan)}: {damaged[each.planned.folder]}" for each in broken]
-    done = _train([each for each in plan if each not in broken], plan, failed, console)
+    plan = list(_plan(read, edits, folder, digests, given))
+    for each in plan:
+        fitting.claim(each.planned, "edit")
+    failed: list[str] = []
+    how = ("edit", "val/loss", failed, console)
+    done = [each for each in plan if fitting.finished(each.planned, _title(each, plan), *how)]
     bench = Bench(folder, edits, probes)
     found = [_measured(each, bench, read, _title(each, plan), failed) for each in done]
     adapted = [each for each in found if each is not None]
-    for title in failed:
-        console.print(f"[red]failed: {escape(title)}[/red]; the same command tries it again", soft_wrap=True)
+    fitting.tell_failed(failed, console)
     if not adapted:
         raise InputError("edit: no run came to its end; what went wrong stands above")
     results = Results(compared, edits, bench.probes, bench.before, adapted)
@@ -150,7 +145,11 @@ def _set(data: Edits, given: argparse.Namespace) -> tuple[list[Edit], list[Probe
 
 
 def _plan(
-    read: Mapping[Variant, Any], edits: Sequence[Edit], folder: Path, given: argparse.Namespace
+    read: Mapping[Variant, Any],
+    edits: Sequence[Edit],
+    folder: Path,
+    digests: Sequence[str],
+    given: argparse.Namespace,
 ) -> Iterator[_Taught]:
     """A run for each seed, variant and batch of edits."""
     size = given.at_once or len(edits)
@@ -159,7 +158,8 @@ def _plan(
             for number, first in enumerate(range(0, len(edits), size)):
                 taught = list(edits[first : first + size])
                 place = folder / folder_of(variant.name) / f"seed_{seed}" / f"batch_{number}"
-                planned = fitting.planned(variant, seed, place, given.config, cli, given)
+                files = [*digests, _digest(taught)]
+                planned = fitting.planned(variant, seed, place, given.config, files, cli, given)
                 planned.command.extend([f"--data.first={first}", f"--data.count={len(taught)}"])
                 yield _Taught(planned, first, taught)
 
@@ -170,28 +170,6 @@ def _title(taught: _Taught, plan: Sequence[_Taught]) -> str:
         f"{plan.index(taught) + 1} of {len(plan)}: {planned.variant.name}, seed {planned.seed}, "
         f"edits {taught.first + 1} to {last}"
     )
-
-
-def _train(wanted: Sequence[_Taught], plan: Sequence[_Taught], failed: list[str], console: Console) -> list[_Taught]:
-    """Have all trained that isn't yet; returns those that came to their end."""
-    done = []
-    for each in wanted:
-        title, planned = _title(each, plan), each.planned
-        if planned.record.exists():
-            console.print(f"[dim]{escape(title)}: done before[/dim]", soft_wrap=True)
-        else:
-            console.rule(escape(title))
-            try:
-                status = fitting.fit(planned, [], "val/loss")
-            except Timeout:
-                at_it = "another process is at it; run the same command again when that is done"
-                console.print(at_it, soft_wrap=True)
-                continue
-            if status or not planned.record.exists():
-                failed.append(title)
-                continue
-        done.append(each)
-    return done
 
 
 def _measured(
