@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ class Bench:
         Raises:
             InputError: the adapter can't be exchanged, or a file of what was measured before is damaged.
         """
-        device, rounded = cli.trainer.strategy.root_device, str(cli.trainer.precision).startswith("bf16")
+        device = cli.trainer.strategy.root_device
         # The data module takes its tokenizer from the trainer's task, and none is with a trainer here.
         data = cli.datamodule
         data.tokenizer_name = data.tokenizer_name or cli.model.backbone
@@ -77,13 +76,13 @@ class Bench:
             task.method.put(sources.read(str(planned.last), cli.model.backbone))
             return measure(task.model, data, edits, self.probes), self.probes
 
-        with torch.autocast(device.type, torch.bfloat16) if rounded else nullcontext():
-            if planned.variant not in self.before:
-                of = [cli.model.backbone, repr(cli.model.loading), rounded, data.template, self._edits, self.probes]
-                file = self._folder / f"backbone_{_digest(of)[:6]}.json"
-                self.before[planned.variant], self.probes = _once(file, of, alone)
-            of = [planned.record.read_text(encoding="utf-8"), edits, self.probes]
-            return _once(planned.folder / "answers.json", of, adapted)[0]
+        # Not under autocast, whose bfloat16 would round log-probabilities to an eighth of a nat.
+        if planned.variant not in self.before:
+            of = [cli.model.backbone, repr(cli.model.loading), data.template, self._edits, self.probes]
+            file = self._folder / f"backbone_{_digest(of)[:6]}.json"
+            self.before[planned.variant], self.probes = _once(file, of, alone)
+        of = [planned.record.read_text(encoding="utf-8"), edits, self.probes]
+        return _once(planned.folder / "answers.json", of, adapted)[0]
 
     def _loaded(self, planned: Planned, device: torch.device) -> Any:
         """The task of a variant, whatever adapter is on it."""
