@@ -182,6 +182,21 @@ def test_a_config_to_start_from_is_one_that_fit_takes(parser, tmp_path, commente
         assert config.model.init_args.backbone == "a: b"
 
 
+@pytest.mark.parametrize(
+    ("method", "task", "data", "anchor"),
+    [
+        ("FCLoRA", "SequenceClassification", "GLUE", {"weight": 0.25}),
+        ("HiRA", "CausalLM", "PromptedText", {"weight": 0.25}),
+        ("LoRA", "CausalLM", "TextWindows", {"weight": 0.25, "text": "self"}),  # it has no prompts
+        ("LoRA", "MaskedLM", "MaskedText", None),
+        ("FullFineTuning", "CausalLM", "PromptedText", None),  # after it there is no backbone to stay near
+    ],
+)
+def test_a_config_to_start_from_is_anchored_where_it_can_be(method, task, data, anchor):
+    settings = yaml.safe_load(starting_config.render(method, "tiny", task, data))["model"]["init_args"]
+    assert settings.get("anchor") == anchor
+
+
 @pytest.mark.parametrize("task", listing.task_classes())
 def test_a_config_to_start_from_can_be_of_all_data_of_the_task(task):
     kinds = listing.task_classes()[task].data_modules
