@@ -67,4 +67,5 @@ def of_all_verbs() -> str:
     ]
     lines += [f"subcommands, each with --help, and {VERBOSE} to see all that libraries say:"]
     about = {**LIGHTNING, **{name: verb.about for name, verb in VERBS.items()}}
-    return "\n".join([*lines, *(f"  {name:<12}{line}" for name, line in about.items())])
+    width = max(map(len, about)) + 1
+    return "\n".join([*lines, *(f"  {name:<{width}}{line}" for name, line in about.items())])

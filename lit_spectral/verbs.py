@@ -33,7 +33,7 @@ LIGHTNING = {
 }
 
 VERBS = {
-    "quickstart": Verb("LoRA beside FCLoRA on text that ships with Python; no download", "lit_spectral.quickstart"),
+    "quickstart": Verb("LoRA beside FCLoRA on Python's documentation; no download", "lit_spectral.quickstart"),
     "compare": Verb("fit several methods with several seeds; a table and a page", "lit_spectral.comparison.command"),
     "continual": Verb("tasks one after another, and what is left of the earlier", "lit_spectral.continual.command"),
     "edit": Verb("teach new facts, and see what else changes; a page", "lit_spectral.editing.command"),
