@@ -30,6 +30,10 @@ from lit_spectral.paths import config_file
 
 __all__ = ["parse", "run"]
 
+# Of a set that is made, and the flags that are for it alone.
+EDITS, CONFIDENCE = 100, 0.3
+FOR_MAKING = ("--backbone", "--confidence")
+
 
 class _Taught(NamedTuple):
     """A run, and which edits it is taught."""
@@ -70,7 +74,7 @@ def run(args: list[str]) -> Path:
     how = ("edit", "val/loss", failed, console)
     done = [each for each in plan if fitting.finished(each.planned, _title(each, plan), *how)]
     bench = Bench(folder, edits, probes)
-    found = [_measured(each, bench, read, _title(each, plan), failed) for each in done]
+    found = [_measured(each, bench, read, _title(each, plan), failed, console) for each in done]
     adapted = [each for each in found if each is not None]
     fitting.tell_failed(failed, console)
     if not adapted:
@@ -102,18 +106,21 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     about = "write a set of edits there, of facts that --backbone knows, and stop"
     parser.add_argument("--make", metavar="FOLDER", help=about)
     parser.add_argument("--backbone", metavar="FOLDER", help="for --make: a decoder")
-    about = "for --make: how likely the backbone holds what it knows, at least (%(default)s)"
-    parser.add_argument("--confidence", type=float, default=0.3, metavar="P", help=about)
+    about = "for --make: how likely the backbone holds what it knows, at least (0.3)"
+    parser.add_argument("--confidence", type=float, metavar="P", help=about)
     given, rest = parse_study(parser, args)
     check_at_least(1, edits=given.edits, at_once=given.at_once)
     check_at_least(0, unrelated=given.unrelated)
     if given.make:
-        if not given.backbone or given.config or rest:
-            raise InputError("edit: --make takes --backbone, --edits and --confidence alone; train by another command")
-        if not 0 < given.confidence <= 1:
+        flags = {arg.partition("=")[0] for arg in args if arg.startswith("--")}
+        if other := sorted(flags - {"--make", *FOR_MAKING, "--edits"}):
+            raise InputError(f"edit: --make does not take {', '.join(other)}; train by a command of its own")
+        if not given.backbone:
+            raise InputError("edit: --make is of what a backbone knows; give --backbone too")
+        if given.confidence is not None and not 0 < given.confidence <= 1:
             raise InputError(f"edit: --confidence is a probability, above 0 and at most 1, not {given.confidence:g}")
-    elif given.backbone:
-        raise InputError("edit: --backbone is for --make; give --model.backbone")
+    elif stray := [flag for flag in FOR_MAKING if getattr(given, flag.strip("-")) is not None]:
+        raise InputError(f"edit: {stray[0]} is for --make; leave it out (a run's backbone is --model.backbone)")
     elif not given.config:
         raise InputError("edit: --config is missing; give one whose data are Edits, such as configs/edit_own.yaml")
     return given, rest
@@ -121,7 +128,8 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _make(given: argparse.Namespace) -> Path:
     folder = Path(given.make)
-    edits, unrelated = make(given.backbone, folder, given.edits or 100, given.confidence)
+    confidence = CONFIDENCE if given.confidence is None else given.confidence
+    edits, unrelated = make(given.backbone, folder, given.edits or EDITS, confidence)
     print(f"{edits} edits: {folder / 'train.jsonl'}, {unrelated} unrelated prompts: {folder / 'unrelated.jsonl'}")
     return folder
 
@@ -173,11 +181,12 @@ def _title(taught: _Taught, plan: Sequence[_Taught]) -> str:
 
 
 def _measured(
-    taught: _Taught, bench: Bench, read: Mapping[Variant, Any], title: str, failed: list[str]
+    taught: _Taught, bench: Bench, read: Mapping[Variant, Any], title: str, failed: list[str], console: Console
 ) -> Adapted | None:
     """What an adapter came to; None where it can't be measured, which is told among what failed."""
     planned = taught.planned
     numbers = range(taught.first, taught.first + len(taught.edits))
+    console.print(f"[dim]{escape(title)}: what it says now[/dim]", soft_wrap=True)
     try:
         record = fitting.read_record(planned)
         found = bench.measure(planned, read[planned.variant], numbers)
