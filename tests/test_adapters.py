@@ -225,6 +225,8 @@ def test_a_rank_above_the_matrix_names_the_module_and_attaches_nothing():
     keys = list(model.state_dict())
     with pytest.raises(InputError, match=r"query: rank 17 is above .* 16 x 16"):
         LoRA(rank=17).apply(model, model.base_model)
+    with pytest.raises(InputError, match=r"query: rank \+ offset = 17 is above .* 16 x 16"):
+        PiSSA(rank=4, offset=13).apply(model, model.base_model)
     assert list(model.state_dict()) == keys
 
 
@@ -234,11 +236,21 @@ def test_scales_of_lora_and_rslora():
     assert LoRA(rank=4).scale == 1
 
 
-@pytest.mark.parametrize(("method", "indices"), [(PiSSA, range(4)), (MiLoRA, range(12, 16))])
-@pytest.mark.parametrize("alpha", [None, 16])
-def test_the_start_is_the_named_part_of_the_weight(method, indices, alpha):
+@pytest.mark.parametrize(
+    ("method", "indices"),
+    [
+        (PiSSA(rank=4), range(4)),
+        (PiSSA(rank=4, alpha=16), range(4)),
+        (PiSSA(rank=4, offset=3), range(3, 7)),
+        (MiLoRA(rank=4), range(12, 16)),
+        (MiLoRA(rank=4, alpha=16, offset=3), range(9, 13)),
+        (SORSA(rank=4), range(4)),
+        (SORSA(rank=4, offset=12), range(12, 16)),
+    ],
+)
+def test_the_start_is_the_named_part_of_the_weight(method, indices):
     model = bert()
-    method(rank=4, alpha=alpha).apply(model, model.base_model)
+    method.apply(model, model.base_model)
     for adapter in ad.adapters(model):
         u, s, v = torch.linalg.svd(adapter.weight.detach().double(), full_matrices=False)
         expected = sum(s[i] * torch.outer(u[:, i], v[i]) for i in indices)

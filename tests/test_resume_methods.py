@@ -61,6 +61,7 @@ REFUSED = {
     "alpha": 7.0,
     "seed": 1,
     "start": "singular",
+    "offset": 2,
     "sigma": "free",
     "principal_rank": 5,
     "input_rank": 2,
