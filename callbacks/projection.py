@@ -82,10 +82,9 @@ def projector(projections: Iterable[Projection], attached: list[Adapter]) -> Cal
     return project_all
 
 
-def _refuse_diverged(attached: Iterable[FactoredAdapter]) -> None:
+def _refuse_diverged(parts: Iterable[Tensor | float]) -> None:
     """InputError for factors that no projection brings back: a NaN or an infinity has no nearest point in a set."""
-    parts = [part for adapter in attached for part in adapter.factors()[:3]]
-    factors = [part.detach() for part in parts if isinstance(part, torch.Tensor)]
+    factors = [part.detach() for part in parts if isinstance(part, Tensor)]
     if factors and not bool(torch.stack(torch._foreach_norm(factors)).isfinite().all()):  # one look at all of them
         raise InputError(
             "fit: a factor of ΔW has left float32's range, so that no bound can hold it: the run has diverged; give a "
@@ -121,7 +120,8 @@ class FactorRetraction(Projection):
     """Puts factors back into the subspace, or onto the orthonormal columns, that they were declared to be in.
 
     L ← L − U(UᵀL) and R ← R − (R V)Vᵀ for HiP-LoRA and Proj-LoRA (HiP-LoRA App. A.2); U, V ← the Q of
-    their QR decomposition for FCLoRA by Gram–Schmidt (FCLoRA Table 18). In float32, one shape at a time.
+    their QR decomposition for FCLoRA by Gram–Schmidt (FCLoRA Table 18), or their polar factor for StelLA and EBLoRA. In
+    float32, one shape at a time.
     """
 
     turn = 0
@@ -139,10 +139,13 @@ class FactorRetraction(Projection):
 
     def _retract(self, attached: list[Adapter]) -> None:
         _confine(attached)
-        tensors = [(tensor,) for adapter in attached if adapter.retracted for tensor in adapter.orthonormal]
-        for indices in group_by_shape(tensors):
-            columns = torch.stack([tensors[i][0].detach() for i in indices])
-            torch._foreach_copy_([tensors[i][0] for i in indices], list(linalg.orthonormalise(columns).unbind()))
+        for polar, retract in ((False, linalg.orthonormalise), (True, linalg.polar_factor)):
+            concerned = [adapter for adapter in attached if adapter.retracted and adapter.polar == polar]
+            tensors = [(tensor,) for adapter in concerned for tensor in adapter.orthonormal]
+            _refuse_diverged(tensor for (tensor,) in tensors)
+            for indices in group_by_shape(tensors):
+                columns = torch.stack([tensors[i][0].detach() for i in indices])
+                torch._foreach_copy_([tensors[i][0] for i in indices], list(retract(columns).unbind()))
 
 
 class SpectralBall(Projection):
@@ -164,7 +167,7 @@ class SpectralBall(Projection):
     def project(self, attached: list[Adapter]) -> None:
         """Contract, adapters of one shape at a time."""
         factored = [adapter for adapter in attached if isinstance(adapter, FactoredAdapter)]
-        _refuse_diverged(factored)
+        _refuse_diverged(part for adapter in factored for part in adapter.factors()[:3])
         free = [(factors, a.ball_radius) for a in factored if (factors := a.free_factors()) is not None]
         for indices in group_by_shape([(factors.left, factors.right) for factors, _ in free]):
             lefts = [free[i][0].left for i in indices]
@@ -198,7 +201,7 @@ class FrobeniusBall(Projection):
     def project(self, attached: list[Adapter]) -> None:
         """Scale."""
         factored = [adapter for adapter in attached if isinstance(adapter, FactoredAdapter)]
-        _refuse_diverged(factored)
+        _refuse_diverged(part for adapter in factored for part in adapter.factors()[:3])
         bounded = [(adapter, adapter.frobenius_radius or 0.0) for adapter in factored]
         # Nearer to the start parts of a difference may cancel no longer, so that its largest singular value grows.
         balls = [(a, a.ball_radius) for a in factored if a.ball_radius is not None and a.free_factors() is None]

@@ -23,6 +23,7 @@ PARTS: dict[str, list[Part]] = {
         *("+", ("L", THIN, WIDE, BOUND), ("R", WIDE, THIN, BOUND)),
     ],
     "hira": [W0, "+", W0, "⊙", ("L", THIN, WIDE, TRAINED), ("R", WIDE, THIN, TRAINED)],
+    "stella": [W0, "+", ("U", THIN, WIDE, BOUND), ("S", THIN, THIN, TRAINED), ("Vᵀ", WIDE, THIN, BOUND)],
     "milora": [
         *(W0, "+", ("L", THIN, WIDE, TRAINED), ("R", WIDE, THIN, TRAINED)),
         *("–", ("L⁰", THIN, WIDE, FROZEN), ("R⁰", WIDE, THIN, FROZEN)),

@@ -22,6 +22,7 @@ from lit_spectral.methods import (
     ProjLoRA,
     RandomSVDLoRA,
     RsLoRA,
+    StelLA,
 )
 
 ADDITIVE = {
@@ -43,6 +44,7 @@ ADDITIVE = {
     "PiSSA in a ball": PiSSA(rank=4, ball="q1"),
     "SORSA": SORSA(rank=4),
     "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, orthogonality="gram-schmidt", principal_rank=6),
+    "StelLA": StelLA(rank=4, alpha=8),
     "HiRA": HiRA(rank=4),
     "HiRA uniform": HiRA(rank=4, reference="uniform"),
     "HiRA truncated": HiRA(rank=4, reference="truncated", reference_rank=3),

@@ -119,6 +119,25 @@ def test_orthonormalising_dependent_columns_still_gives_orthonormal_ones():
     assert linalg.orthogonality_error(linalg.orthonormalise(columns)).max() < 1e-5
 
 
+def test_the_polar_factor_is_the_nearest_orthonormal_matrix_and_keeps_itself():
+    columns = torch.randn(4, 30, 5, generator=torch.Generator().manual_seed(1))
+    columns[3, :, 2] = columns[3, :, 1]  # of which there is more than one
+    u, _, vh = torch.linalg.svd(columns.double(), full_matrices=False)
+    found = linalg.polar_factor(columns)
+    torch.testing.assert_close(found[:3].double(), (u @ vh)[:3], rtol=0, atol=1e-6)
+    assert linalg.orthogonality_error(found).max() < 1e-5
+    assert torch.equal(linalg.polar_factor(found), found)
+
+
+def test_the_polar_factor_forgets_a_step_at_right_angles_to_the_set():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.linalg.qr(torch.randn(30, 5, generator=generator, dtype=torch.float64)).Q
+    along, away = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
+    step = 1e-3 * x @ (along - along.mT)
+    found = linalg.polar_factor((x + step + 1e-3 * x @ (away + away.mT))[None])[0]
+    torch.testing.assert_close(found, x + step, rtol=0, atol=3e-5)  # to second order
+
+
 def test_power_iteration_reaches_the_spectral_norm_from_below():
     matrix = torch.randn(30, 20, generator=torch.Generator().manual_seed(5))
     vector, estimates = torch.ones(20) / 20**0.5, []

@@ -30,6 +30,7 @@ from lit_spectral.methods import (
     ProjLoRA,
     RandomSVDLoRA,
     RsLoRA,
+    StelLA,
 )
 from lit_spectral.tasks import CausalLM, MaskedLM, SequenceClassification
 
@@ -53,6 +54,7 @@ OURS = {
     "HiRALoRA": HiRALoRA(rank=4),
     "ProjLoRA": ProjLoRA(rank=4, principal_rank=6),
     "HiPLoRA": HiPLoRA(rank=4, principal_rank=6),
+    "StelLA": StelLA(rank=4),
     "MoRA": MoRA(rank=4),
     "FullFineTuning": FullFineTuning(),
     "BitFit": BitFit(),

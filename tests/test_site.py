@@ -11,7 +11,14 @@ from doc_pages import ROOT
 from lit_spectral import methods
 from lit_spectral.methods.base import ScaledMethod
 
-METHOD_PAGES = {"fclora": "FCLoRA", "hilora": "HiLoRA", "hiplora": "HiPLoRA", "hira": "HiRA", "milora": "MiLoRA"}
+METHOD_PAGES = {
+    "fclora": "FCLoRA",
+    "hilora": "HiLoRA",
+    "hiplora": "HiPLoRA",
+    "hira": "HiRA",
+    "milora": "MiLoRA",
+    "stella": "StelLA",
+}
 
 
 @pytest.mark.parametrize(("page", "name"), METHOD_PAGES.items())

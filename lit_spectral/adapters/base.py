@@ -69,6 +69,7 @@ class Change:
         frobenius_radius: bound on ‖ΔW‖_F that `FrobeniusBall` holds; None for none.
         orthonormal: tensors (m, r) whose columns should be orthonormal.
         retracted: whether `FactorRetraction` makes `orthonormal` exactly so, in place of the penalty.
+        polar: whether it does so by the nearest such columns, the polar factor, in place of Gram–Schmidt.
         penalty_weight: γ, the factor of the orthogonality penalty.
         decoupled_penalty: whether that penalty acts beside the optimizer instead of in the gradient.
         lr_ratios: learning rate of a parameter of this module over the task's, by its name here.
@@ -83,6 +84,7 @@ class Change:
     frobenius_radius: float | None = None
     orthonormal: Sequence[Tensor] = ()
     retracted: bool = False
+    polar: bool = False
     penalty_weight: float = 0.0
     decoupled_penalty: bool = True
     lr_ratios: Mapping[str, float] = {}

@@ -10,6 +10,7 @@ from lit_spectral.methods.hira import HiRA, HiRALoRA
 from lit_spectral.methods.lora import LoRA, LoRAPlus, RsLoRA
 from lit_spectral.methods.mora import MoRA
 from lit_spectral.methods.peft import Peft
+from lit_spectral.methods.stella import StelLA
 from lit_spectral.methods.svd_start import SORSA, MiLoRA, PiSSA, RandomSVDLoRA
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "ProjLoRA",
     "RandomSVDLoRA",
     "RsLoRA",
+    "StelLA",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "orthogonality_gradient",
     "orthogonality_pull",
     "orthonormalise",
+    "polar_factor",
     "project_out_",
     "spectral_norm_step",
 ]
@@ -232,6 +233,28 @@ def orthonormalise(columns_nmr: Tensor) -> Tensor:
         result = q * torch.where(signs == 0, 1.0, signs).unsqueeze(-2)
     else:
         result = torch.linalg.solve_triangular(factor.mT, wide, upper=True, left=False)
+    return _where_not_orthonormal(columns_nmr, result)
+
+
+def polar_factor(columns_nmr: Tensor) -> Tensor:
+    """X (XᵀX)^(−½), the nearest matrix with orthonormal columns, batched, (n, m, r), m ≥ r.
+
+    Of a step that leaves the set of such matrices at right angles it keeps nothing, to first order: a change X A with a
+    symmetric A, which Gram–Schmidt would turn into a rotation of the columns. Through the r × r Gram matrix in float64,
+    by an SVD where that is near singular; idempotent as `orthonormalise`.
+    """
+    wide = columns_nmr.double()
+    values, vectors = torch.linalg.eigh(wide.mT @ wide)
+    if (values[..., 0] < 1e-8 * values[..., -1]).any():
+        u, _, vh = torch.linalg.svd(wide, full_matrices=False)
+        result = u @ vh
+    else:
+        result = wide @ (vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT
+    return _where_not_orthonormal(columns_nmr, result)
+
+
+def _where_not_orthonormal(columns_nmr: Tensor, result: Tensor) -> Tensor:
+    """Columns that are orthonormal to 1e-6·√r as they are, and the result of the others."""
     near = orthogonality_error(columns_nmr) < 1e-6 * columns_nmr.shape[-1] ** 0.5
     return torch.where(near[:, None, None], columns_nmr, result.to(columns_nmr.dtype))
 
