@@ -8,6 +8,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.methods import (
     SORSA,
     BitFit,
+    EBLoRA,
     FCLoRA,
     FullFineTuning,
     HiLoRA,
@@ -45,6 +46,7 @@ ADDITIVE = {
     "SORSA": SORSA(rank=4),
     "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, orthogonality="gram-schmidt", principal_rank=6),
     "StelLA": StelLA(rank=4, alpha=8),
+    "EBLoRA": EBLoRA(rank=4, alpha=8),
     "HiRA": HiRA(rank=4),
     "HiRA uniform": HiRA(rank=4, reference="uniform"),
     "HiRA truncated": HiRA(rank=4, reference="truncated", reference_rank=3),

@@ -15,6 +15,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.methods import (
     SORSA,
     BitFit,
+    EBLoRA,
     FCLoRA,
     FullFineTuning,
     HiLoRA,
@@ -55,6 +56,7 @@ OURS = {
     "ProjLoRA": ProjLoRA(rank=4, principal_rank=6),
     "HiPLoRA": HiPLoRA(rank=4, principal_rank=6),
     "StelLA": StelLA(rank=4),
+    "EBLoRA": EBLoRA(rank=4),
     "MoRA": MoRA(rank=4),
     "FullFineTuning": FullFineTuning(),
     "BitFit": BitFit(),

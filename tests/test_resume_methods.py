@@ -30,6 +30,7 @@ BASES = {
     "RandomSVDLoRA": ({}, {"dropout": 0.25, "ball": 0.01, "frobenius": 0.02, "head_lr": 3.0}),
     "SORSA": ({}, {"dropout": 0.25, "ball": 0.01, "frobenius": 0.02, "head_lr": 3.0, "gamma": 0.3}),
     "StelLA": ({}, LOW_RANK),
+    "EBLoRA": ({}, LOW_RANK),
     "ProjLoRA": ({"principal_rank": 6}, LOW_RANK),
     "HiPLoRA": (
         {"principal_rank": 6},

@@ -10,7 +10,7 @@ from fits import outside
 from lit_spectral.callbacks import HeldBackbone, SigmaClamp, SpectralBall
 
 from lit_spectral.adapters import adapters, trained_state
-from lit_spectral.methods import SORSA, FCLoRA, HiPLoRA, LoRA, MiLoRA, PiSSA, ProjLoRA, StelLA
+from lit_spectral.methods import SORSA, EBLoRA, FCLoRA, HiPLoRA, LoRA, MiLoRA, PiSSA, ProjLoRA, StelLA
 from lit_spectral.spectra import linalg
 from lit_spectral.tasks import SequenceClassification
 
@@ -99,6 +99,7 @@ BALLS = {
     "FCLoRA": FCLoRA(rank=4, ball=0.03, sigma_lr=100),
     "FCLoRA by Gram-Schmidt": FCLoRA(rank=4, ball=0.03, sigma_lr=100, orthogonality="gram-schmidt"),
     "StelLA": StelLA(rank=4, ball=0.03),
+    "EBLoRA": EBLoRA(rank=4, alpha=8, ball=0.03),
     "ProjLoRA": ProjLoRA(rank=4, principal_rank=6, ball=0.03),
     "HiPLoRA": HiPLoRA(rank=4, principal_rank=6, ball=0.03),
     "HiPLoRA without projection": HiPLoRA(rank=4, principal_rank=6, ball=0.03, project=False),

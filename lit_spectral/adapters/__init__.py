@@ -17,7 +17,7 @@ from lit_spectral.adapters.difference import DifferenceAdapter, SVDDifferenceAda
 from lit_spectral.adapters.hadamard import HadamardAdapter, HadamardLowRankAdapter
 from lit_spectral.adapters.low_rank import FactoredAdapter, LowRankAdapter
 from lit_spectral.adapters.square import SquareAdapter
-from lit_spectral.adapters.stiefel import StiefelAdapter
+from lit_spectral.adapters.stiefel import EqualGainAdapter, StiefelAdapter
 from lit_spectral.adapters.svd import SVDAdapter
 from lit_spectral.adapters.targets import find_targets
 from lit_spectral.adapters.two_channel import TwoChannelAdapter
@@ -30,6 +30,7 @@ __all__ = [
     "Confined",
     "DenseAdapter",
     "DifferenceAdapter",
+    "EqualGainAdapter",
     "FactoredAdapter",
     "Factors",
     "HadamardAdapter",

@@ -1,4 +1,4 @@
-"""ΔW = s·U S Vᵀ with exactly orthonormal U and V: what it does is in S, where it does it in U and V (StelLA)."""
+"""ΔW = s·U S Vᵀ, U and V exactly orthonormal: what it does is in S, where in U and V (StelLA, EBLoRA)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.autograd.function import once_differentiable
 
 from lit_spectral.adapters.base import Factors
 from lit_spectral.adapters.low_rank import FactoredAdapter
-from lit_spectral.adapters.start import check_rank
+from lit_spectral.adapters.start import SLACK, check_rank
 from lit_spectral.spectra import SingularTriplets
 
 if TYPE_CHECKING:
     from lit_spectral.updates import Pair
 
-__all__ = ["StiefelAdapter"]
+__all__ = ["EqualGainAdapter", "StiefelAdapter"]
 
 
 class _OnStiefel(torch.autograd.Function):
@@ -103,6 +103,31 @@ class StiefelAdapter(_OrthonormalAdapter):
 
     def _put_gain(self, sigma: Tensor) -> None:
         self.gain.zero_().diagonal()[: len(sigma)] = sigma.to(self.gain)
+
+
+class EqualGainAdapter(_OrthonormalAdapter):
+    """ΔW = s·c U Vᵀ with one number c that starts at 0: all r singular values are s|c| (EBLoRA; Gu et al., 2026)."""
+
+    def __init__(self, base_layer: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(base_layer, rank, scale, dropout)
+        self.gain = nn.Parameter(torch.zeros(1, device=self.weight.device))
+
+    def factors(self) -> Factors:
+        """(U, s·c…, Vᵀ)."""
+        gains = (self.gain * self.scale).expand(self.u.shape[1])
+        return Factors(_riemannian(self.u), gains, _riemannian(self.v).mT)
+
+    def free_factors(self) -> None:
+        """None: the nearest matrix in a ball has equal values too, which `retreat` gives it."""
+        return
+
+    def _put_gain(self, sigma: Tensor) -> None:
+        rank = self.u.shape[1]
+        if len(sigma) not in {0, rank} or (len(sigma) and float(sigma[0] - sigma[-1]) > SLACK * float(sigma[0])):
+            raise ValueError(
+                f"EBLoRA goes on with changes of {rank} equal singular values alone, or with none; give StelLA or LoRA"
+            )
+        self.gain.fill_(float(sigma.mean()) if len(sigma) else 0.0)
 
 
 def _riemannian(columns: Tensor) -> Tensor:

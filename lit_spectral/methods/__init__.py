@@ -2,6 +2,7 @@
 
 from lit_spectral.methods.base import LowRankMethod, Method
 from lit_spectral.methods.bounds import Bound
+from lit_spectral.methods.eblora import EBLoRA
 from lit_spectral.methods.fclora import FCLoRA, HiLoRA
 from lit_spectral.methods.full import BitFit, FullFineTuning
 from lit_spectral.methods.given import Given
@@ -17,6 +18,7 @@ __all__ = [
     "SORSA",
     "BitFit",
     "Bound",
+    "EBLoRA",
     "FCLoRA",
     "FullFineTuning",
     "Given",

@@ -32,6 +32,7 @@ OTHERS = {
     "ProjLoRA": methods.ProjLoRA(rank=4, principal_rank=3),
     "HiRALoRA": methods.HiRALoRA(rank=4, lora_rank=3),
     "StelLA": methods.StelLA(rank=4),
+    "EBLoRA": methods.EBLoRA(rank=4),
     "MoRA": methods.MoRA(rank=2),
     "FullFineTuning": methods.FullFineTuning(),
     "DoRA of peft": methods.Peft(config={"peft_type": "LORA", "r": 4, "use_dora": True}),
