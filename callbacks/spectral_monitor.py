@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from lit_spectral.errors import check_at_least
 from lit_spectral.spectra import linalg
 
 __all__ = ["SpectralMonitor"]
+
+log = logging.getLogger(__name__)
 
 # Entries of weights whose changes are followed by power iterations in one step: a few milliseconds.
 ENTRIES_A_STEP = 2**20
@@ -67,7 +70,10 @@ class SpectralMonitor(Callback):
         self.watch(named_changes(pl_module.model))  # type: ignore[arg-type]
         self._go_on()
         self._last_step = trainer.global_step
-        if not self._changes or not self.every_n_steps:
+        if not self.every_n_steps:
+            return
+        if not self._changes:
+            log.info("SpectralMonitor: no map has a ΔW here, and nothing is recorded")
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:

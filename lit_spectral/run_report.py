@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_spectral.adapters import Change, named_changes
+from lit_spectral.adapters import Change, named_changes, named_wrappers
 from lit_spectral.callbacks import RunRecord
 from lit_spectral.datamodules.corpora import PYTHON_DOCS
 from lit_spectral.run_folder import own_folder
@@ -70,12 +70,12 @@ def _head(trainer: pl.Trainer, task: Task) -> str:
     told = getattr(method, "config", {}).get("peft_type") or getattr(method, "rank", None)
     name = type(method).__name__ + (f" ({told if isinstance(told, str) else f'rank {told}'})" if told else "")
     data = f" on {type(trainer.datamodule).__name__}" if trainer.datamodule else ""  # type: ignore[attr-defined]
-    changes = named_changes(task.model)
+    changes, wrappers = named_changes(task.model), named_wrappers(task.model)
     sizes = [(p.numel(), p.requires_grad) for p in task.model.parameters()]
     trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
-    maps = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in changes))
+    maps = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in wrappers))
     parts = [f"{name} of {task.backbone} for {type(task).__name__}{data}"]
-    parts += [f"{len(changes)} maps ({maps})"] if changes else []
+    parts += [f"{len(wrappers)} maps ({maps})" + ("" if changes else ", no ΔW")] if wrappers else []
     parts += [f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})", *_bounds(list(changes.values()))]
     parts += [f"goes on from {trainer.ckpt_path}"] if trainer.ckpt_path else []
     return "; ".join(parts)

@@ -22,10 +22,12 @@ from lit_spectral.methods import (
     HiPLoRA,
     HiRA,
     HiRALoRA,
+    Houlsby,
     LoRA,
     LoRAPlus,
     MiLoRA,
     MoRA,
+    Parallel,
     Peft,
     PiSSA,
     ProjLoRA,
@@ -71,7 +73,9 @@ PEFT = {
     "P-tuning": Peft(config={"peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_hidden_size": 8}),
     "prefix tuning": Peft(config={"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}),
 }
-METHODS = OURS | PEFT
+# Which have no ΔW; Pfeiffer and Series have Houlsby's in other places.
+BOTTLENECKS = {"Houlsby": Houlsby(width=4, dropout=0.1), "Parallel": Parallel(width=4)}
+METHODS = OURS | PEFT | BOTTLENECKS
 # Whose adapters are those of another, but for a number or the singular pairs that they start with.
 ALIKE = {"RsLoRA": "LoRA", "LoRAPlus": "LoRA", "MiLoRA": "PiSSA", "RandomSVDLoRA": "PiSSA", "HiLoRA": "FCLoRA"}
 # One of each kind of state on every run, the others where there is time.

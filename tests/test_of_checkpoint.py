@@ -7,7 +7,7 @@ import pytest
 import torch
 from crossing import crossed
 from stored import TASKS, store, task_of
-from test_methods import METHODS
+from test_methods import BOTTLENECKS, METHODS
 
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
@@ -16,7 +16,7 @@ from lit_spectral.updates import of_checkpoint as module
 from lit_spectral.updates.of_model import of_model
 from lit_spectral.updates.sources import read
 
-METHODS = {name: method for name, method in METHODS.items() if "tuning" not in name or name == "FullFineTuning"}
+METHODS = {name: method for name, method in METHODS.items() if "tuning" not in name and name not in BOTTLENECKS}
 # Whose ΔW is made of W₀ too.
 NEEDS_WEIGHTS = {"HiRA truncated", "HiRA neighbours", "DoRA", "AdaLoRA", "FourierFT"}
 NEEDS_FILES = {"FullFineTuning"}

@@ -9,7 +9,7 @@ from on_top_of import EARLIER, adamw, bert, fit_on, made, run, stacked  # noqa: 
 from resuming import Save
 from test_continue import ROWS, changes, fit, inside, logits  # noqa: F401 (a fixture)
 from test_given import TASKS, checkpoint, data_of, folder_of, outputs, retained, text  # noqa: F401 (fixtures)
-from test_methods import QUICK, SHORT
+from test_methods import BOTTLENECKS, QUICK, SHORT
 from test_update_verbs import near
 
 from lit_spectral import cli
@@ -23,7 +23,7 @@ from lit_spectral.updates.of_model import of_model
 from lit_spectral.updates.sources import read
 
 HERE = "model.method.on_top_of: "
-PROMPTS = {"prompt tuning", "P-tuning", "prefix tuning"}  # of which there is no ΔW
+NO_CHANGE = {"prompt tuning", "P-tuning", "prefix tuning", *BOTTLENECKS}  # of which there is no ΔW
 NAMES = [
     pytest.param(name, marks=[] if name in QUICK | {"DoRA", "FullFineTuning"} else pytest.mark.slow) for name in SHORT
 ]
@@ -50,7 +50,7 @@ def test_a_checkpoint_brings_what_it_lies_on(stacked, made, name):
     assert loaded.backbone_digest == load(made(EARLIER[0])[0]).backbone_digest
 
 
-@pytest.mark.parametrize("name", [row for row in NAMES if row.values[0] not in PROMPTS])
+@pytest.mark.parametrize("name", [row for row in NAMES if row.values[0] not in NO_CHANGE])
 def test_its_update_is_that_of_the_backbone(stacked, name):
     task, _, path, sources = stacked(name)
     near(outputs(load_given(path)), outputs(task))

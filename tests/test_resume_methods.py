@@ -10,7 +10,7 @@ from lit_spectral.datamodules import GLUE
 from resuming import Save, run, weights  # noqa: F401 (fixtures)
 
 from lit_spectral import methods
-from lit_spectral.adapters import adapters, trained_state
+from lit_spectral.adapters import adapters, named_wrappers, trained_state
 from lit_spectral.checkpoint import load
 from lit_spectral.errors import InputError
 from lit_spectral.methods import FCLoRA, LoRA, Method
@@ -56,10 +56,13 @@ FACTORED = LOW_RANK | {
 
 
 BASES |= dict.fromkeys(["FCLoRA", "HiLoRA"], ({"start": "zero"}, FACTORED))
+BASES |= dict.fromkeys(["Houlsby", "Pfeiffer", "Series", "Parallel"], ({"width": 4}, {"dropout": 0.25, "head_lr": 3.0}))
 
 
 REFUSED = {
     "rank": 5,
+    "width": 5,
+    "activation": "silu",
     "alpha": 7.0,
     "seed": 1,
     "start": "singular",
@@ -82,10 +85,10 @@ REFUSED = {
 def declared(trainer):
     """What the adapters declare, and the ratios of the groups."""
     task = trainer.lightning_module
-    found = []
+    found = [getattr(wrapper, "dropout", None) for wrapper in named_wrappers(task.model).values()]
     for adapter in adapters(task.model):
         budget = adapter.budget
-        found += [getattr(adapter, "dropout", None), adapter.ball_radius, adapter.penalty_weight]
+        found += [adapter.ball_radius, adapter.penalty_weight]
         found += [adapter.frobenius_radius]
         found += [adapter.decoupled_penalty, adapter.retracted, [(b.lower, b.upper) for b in adapter.bounded]]
         found += [dict(adapter.lr_ratios), [tuple(confined.basis.shape) for confined in adapter.confined]]

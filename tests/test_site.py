@@ -12,6 +12,7 @@ from lit_spectral import methods
 from lit_spectral.methods.base import ScaledMethod
 
 METHOD_PAGES = {
+    "bottleneck": "Houlsby",
     "fclora": "FCLoRA",
     "hilora": "HiLoRA",
     "hiplora": "HiPLoRA",
@@ -27,7 +28,7 @@ def test_a_methods_page_has_its_own_settings_and_their_defaults(page, name):
     shown = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", text, re.MULTILINE))
     kind = getattr(methods, name)
     defaults = {field.name: str(field.default) for field in fields(kind)}
-    assert "rank" in shown
+    assert {"rank", "width"} & shown.keys()
     assert shown == {setting: defaults[setting] for setting in shown}
     told = {*re.findall(r"`(\w+)", text)}
     assert {*inspect.get_annotations(kind)} <= told | {"part"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters.base import Adapter, Change, refuse_quantised
+from lit_spectral.adapters.base import Adapter, Change, Wrapper, refuse_quantised
 from lit_spectral.adapters.foreign import PeftChange, is_peft_layer
 from lit_spectral.adapters.linear import is_linear
 from lit_spectral.errors import InputError
@@ -19,6 +21,7 @@ __all__ = [
     "detach",
     "fold",
     "named_changes",
+    "named_wrappers",
     "packed",
     "refuse_folded",
     "trained_state",
@@ -26,7 +29,7 @@ __all__ = [
 ]
 
 
-def attach(model: nn.Module, built: dict[str, Adapter]) -> None:
+def attach(model: nn.Module, built: Mapping[str, Wrapper]) -> None:
     """Put each adapter in the place of the linear map at its path, which it wraps."""
     for name, adapter in built.items():
         _replace(model, name, adapter)
@@ -34,8 +37,9 @@ def attach(model: nn.Module, built: dict[str, Adapter]) -> None:
 
 def detach(model: nn.Module) -> None:
     """Put the base layers back. Adapters that are folded at this moment leave their change in the weights."""
-    for name, change in named_changes(model).items():
-        _replace(model, name, change.base_layer)
+    for name, wrapper in named_wrappers(model).items():
+        base: Any = wrapper.get_base_layer() if is_peft_layer(wrapper) else wrapper.base_layer  # type: ignore[operator]
+        _replace(model, name, base)
 
 
 def fold(model: nn.Module) -> None:
@@ -43,13 +47,15 @@ def fold(model: nn.Module) -> None:
 
     Raises:
         InputError: weights are quantised, or sharded; `HeldBackbone` holds one in bfloat16, and would undo its rounding
-            on another weight; a layer of peft changes something else than a linear map; or a weight is tied. Nothing
-            is folded then.
+            on another weight; an adapter is not linear; a layer of peft changes something else than a linear map; or a
+            weight is tied. Nothing is folded then.
     """
     changes = named_changes(model)
     if any(is_sharded(parameter) for parameter in model.parameters()):
         raise InputError("fold: the weights are sharded; load the checkpoint in one process, and fold that model")
     for name, module in model.named_modules():
+        if isinstance(module, Wrapper) and name not in changes:
+            raise InputError(f"fold: {name} adds what is not linear to its map's output; run unfolded")
         if isinstance(module, Adapter) and getattr(module.weight, "held", False):
             raise InputError(
                 f"{name} is held in bfloat16 while it trains; fold the model after training, "
@@ -88,13 +94,20 @@ def adapters(model: nn.Module) -> list[Adapter]:
 
 def named_changes(model: nn.Module) -> dict[str, Change]:
     """Every change of a linear map by the map's path, in the model's order: our adapters, and peft's."""
-    found: dict[str, Change] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Adapter):
-            found[name] = module
-        elif is_peft_layer(module) and is_linear(module.get_base_layer()):
-            found[name] = PeftChange(module)
-    return found
+    return {
+        name: module if isinstance(module, Adapter) else PeftChange(module)
+        for name, module in named_wrappers(model).items()
+        if isinstance(module, Adapter) or not isinstance(module, Wrapper)
+    }
+
+
+def named_wrappers(model: nn.Module) -> dict[str, nn.Module]:
+    """All that stands in the place of a linear map, by its path, also what has no ΔW."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Wrapper) or (is_peft_layer(module) and is_linear(module.get_base_layer()))
+    }
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -105,7 +118,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     owned = tuple(
-        f"{name}." for name, module in model.named_modules() if isinstance(module, Adapter) or is_peft_layer(module)
+        f"{name}." for name, module in model.named_modules() if isinstance(module, Wrapper) or is_peft_layer(module)
     )
     return {
         name: tensor

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lit_spectral.updates import Delta
 
-__all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors", "refuse_quantised"]
+__all__ = ["Adapter", "Bounded", "Budget", "Change", "Confined", "Factors", "Wrapper", "refuse_quantised"]
 
 
 class Factors(NamedTuple):
@@ -143,10 +143,10 @@ class Change:
         """Undo `fold`."""
 
 
-class Adapter(nn.Module, Change):
-    """A linear map W₀ with a trainable change: y = (W₀ + ΔW) x + b.
+class Wrapper(nn.Module):
+    """What stands in the place of a linear map, its frozen `base_layer`, and adds something to its output.
 
-    `base_layer` is the frozen `nn.Linear` or Conv1D; its weight is written to by `fold` only.
+    `base_layer` is an `nn.Linear`, a Conv1D or one of bitsandbytes'. What is added need not be linear.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -154,10 +154,6 @@ class Adapter(nn.Module, Change):
         self.base_layer = base_layer
         base_layer.requires_grad_(False)
         self.out_features, self.in_features = linear_shape(base_layer)
-        self.folded = False
-        self._unfolded_weight: Tensor | None = None
-        self.register_state_dict_post_hook(_note_folded)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_refuse_folded)  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> Tensor:
@@ -169,14 +165,6 @@ class Adapter(nn.Module, Change):
     def bias(self) -> Tensor | None:
         """The base layer's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
-
-    def start_at(self, delta: Delta) -> None:
-        """Set what is trained such that ΔW is a given change, to float32's rounding.
-
-        Raises:
-            ValueError: it can't be, or it violates what the adapter declares; with the remedy.
-        """
-        raise ValueError("this method can't begin at a given change; give LoRA or its kin, FCLoRA or FullFineTuning")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As of any module, except that what is trained is not rounded, as by a trainer's bf16-true.
@@ -192,6 +180,28 @@ class Adapter(nn.Module, Change):
             child._apply(fn)  # type: ignore[no-untyped-call]
         super()._apply(kept, recurse=False)  # type: ignore[no-untyped-call]
         return self
+
+
+class Adapter(Wrapper, Change):
+    """A linear map W₀ with a trainable change: y = (W₀ + ΔW) x + b.
+
+    `base_layer` is the frozen `nn.Linear` or Conv1D; its weight is written to by `fold` only.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.folded = False
+        self._unfolded_weight: Tensor | None = None
+        self.register_state_dict_post_hook(_note_folded)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_refuse_folded)  # type: ignore[no-untyped-call]
+
+    def start_at(self, delta: Delta) -> None:
+        """Set what is trained such that ΔW is a given change, to float32's rounding.
+
+        Raises:
+            ValueError: it can't be, or it violates what the adapter declares; with the remedy.
+        """
+        raise ValueError("this method can't begin at a given change; give LoRA or its kin, FCLoRA or FullFineTuning")
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
-from lit_spectral.adapters.base import Adapter
+from lit_spectral.adapters.base import Wrapper
 from lit_spectral.adapters.foreign import is_peft_layer
 from lit_spectral.adapters.linear import is_linear, linear_shape, resembles_linear
 from lit_spectral.errors import InputError
 from lit_spectral.reading import Call, Reading, place
 
-__all__ = ["find_targets", "left_out"]
+__all__ = ["find_block_ends", "find_targets", "left_out"]
 
 
 def find_targets(
@@ -36,7 +36,7 @@ def find_targets(
     """
     modules = dict(model.named_modules())
     reading = reading or Reading(model)
-    adapted = [name for name, module in modules.items() if isinstance(module, Adapter) or is_peft_layer(module)]
+    adapted = [name for name, module in modules.items() if isinstance(module, Wrapper) or is_peft_layer(module)]
     if target_modules is None:
         if adapted:
             raise InputError(f"{adapted[0]} has an adapter already; detach it first")
@@ -71,6 +71,47 @@ def find_targets(
     if unread is not None:
         raise InputError(f"{unread}: the model reads text without this map; leave it out of target_modules")
     return found
+
+
+def find_block_ends(model: nn.Module, reading: Reading) -> tuple[list[str], list[str]]:
+    """Paths of the linear maps that close the attention and the feed-forward parts of a model's repeated blocks.
+
+    What such a map gives is added to the residual stream. It is the last that is called in its part, and gives as many
+    features as the part's first reads. A part of attention is what lies below a module named so.
+
+    Args:
+        model: a Hugging Face model, or any module.
+        reading: of the model.
+
+    Returns:
+        Those of attention, and the others; each in the order of their calls.
+    """
+    modules = dict(model.named_modules())
+    blocks = {
+        f"{name}.{child}"
+        for name, module in modules.items()
+        if isinstance(module, nn.ModuleList)
+        for child, _ in module.named_children()
+    }
+    parts: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    for name in dict.fromkeys(call.name for call in reading.calls or []):
+        above = [name[: end.start()] for end in re.finditer(r"\.", name)]
+        block = max((path for path in above if path in blocks), key=len, default=None)
+        if block is None or not is_linear(modules[name]):
+            continue
+        attention = next((path for path in above if path.startswith(block) and _names_attention(path)), None)
+        parts[attention or block, attention is not None].append(name)
+    ends: tuple[list[str], list[str]] = [], []
+    for (_, attends), members in parts.items():
+        if linear_shape(modules[members[-1]])[0] == linear_shape(modules[members[0]])[1]:
+            ends[0 if attends else 1].append(members[-1])
+    return ends
+
+
+def _names_attention(path: str) -> bool:
+    # A number is of several, which the list has its name for.
+    last = re.sub(r"\.\d+$", "", path).rpartition(".")[2].lower()
+    return "attn" in last or "attention" in last
 
 
 def left_out(model: nn.Module, targets: Collection[str], too_small: Collection[str], reading: Reading) -> str:

@@ -1,6 +1,7 @@
 """The rows of the table of methods: each says how ΔW is built, where it starts and what holds it."""
 
 from lit_spectral.methods.base import LowRankMethod, Method
+from lit_spectral.methods.bottleneck import Houlsby, Parallel, Pfeiffer, Series
 from lit_spectral.methods.bounds import Bound
 from lit_spectral.methods.eblora import EBLoRA
 from lit_spectral.methods.fclora import FCLoRA, HiLoRA
@@ -26,16 +27,20 @@ __all__ = [
     "HiPLoRA",
     "HiRA",
     "HiRALoRA",
+    "Houlsby",
     "LoRA",
     "LoRAPlus",
     "LowRankMethod",
     "Method",
     "MiLoRA",
     "MoRA",
+    "Parallel",
     "Peft",
+    "Pfeiffer",
     "PiSSA",
     "ProjLoRA",
     "RandomSVDLoRA",
     "RsLoRA",
+    "Series",
     "StelLA",
 ]

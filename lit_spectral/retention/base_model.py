@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_spectral import backbones
-from lit_spectral.adapters import Adapter, refuse_folded
+from lit_spectral.adapters import Wrapper, refuse_folded
 from lit_spectral.errors import InputError
 from lit_spectral.sharding import is_sharded
 from lit_spectral.updates.beneath import parameters_beneath
@@ -90,7 +90,7 @@ def base_model(task: Task, originals: dict[str, Tensor]) -> Iterator[None]:
             stack.enter_context(task.model.disable_adapter())
         # A head stays as it is, also one that peft has copied.
         for module in _pretrained(task).modules():
-            if isinstance(module, Adapter):
+            if isinstance(module, Wrapper):
                 stack.enter_context(_passed_over(module))
             elif _adds(module) and not isinstance(task.model, PeftModel):
                 module.enable_adapters(False)
@@ -105,7 +105,7 @@ def _adds(module: nn.Module) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    return isinstance(module, (Adapter, BaseTunerLayer, AuxiliaryTrainingWrapper))
+    return isinstance(module, (Wrapper, BaseTunerLayer, AuxiliaryTrainingWrapper))
 
 
 def _plain(name: str) -> str:
@@ -114,7 +114,7 @@ def _plain(name: str) -> str:
 
 
 @contextmanager
-def _passed_over(adapter: Adapter) -> Iterator[None]:
+def _passed_over(adapter: Wrapper) -> Iterator[None]:
     base = adapter.base_layer
     vars(adapter)["forward"] = lambda x: base(x)
     try:

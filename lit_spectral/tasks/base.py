@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_spectral import backbones
-from lit_spectral.adapters import adapters, named_changes, refuse_folded, trained_state
+from lit_spectral.adapters import adapters, named_wrappers, refuse_folded, trained_state
 from lit_spectral.backbone_digest import backbone_digest
 from lit_spectral.callbacks import (
     FactorRetraction,
@@ -238,7 +238,7 @@ class Task(StoredModule):
         self.model, self.new_weights = adapted.train(), missing
         self.is_trained = self.is_trained or not self.method.trains
         self._penalise(adapters(model))
-        self._attached = list(named_changes(adapted))
+        self._attached = list(named_wrappers(adapted))
 
     def teardown(self, stage: str) -> None:
         """Leave the trainer as it was."""

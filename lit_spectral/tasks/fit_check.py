@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_spectral.adapters import DenseAdapter, named_changes
+from lit_spectral.adapters import DenseAdapter, named_wrappers
 from lit_spectral.backbone_digest import same_backbone
 from lit_spectral.errors import InputError
 from lit_spectral.reading import place
@@ -16,8 +16,8 @@ __all__ = ["check_attached", "check_checkpoint", "check_gradients"]
 
 
 def check_attached(model: nn.Module, paths: list[str] | None) -> None:
-    """InputError if a model's changes are not at these paths, where the method put them; None for a model of others."""
-    if paths is not None and [plain(path) for path in named_changes(model)] != paths:
+    """InputError if a model's adapters aren't at these paths, where the method put them; None for a model of others."""
+    if paths is not None and [plain(path) for path in named_wrappers(model)] != paths:
         raise InputError(
             "fit: the model's adapters are not those that its method put there, as after detach; build the task anew"
         )
@@ -84,10 +84,10 @@ def check_checkpoint(
 def check_gradients(model: Any) -> None:
     """After a backward pass: InputError naming the adapters that it did not reach, so that they can't learn."""
     reached: dict[str, bool] = {}
-    for name, change in named_changes(model).items():
-        trained = [p for p in model.get_submodule(name).parameters() if p.requires_grad]
+    for name, wrapper in named_wrappers(model).items():
+        trained = [p for p in wrapper.parameters() if p.requires_grad]
         # Of full fine-tuning the part that is used learns; nothing was put where it isn't.
-        if trained and not isinstance(change, DenseAdapter):
+        if trained and not isinstance(wrapper, DenseAdapter):
             reached[name] = any(p.grad is not None for p in trained)
     places = {place(name) for name, has_gradient in reached.items() if has_gradient}
     idle = [name for name in reached if place(name) not in places]

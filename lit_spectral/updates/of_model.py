@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_spectral import __version__
-from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter, named_changes, trained_state
+from lit_spectral.adapters import HadamardAdapter, HadamardLowRankAdapter, named_changes, named_wrappers, trained_state
 from lit_spectral.adapters.base import Change
 from lit_spectral.adapters.foreign import PeftChange
 from lit_spectral.errors import InputError
@@ -34,11 +34,17 @@ def of_model(model: nn.Module, backbone: str = "", digest: str = "", origin: Map
         origin: what to say of it beside its class and the names of its classes.
 
     Raises:
-        InputError: what was trained are prompts of peft's, or biases where the model has none.
+        InputError: what was trained are prompts of peft's, bottlenecks, or biases where the model has none.
     """
     if type(model).__module__.startswith("peft."):  # around the model; other methods' layers are in it
         raise InputError("prompts have no ΔW that could be taken away from their model; give an adapter that has one")
     paths = named_changes(model)
+    other = next((path for path in named_wrappers(model) if path not in paths), None)
+    if other is not None:
+        raise InputError(
+            f"{other} has a bottleneck adapter, which is not linear: there is no ΔW to analyse, scale, merge or "
+            "export; its .ckpt is what validate, predict, evaluate and retain take"
+        )
     changes = {path: delta_of(change) for path, change in paths.items()}
     parts = {f"{path}." for path in paths}
     whole = {
