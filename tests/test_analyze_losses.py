@@ -104,6 +104,7 @@ def test_a_runs_rows_are_those_of_its_validation_set_and_its_loss_is_the_tasks(r
     assert reading.mean_loss(reading.batches(3)) == pytest.approx(recorded(runs["answers"])["val/loss"], rel=1e-5)
     few = read_by.RunReading("answers", runs["answers"], None, torch.device("cpu"), 2)
     assert [len(batch["input_ids"]) for batch in few.batches(1)] == [1, 1]
+    assert few.metric == "val/loss"
 
 
 def test_of_a_decoders_rows_prompts_are_looked_at(runs):

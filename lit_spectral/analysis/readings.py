@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_spectral.callbacks import RunRecord
 from lit_spectral.errors import InputError
 from lit_spectral.methods import Given
 from lit_spectral.retention.base_model import base_model, original_weights
@@ -121,7 +122,7 @@ class RunReading(Reading):
         limit: rows of what `batches` gives, from the start; None for all.
 
     Attributes:
-        metric: by which the run's best checkpoint is kept; else the loss.
+        metric: by which its comparison, or its best checkpoint, goes; else the loss.
 
     Raises:
         InputError: as `fit` would refuse its config; an adapter that can't be read.
@@ -133,7 +134,8 @@ class RunReading(Reading):
         cli = unrun(str(config_of(folder)), str(checkpoint_of(folder)), backbone, device)
         told: Any = cli.trainer
         told.callbacks = [each for each in told.callbacks if not isinstance(each, RunReport)]  # figures come in tables
-        self.name, self.task, self.metric = name, cli.model, task_metric(cli.trainer)
+        compared = (each.monitor for each in told.callbacks if isinstance(each, RunRecord))
+        self.name, self.task, self.metric = name, cli.model, next(compared, None) or task_metric(told)
         self._data, self._limit = cli.datamodule, limit
         self._trainer: Any = told
         self._own = self._method.read(backbone)
