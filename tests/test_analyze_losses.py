@@ -186,6 +186,7 @@ def test_together_are_ranks_within_each_comparison():
     assert study.headings() == ["measure", "a: x/drift", "b: y/accuracy", "all, by ranks within each"]
 
 
+@pytest.mark.slow
 def test_a_study_has_what_runs_recorded_beside_what_was_measured_and_measures_it_once(runs, monkeypatch, capsys):
     folder = runs["answers"].parents[1]
     page = run([f"answers={folder}", "--top=4", "--limit=4"])

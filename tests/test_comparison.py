@@ -123,12 +123,14 @@ def test_runs_are_made_once_and_the_tables_tell_all(compare):
 FRONT = ["--corpora", "text.txt", "--front", "--scales", "0,0.5"]
 
 
+@pytest.mark.slow
 def test_for_fronts_each_run_is_measured_at_every_scale_once(compare):
     assert [command[0] for command in compare(*FRONT)] == ["fit", "retain", "fit", "retain"]
     assert compare(*FRONT) == []
     assert [command[0] for command in compare(*FRONT[:-1], "0.3")] == ["retain", "retain"]
 
 
+@pytest.mark.slow
 def test_fronts_are_those_of_the_first_method_and_of_all(done):
     done(*FRONT)
     with open(FOLDER / "fronts.csv", encoding="utf-8") as file:
@@ -141,6 +143,7 @@ def test_fronts_are_those_of_the_first_method_and_of_all(done):
     assert "What each method reaches" in (FOLDER / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_damaged_front_is_told_and_stops_no_other(compare, done, capsys):
     done(*FRONT)
     (FOLDER / "LoRA/seed_0/front.json").write_text("{}")
@@ -159,6 +162,7 @@ def test_the_page_needs_nothing_else_and_shows_what_was_lost(done):
     assert not [part for part in ('src="', "<link", "@import", 'href="http', "url(http") if part in html]
 
 
+@pytest.mark.slow
 def test_the_table_is_printed_whatever_the_terminal_can_show(compare, done, monkeypatch):
     done(methods=["LoRA"])
     shown = io.BytesIO()
@@ -168,6 +172,7 @@ def test_the_table_is_printed_whatever_the_terminal_can_show(compare, done, monk
     assert b"page: runs/compare/tiny/index.html" in shown.getvalue()
 
 
+@pytest.mark.slow
 def test_a_config_that_ships_is_compared_from_anywhere(compare, backbone_folder, mrpc_folder):
     ours = ["--config=configs/lora_roberta_mrpc.yaml", "--trainer.max_epochs=1"]
     compare(*ours, f"--model.backbone={backbone_folder('bert')}", f"--data.path={mrpc_folder}", methods=["LoRA"])
@@ -199,10 +204,12 @@ def test_a_pattern_is_shown_as_it_is(compare):
     assert pattern in pictures
 
 
+@pytest.mark.slow
 def test_one_method_is_swept_over_sizes(compare):
     assert len(compare("--model.method.rank", "2,8", methods=["FCLoRA"])) == 2
 
 
+@pytest.mark.slow
 def test_a_config_that_keeps_no_checkpoint_is_resumed_too(compare, tmp_path):
     content = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     del content["trainer"]["callbacks"]
@@ -227,6 +234,7 @@ def test_bad_flags_of_its_own_are_one_line(flags, message, compare, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_flags_of_several_values_may_be_repeated(compare):
     assert len(compare("--seeds", "1", methods=["LoRA"])) == 2
 
@@ -319,6 +327,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(compare, capsys, monkeyp
     assert "another process is at it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_whose_starter_is_gone_is_left_alone(compare, capsys, monkeypatch):
     """Its own lock tells that it lives."""
     monkeypatch.setenv("COLUMNS", "20")
@@ -341,6 +350,7 @@ def test_a_damaged_file_of_one_run_is_told_beside_what_others_came_to(compare, d
         assert [row["method"] for row in csv.DictReader(table)] == ["FCLoRA"]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_one_run_stops_no_other(compare, done):
     done(methods=["LoRA"])
     (FOLDER / "LoRA/seed_0/record.json").write_text("{}")

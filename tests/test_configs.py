@@ -110,6 +110,7 @@ def test_a_scale_changes_how_an_experiment_runs_and_not_what_it_is(name, experim
 
 
 @pytest.mark.parametrize("name", EACH)
+@pytest.mark.slow
 def test_a_config_instantiates_with_the_settings_it_names(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cli = SpectralCLI([f"--config={CONFIGS / name}", "--trainer.accelerator=cpu"], run=False)

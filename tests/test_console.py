@@ -36,6 +36,7 @@ def flags(backbone_folder, mrpc_folder):
     return [f"--config={CONFIGS / 'fclora_roberta_mrpc.yaml'}", *local, "--trainer.accelerator=cpu"]
 
 
+@pytest.mark.slow
 def test_a_fit_is_a_line_at_the_start_one_a_validation_and_a_block_whose_commands_work(flags, tmp_path, monkeypatch):
     once = ["--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
     head, *lines = lines_of(tmp_path, "fit", *flags, *once)
@@ -166,7 +167,7 @@ def parser():
     return got.value.args[0]._subcommand_parsers["fit"]
 
 
-@pytest.mark.parametrize("commented", [True, False])
+@pytest.mark.parametrize("commented", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_config_to_start_from_is_one_that_fit_takes(parser, tmp_path, commented):
     for number, (method, task) in enumerate(PAIRS):
         if number % 4 and not commented:  # a parse takes a while; each method once

@@ -160,6 +160,7 @@ def test_a_stage_that_went_on_from_another_run_is_not_taken_for_one_that_did_fro
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_stops_its_method_alone(study, capsys, monkeypatch):
     original = fitting.fit
 

@@ -95,6 +95,7 @@ def with_dropout():
         *(pytest.param(options, 1, id=f"{name}, each", marks=pytest.mark.slow) for name, options in SCHEDULES.items()),
     ],
 )
+@pytest.mark.slow
 def test_from_any_step_a_run_goes_on_as_if_it_had_not_been_stopped(resumable, tmp_path, options, each):
     whole = resumable(with_dropout, "whole", Keep(tmp_path / "kept"), **options)
     files = list((tmp_path / "kept").glob("[0-9]*.ckpt"))
@@ -159,6 +160,7 @@ def uninterrupted():
 
 
 @pytest.mark.parametrize(("strike", "name"), crossed(STRIKES, STEPS))
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_its_last_step(resumable, tmp_path, uninterrupted, strike, name):
     """Also where gradients of some micro-batches are lost; they are computed again."""
     options, (hook, call) = {"num_sanity_val_steps": 0} | STEPS[name], strike.split()
@@ -172,6 +174,7 @@ def test_an_interrupted_run_goes_on_from_its_last_step(resumable, tmp_path, unin
 
 
 @pytest.mark.parametrize("batch", [3, 8, 11])
+@pytest.mark.slow
 def test_from_lightnings_own_checkpoints_parameters_go_on(resumable, tmp_path, batch):
     """They are written before their step is logged, whose validation comes after."""
     each = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)

@@ -168,6 +168,7 @@ def test_embeddings_that_are_the_head_too_change_once(checkpoint, decoder_folder
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+@pytest.mark.slow
 def test_with_an_adapter_verbs_say_what_they_say_of_its_checkpoint(fit, verb, tmp_path):
     trained = fit("fclora_roberta_mrpc", "--trainer.max_steps=4", "--model.optimizer.lr=0.05")
     path = trained.trainer.checkpoint_callback.last_model_path or next(map(str, tmp_path.rglob("*.ckpt")))

@@ -85,6 +85,7 @@ ALONE = ["classify.md", "instruct.md", "own_data.md"]
 
 
 @pytest.mark.parametrize("page", sorted(page.name for page in GUIDES.glob("*.md")))
+@pytest.mark.slow
 def test_a_guide_does_what_it_says(request, work, monkeypatch, page):
     few = ["A list is a mutable sequence.", "Return the absolute value of a number."] * 8
     monkeypatch.setattr(corpora, "sentences", lambda: few)  # reading all of Python's documentation takes seconds
@@ -122,6 +123,7 @@ def fresh(work, backbones, mrpc_folder):
     return load
 
 
+@pytest.mark.slow
 def test_calls_of_peft_and_ours_beside_them(fresh):
     page = ROOT / "docs" / "from_peft.md"
     code = {block.file: block for block in blocks(page) if block.kind == "python"}

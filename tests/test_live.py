@@ -214,6 +214,7 @@ def test_what_is_exported_is_loaded_again(checkpoint, tmp_path):
     assert model.config.id2label == {0: "no", 1: "yes", 2: "so"}
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_lightning_are_imported_before_they_are_needed(theirs):
     folder, _ = theirs("bert, 3 classes", r=4)
     script = (

@@ -133,6 +133,7 @@ def test_what_was_measured_is_not_measured_again(done, monkeypatch):
     assert lines() == written
 
 
+@pytest.mark.slow
 def test_a_study_that_was_broken_off_goes_on(study, finished, monkeypatch):
     measured, left = Bench._measured, [5]
 
@@ -152,6 +153,7 @@ def test_a_study_that_was_broken_off_goes_on(study, finished, monkeypatch):
     assert sorted(lines()) == sorted(line for line in whole if '"LoRA"' in line and '"ties"' not in line)
 
 
+@pytest.mark.slow
 def test_another_checkpoint_is_measured_anew(done, copy_of):
     count, words = len(lines()), copy_of("words")
     shutil.copy(words / "HiRA/seed_0/checkpoints/last.ckpt", words / "LoRA/seed_0/checkpoints/last.ckpt")
@@ -159,6 +161,7 @@ def test_another_checkpoint_is_measured_anew(done, copy_of):
     assert len(lines()) == count + 2  # merged with either seed; it alone was measured as another's
 
 
+@pytest.mark.slow
 def test_merges_are_written_only_where_that_is_asked_for_and_are_what_was_measured(done, comparisons, tmp_path):
     rows = done("--methods", "LoRA", "--samples", "1")
     assert {file.suffix for file in tmp_path.rglob("*") if file.is_file()} == {
@@ -178,6 +181,7 @@ def test_merges_are_written_only_where_that_is_asked_for_and_are_what_was_measur
         assert float(found["val/loss"]) == pytest.approx(float(row["after"]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_merge_of_other_adapters_is_not_taken_for_one_of_these(done, copy_of):
     words = copy_of("words")
     how = {"tasks": ("pairs", f"words={words}")}

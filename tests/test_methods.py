@@ -245,6 +245,7 @@ def test_every_method_works_with_the_language_tasks_too(backbone_folder, kind, b
 
 
 @pytest.mark.parametrize("method", [HiRA(rank=4), MoRA(rank=4), PEFT["DoRA"]], ids=["HiRA", "MoRA", "DoRA"])
+@pytest.mark.slow
 def test_a_change_without_factors_logs_an_estimate_close_to_the_dense_norm(train, method):
     from lit_spectral.adapters import named_changes
 

@@ -16,6 +16,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 KEPT = [*FRONT, "--records", "kept/records.jsonl"]
 
 
+@pytest.mark.slow
 def test_what_records_have_is_not_run_again_though_its_folder_is_gone(compare):
     assert [command[0] for command in compare(*KEPT)] == ["fit", "retain", "fit", "retain"]
     fronts = (FOLDER / "fronts.csv").read_text(encoding="utf-8")
@@ -26,12 +27,14 @@ def test_what_records_have_is_not_run_again_though_its_folder_is_gone(compare):
 
 
 @pytest.mark.parametrize("flags", [["--trainer.max_epochs=2"], ["--scales=0.3"]])
+@pytest.mark.slow
 def test_records_of_other_settings_or_scales_stand_for_nothing(compare, flags):
     compare(*KEPT, methods=["LoRA"])
     shutil.rmtree(FOLDER)
     assert [command[0] for command in compare(*KEPT, *flags, methods=["LoRA"])] == ["fit", "retain"]
 
 
+@pytest.mark.slow
 def test_records_of_several_sittings_are_read_as_one_comparison(compare):
     for seeds in (["0"], ["1"]):
         compare(*KEPT, seeds=seeds)
@@ -51,6 +54,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
         Records(tmp_path / "r.jsonl")
 
 
+@pytest.mark.slow
 def test_the_first_method_is_the_reference_whichever_ended_first(compare):
     compare(*KEPT)
     file = Path("kept/records.jsonl")
@@ -65,6 +69,7 @@ def test_the_first_method_is_the_reference_whichever_ended_first(compare):
         (["--LoRA.alpha", "3"], ["--methods", "LoRA+a=LoRA", "--LoRA+a.alpha", "3"]),
     ],
 )
+@pytest.mark.slow
 def test_a_run_is_found_by_what_it_is_whatever_it_was_called(compare, first, then):
     compare(*KEPT, *first, methods=["LoRA"])
     ran = compare(*KEPT, "--output_folder", "elsewhere", *then, methods=["LoRA"])
@@ -73,6 +78,7 @@ def test_a_run_is_found_by_what_it_is_whatever_it_was_called(compare, first, the
         assert len(list(csv.DictReader(file))) == 2
 
 
+@pytest.mark.slow
 def test_scales_beyond_those_asked_for_are_left_out(compare):
     compare(*KEPT, methods=["LoRA"])
     compare(*KEPT[:-3], "0.5", *KEPT[-2:], "--output_folder", "elsewhere", methods=["LoRA"])
@@ -82,6 +88,7 @@ def test_scales_beyond_those_asked_for_are_left_out(compare):
     assert fronts[0] == fronts[1]
 
 
+@pytest.mark.slow
 def test_two_lines_of_one_run_are_refused(compare):
     compare(*KEPT, methods=["LoRA"])
     file = Path("kept/records.jsonl")
@@ -92,6 +99,7 @@ def test_two_lines_of_one_run_are_refused(compare):
         read_records(file)
 
 
+@pytest.mark.slow
 def test_a_metric_that_no_record_has_is_refused(compare):
     compare(*KEPT, methods=["LoRA"])
     with pytest.raises(SystemExit) as stopped:

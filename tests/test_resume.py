@@ -60,6 +60,7 @@ def test_the_optimizer_that_is_given_is_the_one_that_steps(run, tmp_path):
     ],
     ids=["lr_ratio", "lr_ratio as the rest's", "head_lr", "FCLoRA", "HiPLoRA"],
 )
+@pytest.mark.slow
 def test_a_ratio_that_is_given_acts(run, tmp_path, first, second, ratios):
     path, rates = tmp_path / "half.ckpt", Rates()
     run(first, Save(path), max_epochs=2)
@@ -92,6 +93,7 @@ def test_a_run_resumed_with_the_same_settings_has_the_same_rates_to_the_bit(run,
     ],
     ids=["name", "without decay", "warm-up", "fraction", "epochs", "steps", "accumulation", "batches"],
 )
+@pytest.mark.slow
 def test_the_schedule_that_is_given_acts_over_the_whole_run(run, tmp_path, given, factor):
     path, rates = tmp_path / "half.ckpt", Rates()
 
@@ -146,6 +148,7 @@ class AdamW(torch.optim.SGD):
     ],
     ids=["SGD", "lambda", "namesake", "amsgrad", "momentum", "start of the sum"],
 )
+@pytest.mark.slow
 def test_an_optimizer_that_can_not_go_on_with_the_state_is_refused(run, tmp_path, first, second, message):
     path, rates = tmp_path / "half.ckpt", Rates()
     run(LoRA(rank=4), Save(path), optimizer=first, max_steps=8)

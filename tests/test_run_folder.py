@@ -108,6 +108,7 @@ def test_a_second_run_into_a_folder_is_refused_and_changes_nothing(fit, place):
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_a_run_goes_on_in_its_folder(fit, place):
     flags, _, checkpoints = PLACES[place]
     fit(CONFIG, *flags)

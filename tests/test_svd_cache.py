@@ -245,6 +245,7 @@ def compute_when_all_are_ready(folder, weight, ready, calls):
     values(SVDCache(folder), weight)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_a_spectrum_once(tmp_path, weight):
     # Fresh interpreters: in a forked one, threads that other tests started hold locks for ever.
     context = multiprocessing.get_context("spawn")

@@ -55,12 +55,14 @@ def made_twice(tmp_path_factory):
     return [folder for cache in caches for folder in cache.glob("backbones/tiny-*")]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_vocabulary(made_twice):
     first, second = ((folder / "tokenizer.json").read_bytes() for folder in made_twice)
     assert first == second
     assert b"##" in first
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_model_under_the_same_name(made_twice):
     first, second = made_twice
     assert first.name == second.name
@@ -69,6 +71,7 @@ def test_two_processes_make_the_same_model_under_the_same_name(made_twice):
     assert {name: (first / name).read_bytes() for name in files} == {p.name: p.read_bytes() for p in second.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_model_is_trained_in_float32(made_twice):
     model = AutoModelForMaskedLM.from_pretrained(made_twice[1])
     assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -90,6 +90,7 @@ def test_merged_it_is_a_model_without_adapters(checkpoint, backbone_folder, tmp_
         near(again.changes[path].dense(), delta.dense(weight.detach()), 1e-4)
 
 
+@pytest.mark.slow
 def test_a_folder_of_pefts_is_taken_on_without_loading_peft_or_lightning(checkpoint, tmp_path):
     source, _ = checkpoint(OURS["LoRA"])
     export.run([source, "--output", str(tmp_path / "one")])

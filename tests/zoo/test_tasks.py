@@ -72,6 +72,7 @@ def losses(trainer, task, data):
     ("name", "kind"),
     [pytest.param(*pair, marks=[] if pair[0] in QUICK else pytest.mark.slow) for pair in PAIRS],
 )
+@pytest.mark.slow
 def test_defaults_train_and_a_row_alone_is_the_row_in_any_batch(name, kind, stored, rows, trainer):
     task, data = getattr(tasks, kind)(stored(name, kind), FCLoRA()), rows(kind)
     trainer.fit(task, data)
