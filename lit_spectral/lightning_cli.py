@@ -224,10 +224,11 @@ def _any_of(kind: type[Callback], callbacks: list[Any]) -> bool:
 
 
 class Unrun(SpectralCLI):
-    """A subcommand with all that it needs made, and nothing done."""
+    """A subcommand with all that it needs made, and nothing done; whoever asks for it tells what it comes to."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        pass
+        told: Any = self.trainer
+        told.callbacks = [each for each in told.callbacks if not isinstance(each, RunReport)]
 
 
 def _check_callbacks(trainer: Trainer) -> None:

@@ -18,7 +18,6 @@ from lit_spectral.errors import InputError
 from lit_spectral.methods import Given
 from lit_spectral.retention.base_model import base_model, original_weights
 from lit_spectral.retention.retention import Batch, Retention
-from lit_spectral.run_report import RunReport
 from lit_spectral.sweeps.unrun import unrun
 from lit_spectral.sweeps.validation import task_metric, validated
 from lit_spectral.tasks import Task
@@ -133,7 +132,6 @@ class RunReading(Reading):
     ) -> None:
         cli = unrun(str(config_of(folder)), str(checkpoint_of(folder)), backbone, device)
         told: Any = cli.trainer
-        told.callbacks = [each for each in told.callbacks if not isinstance(each, RunReport)]  # figures come in tables
         compared = (each.monitor for each in told.callbacks if isinstance(each, RunRecord))
         self.name, self.task, self.metric = name, cli.model, next(compared, None) or task_metric(told)
         self._data, self._limit = cli.datamodule, limit
