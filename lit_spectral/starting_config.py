@@ -11,12 +11,11 @@ from typing import Any
 import docstring_parser
 import yaml
 
-from lit_spectral.datamodules import TextWindows
 from lit_spectral.errors import InputError, Parser, nearest
 from lit_spectral.files import check_place, write_text
 from lit_spectral.listing import data_modules, method_classes, task_classes
 from lit_spectral.methods import BitFit, FullFineTuning, Peft
-from lit_spectral.tasks import MaskedLM
+from lit_spectral.tasks import CausalLM, MaskedLM
 
 __all__ = ["render", "run"]
 
@@ -106,7 +105,7 @@ def render(method: str, backbone: str, task: str, data: str | None = None) -> st
         "    optimizer:",
         "      class_path: torch.optim.AdamW",
         "      init_args: {lr: 4.0e-4, weight_decay: 0.0}",
-        *_anchor(kind, problem, rows),
+        *_anchor(kind, problem),
         "    lr_scheduler: linear",
         "    # warmup_steps: 0.06  # a number of optimizer steps, or below 1 a fraction of them all",
         "    # gradient_checkpointing: true  # less memory, more time",
@@ -123,12 +122,12 @@ def _named(what: str, name: str, known: dict[str, type]) -> type:
     return known[name]
 
 
-def _anchor(method: type, task: type, data: type) -> list[str]:
+def _anchor(method: type, task: type) -> list[str]:
     """What keeps the model near its backbone, if that is there without the method, and a text to do so on."""
     if issubclass(method, (FullFineTuning, BitFit, Peft)) or issubclass(task, MaskedLM):
         return []
-    settings = {"weight": 0.25, **({"text": "self"} if issubclass(data, TextWindows) else {})}
-    about = "forgets least at the same score (docs/results), for an eighth more time; 0: none, as in the papers"
+    settings = {"weight": 1.0, "text": "self"} if issubclass(task, CausalLM) else {"weight": 0.25}
+    about = "forgets least at the same score (docs/results), for more time a step; 0: none, as in the papers"
     return [f"    anchor: {_value(settings)}  # {about}"]
 
 

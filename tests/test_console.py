@@ -184,17 +184,16 @@ def test_a_config_to_start_from_is_one_that_fit_takes(parser, tmp_path, commente
 
 
 @pytest.mark.parametrize(
-    ("method", "task", "data", "anchor"),
+    ("method", "task", "anchor"),
     [
-        ("FCLoRA", "SequenceClassification", "GLUE", {"weight": 0.25}),
-        ("HiRA", "CausalLM", "PromptedText", {"weight": 0.25}),
-        ("LoRA", "CausalLM", "TextWindows", {"weight": 0.25, "text": "self"}),  # it has no prompts
-        ("LoRA", "MaskedLM", "MaskedText", None),
-        ("FullFineTuning", "CausalLM", "PromptedText", None),  # after it there is no backbone to stay near
+        ("FCLoRA", "SequenceClassification", {"weight": 0.25}),
+        ("HiRA", "CausalLM", {"weight": 1.0, "text": "self"}),
+        ("LoRA", "MaskedLM", None),
+        ("FullFineTuning", "CausalLM", None),  # after it there is no backbone to stay near
     ],
 )
-def test_a_config_to_start_from_is_anchored_where_it_can_be(method, task, data, anchor):
-    settings = yaml.safe_load(starting_config.render(method, "tiny", task, data))["model"]["init_args"]
+def test_a_config_to_start_from_is_anchored_where_it_can_be(method, task, anchor):
+    settings = yaml.safe_load(starting_config.render(method, "tiny", task))["model"]["init_args"]
     assert settings.get("anchor") == anchor
 
 
