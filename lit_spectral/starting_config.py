@@ -14,8 +14,6 @@ import yaml
 from lit_spectral.errors import InputError, Parser, nearest
 from lit_spectral.files import check_place, write_text
 from lit_spectral.listing import data_modules, method_classes, task_classes
-from lit_spectral.methods import BitFit, FullFineTuning, Peft
-from lit_spectral.tasks import CausalLM, MaskedLM
 
 __all__ = ["render", "run"]
 
@@ -124,10 +122,13 @@ def _named(what: str, name: str, known: dict[str, type]) -> type:
 
 def _anchor(method: type, task: type) -> list[str]:
     """What keeps the model near its backbone, if that is there without the method, and a text to do so on."""
+    from lit_spectral.methods import BitFit, FullFineTuning, Peft  # as in listing: neither --help nor a mistake waits
+    from lit_spectral.tasks import CausalLM, MaskedLM
+
     if issubclass(method, (FullFineTuning, BitFit, Peft)) or issubclass(task, MaskedLM):
         return []
     settings = {"weight": 1.0, "text": "self"} if issubclass(task, CausalLM) else {"weight": 0.25}
-    about = "forgets least at the same score (docs/results), for more time a step; 0: none, as in the papers"
+    about = "forgets less at the same score (docs/results), for more time a step; 0: none, as in the papers"
     return [f"    anchor: {_value(settings)}  # {about}"]
 
 

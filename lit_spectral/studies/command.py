@@ -18,7 +18,17 @@ from lit_spectral.checkpoint import usable_device
 from lit_spectral.errors import InputError, Parser, check_at_least, nearest
 from lit_spectral.files import check_place, write_text
 from lit_spectral.studies.bench import Bench
-from lit_spectral.studies.finished import Adapter, Chosen, Metric, check_backbones, choose, finished, metric_of
+from lit_spectral.studies.finished import (
+    Adapter,
+    Chosen,
+    Metric,
+    check_backbones,
+    choose,
+    finished,
+    metric_of,
+    named,
+    named_folders,
+)
 from lit_spectral.studies.measured import Measured
 from lit_spectral.studies.merges import Draw, Score, draws
 from lit_spectral.studies.page import write_page, write_plot
@@ -171,8 +181,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", metavar="NAME", help="(the first GPU, or the CPU)")
     parser.add_argument("--output_folder", default="runs/merge-study", metavar="FOLDER", help="(%(default)s)")
     given = parser.parse_args(args)
-    given.folders = {task: Path(place) for task, place in _pairs(given.folders, "NAME=FOLDER").items()}
-    given.metrics = _pairs(given.metric, "TASK=NAME")
+    given.folders = named_folders("merge-study", given.folders)
+    given.metrics = named("merge-study", given.metric, "TASK=NAME")
     for task in given.metrics:
         if task not in given.folders:
             raise InputError(f"merge-study: --metric: there is no task {task}{nearest(task, given.folders)}")
@@ -188,18 +198,6 @@ def _parse(args: list[str]) -> argparse.Namespace:
     check_at_least(1, samples=given.samples)
     given.weight = _weight(given.weight)
     return given
-
-
-def _pairs(given: Sequence[str], form: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in given:
-        name, _, value = text.partition("=")
-        if not name or not value or "/" in name:
-            raise InputError(f"merge-study: {text!r} is no {form}; give one")
-        if name in found:
-            raise InputError(f"merge-study: {name} is given twice; give it once")
-        found[name] = value
-    return found
 
 
 def _weight(text: str) -> float | None:

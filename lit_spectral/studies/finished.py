@@ -18,7 +18,17 @@ from lit_spectral.checkpoint_file import read, saved_by_task
 from lit_spectral.comparison.variants import folder_of
 from lit_spectral.errors import InputError, nearest
 
-__all__ = ["Adapter", "Chosen", "Metric", "check_backbones", "choose", "finished", "metric_of"]
+__all__ = [
+    "Adapter",
+    "Chosen",
+    "Metric",
+    "check_backbones",
+    "choose",
+    "finished",
+    "metric_of",
+    "named",
+    "named_folders",
+]
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +181,24 @@ def check_backbones(adapters: Iterable[Adapter]) -> None:
                 f"merge-study: {first.name} and {adapter.name} are adapters of different backbones; give comparisons "
                 "of one"
             )
+
+
+def named_folders(verb: str, given: Sequence[str]) -> dict[str, Path]:
+    """From a name to a folder, out of `NAME=FOLDER`; InputError as `named`."""
+    return {name: Path(place) for name, place in named(verb, given, "NAME=FOLDER").items()}
+
+
+def named(verb: str, given: Sequence[str], form: str) -> dict[str, str]:
+    """From a name to what is given for it; InputError for what isn't of the form, or a name that is there twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if not name or not value or "/" in name:
+            raise InputError(f"{verb}: {text!r} is no {form}; give one")
+        if name in found:
+            raise InputError(f"{verb}: {name} is given twice; give it once")
+        found[name] = value
+    return found
 
 
 def metric_of(adapters: Sequence[Adapter], asked: str | None = None) -> Metric:

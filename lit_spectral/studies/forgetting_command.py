@@ -27,7 +27,7 @@ from lit_spectral.files import check_place, write_text
 from lit_spectral.retention.base_model import original_weights
 from lit_spectral.retention.retention import Batch, Retention
 from lit_spectral.retention.texts import next_tokens, prompt_positions
-from lit_spectral.studies.finished import Adapter
+from lit_spectral.studies.finished import Adapter, named_folders
 from lit_spectral.studies.forgetting import MEASURES, Point, Predictors, measures_of, points_in
 from lit_spectral.studies.measured import Measured
 from lit_spectral.tasks import CausalLM, Task
@@ -140,15 +140,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--output_folder", default="runs/forgetting-study", metavar="FOLDER", help="(%(default)s)")
     given = parser.parse_args(args)
     check_at_least(1, top=given.top, limit=given.limit, batch_size=given.batch_size)
-    folders: dict[str, Path] = {}
-    for text in given.folders:
-        name, _, place = text.partition("=")
-        if not name or not place or "/" in name:
-            raise InputError(f"forgetting-study: {text!r} is no NAME=FOLDER; give one")
-        if name in folders:
-            raise InputError(f"forgetting-study: {name} is given twice; give it once")
-        folders[name] = Path(place)
-    given.folders = folders
+    given.folders = named_folders("forgetting-study", given.folders)
     return given
 
 
