@@ -11,7 +11,8 @@ from conftest import scalars
 from lit_spectral.comparison.variants import pairs_of, variants
 from lit_spectral.errors import InputError
 from lit_spectral.generation import sample
-from lit_spectral.methods import LoRA
+from lit_spectral.methods import FCLoRA, LoRA
+from lit_spectral.retention import anchoring
 from lit_spectral.retention.texts import prompt_positions
 from lit_spectral.tasks import Anchor, CausalLM
 
@@ -107,6 +108,27 @@ def test_a_models_own_text_ends_where_it_says_so(writer):
         assert mask == [1] * length + [0] * (len(ids) - length)
         lengths.add(length)
     assert len(lengths) > 5
+
+
+def test_what_a_backbone_says_is_written_once_for_all_methods(anchored, tmp_path, monkeypatch):
+    """And anew where another length was asked for, or the backbone computes otherwise."""
+    monkeypatch.setenv("LIT_SPECTRAL_CACHE", str(tmp_path / "cache"))
+    written = []
+    monkeypatch.setattr(anchoring, "sample", lambda *args: written.append(args[2:]) or sample(*args))
+
+    def first_distance(method, length=12, **made):
+        settings = Anchor(every=1, text="self", limit=4, max_length=length)
+        trainer = anchored("CausalLM", settings, max_steps=2, made={"method": method, **made})
+        return scalars(trainer)["train/anchor"][1][1]
+
+    alone = first_distance(LoRA(rank=4))
+    assert first_distance(LoRA(rank=4)) == alone
+    first_distance(FCLoRA(rank=2))
+    assert written == [(4, 12)]
+    first_distance(LoRA(rank=4), 9)
+    assert written[1:] == [(4, 9)]
+    first_distance(LoRA(rank=4), 9, dtype="bfloat16")
+    assert written[2:] == [(4, 9)]
 
 
 @pytest.mark.parametrize("text", ["self", "prompts", "CORPUS"])

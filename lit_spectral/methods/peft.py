@@ -64,7 +64,7 @@ class Peft(Method):
         config = self._peft_config(model, encoder)
         model.requires_grad_(False)
         theirs = list(model.parameters())  # held, since peft makes 8-bit ones anew, and an id would be another's then
-        before = {id(parameter): float(parameter.double().sum()) for parameter in theirs}
+        before = {id(parameter): float(parameter.detach().double().sum()) for parameter in theirs}
         try:
             with refusals_of("method.config", "give other fields, of those that peft takes for this peft_type"):
                 wrapped: Any = peft.get_peft_model(model, config)
@@ -74,7 +74,7 @@ class Peft(Method):
             raise InputError(
                 "trainer.strategy: fsdp2 has weights in shards, which peft reads whole to start this method; give ddp"
             ) from error
-        after = {id(parameter): float(parameter.double().sum()) for parameter in wrapped.parameters()}
+        after = {id(parameter): float(parameter.detach().double().sum()) for parameter in wrapped.parameters()}
         if any(after.get(key, total) != total for key, total in before.items()):
             raise InputError(
                 "method.config: this initialisation rewrites the backbone, which no checkpoint here would hold; "

@@ -13,17 +13,20 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_spectral import backbones
+from lit_spectral import backbones, tensor_files
+from lit_spectral.backbone_digest import parameters_digest
 from lit_spectral.datamodules.corpora import check_corpus
 from lit_spectral.datamodules.masked_text import mask_tokens
 from lit_spectral.errors import InputError
 from lit_spectral.generation import sample
+from lit_spectral.paths import cache_folder
 from lit_spectral.progress import step_seed
 from lit_spectral.reading import evaluating
-from lit_spectral.retention.base_model import base_model, changed_weights, inner_model
+from lit_spectral.retention.base_model import base_model, changed_weights, inner_model, own_parameters
 from lit_spectral.retention.head import logits_of_states, masked_head
 from lit_spectral.retention.measures import mean_pooled
 from lit_spectral.retention.texts import next_tokens, prompt_positions, text_of
+from lit_spectral.sharding import is_sharded
 from lit_spectral.tasks import Anchor, CausalLM, MaskedLM, Task
 
 __all__ = ["Anchoring", "check_base", "check_text"]
@@ -204,13 +207,25 @@ class Anchoring:
         return _Batch(inputs | {"input_ids": masked}, labels != -100)
 
     def _generate(self, task: Task) -> None:
-        """Let the base model write; the same texts in a run that goes on, and on all processes."""
-        torch.manual_seed(step_seed(task.seed_of_steps, 0, "anchor's text"))
-        precision = task.trainer.precision_plugin
-        with evaluating(task), precision.forward_context(), base_model(task, {}):
-            length = min(self.settings.max_length, int(self._tokenizer.model_max_length))
-            texts = sample(task.model, self._tokenizer, self.settings.limit or 1, length)
-        texts = {name: tensor.cpu() for name, tensor in texts.items()}
+        """Let the base model write, once for all runs; the same texts in a run that goes on, and on all processes."""
+        seed = step_seed(task.seed_of_steps, 0, "anchor's text")
+        length = min(self.settings.max_length, int(self._tokenizer.model_max_length))
+        rows, precision, own = self.settings.limit or 1, task.trainer.precision_plugin, own_parameters(task)
+
+        def write() -> dict[str, Tensor]:
+            torch.manual_seed(seed)
+            with evaluating(task), precision.forward_context(), base_model(task, {}):
+                said = sample(task.model, self._tokenizer, rows, length)
+            return {name: tensor.cpu().contiguous() for name, tensor in said.items()}
+
+        if any(is_sharded(parameter) for parameter in own):  # all processes write together, and none may wait
+            texts = write()
+        else:
+            kind = (rows, length, seed, precision.precision, own[0].dtype, task.device.type)
+            ends = (self._tokenizer.all_special_ids, task.model.generation_config.eos_token_id)
+            recipe = repr(("anchor", parameters_digest(own), *kind, *ends))
+            file = cache_folder("texts") / f"{tensor_files.content_digest(recipe)}.safetensors"
+            texts = tensor_files.kept(file, write, "model.anchor.text: what self says")
         texts["labels"] = texts["input_ids"].masked_fill(texts["attention_mask"] == 0, -100)
         self._texts = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
         self._collate = torch.utils.data.default_collate

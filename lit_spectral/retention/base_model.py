@@ -18,7 +18,7 @@ from lit_spectral.updates.beneath import parameters_beneath
 if TYPE_CHECKING:
     from lit_spectral.tasks import Task
 
-__all__ = ["base_model", "changed_weights", "inner_model", "original_weights"]
+__all__ = ["base_model", "changed_weights", "inner_model", "original_weights", "own_parameters"]
 
 
 def inner_model(task: Task) -> Any:
@@ -60,11 +60,15 @@ def original_weights(task: Task) -> dict[str, Tensor]:
 
 def _named_among(task: Task, parameters: set[int]) -> set[str]:
     """Names, in the model without adapters, of those of these parameters (by id) that are the backbone's own."""
-    model = inner_model(task)
-    wrappers = [module for module in model.modules() if _adds(module)]
+    own = {id(p) for p in own_parameters(task)}
+    return {_plain(name) for name, p in inner_model(task).named_parameters() if id(p) in parameters & own}
+
+
+def own_parameters(task: Task) -> list[nn.Parameter]:
+    """Those of the backbone, with its head where that was pretrained too, and none that adapters have added."""
+    wrappers = [module for module in inner_model(task).modules() if _adds(module)]
     added = {id(p) for w in wrappers for name, p in w.named_parameters() if not name.startswith("base_layer.")}
-    own = {id(p) for p in _pretrained(task).parameters()} - added
-    return {_plain(name) for name, p in model.named_parameters() if id(p) in parameters & own}
+    return [p for p in _pretrained(task).parameters() if id(p) not in added]
 
 
 def _pretrained(task: Task) -> Any:

@@ -32,8 +32,8 @@ class Anchor:
         weight: λ; 0 for no penalty, which costs nothing.
         every: optimizer steps from one penalised step to the next.
         text: `prompts`: the step's own rows; of a decoder's the positions that predict a prompt's tokens, not those of
-            the answer. `self`: what the backbone of a decoder generates, drawn once as training starts. Or a
-            corpus: a file, a folder, `wikitext-2`, … as retention takes them.
+            the answer. `self`: what the backbone of a decoder generates, drawn once for each seed and kept in the
+            cache. Or a corpus: a file, a folder, `wikitext-2`, … as retention takes them.
         limit: texts to generate, or windows or lines of the corpus; None for all of that.
         max_length: tokens of a text at most, of a decoder's windows exactly.
         batch_size: texts in a step, on each process, drawn by the step's number; prompts are all rows of the step.
