@@ -131,6 +131,15 @@ def test_for_fronts_each_run_is_measured_at_every_scale_once(compare):
 
 
 @pytest.mark.slow
+def test_what_was_measured_goes_with_a_run_that_was_removed(compare, done):
+    """By hand, as far as its record and checkpoints: nothing else tells a run from the one that takes its place."""
+    done(*FRONT)
+    (FOLDER / "LoRA/seed_0/record.json").unlink()
+    shutil.rmtree(FOLDER / "LoRA/seed_0/checkpoints")
+    assert [command[0] for command in compare(*FRONT)] == ["fit", "retain"]
+
+
+@pytest.mark.slow
 def test_fronts_are_those_of_the_first_method_and_of_all(done):
     done(*FRONT)
     with open(FOLDER / "fronts.csv", encoding="utf-8") as file:

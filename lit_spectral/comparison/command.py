@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from lit_spectral.comparison import fitting
-from lit_spectral.comparison.fitting import Planned, parse_study
-from lit_spectral.comparison.front_view import FRONT, Fronts, scales_of
+from lit_spectral.comparison.fitting import FRONT, Planned, parse_study
+from lit_spectral.comparison.front_view import Fronts, scales_of
 from lit_spectral.comparison.page import write_page
 from lit_spectral.comparison.records import Records
 from lit_spectral.comparison.results import Comparison, Run, write_csv

@@ -31,6 +31,9 @@ from lit_spectral.run_folder import is_written_to, remove_run
 from lit_spectral.terminal import VERBOSE, is_verbose
 
 __all__ = [
+    "ANSWERS",
+    "FRONT",
+    "SCORES",
     "Planned",
     "announce",
     "call",
@@ -59,6 +62,8 @@ _OF_FIT = {
     "trainer",
 }
 RECORD, COMMAND = "record.json", "command.json"
+# What studies keep in its folder of what they have measured of a run that came to its end.
+FRONT, SCORES, ANSWERS = "front.json", "scores.json", "answers.json"
 # What a broken run goes on from, for a config that doesn't keep it. Without a metric `mode` says nothing, except that
 # Lightning tells this from a config's own ModelCheckpoint by it.
 SAVE_LAST = [
@@ -322,6 +327,8 @@ def fit(planned: Planned, verb: str, expected: Sequence[str], metric: str) -> in
             if status or planned.record.exists():
                 return status
         remove_run(planned.folder)  # what is not gone on with
+        for name in (FRONT, SCORES, ANSWERS):  # of an earlier one, that was removed by hand
+            (planned.folder / name).unlink(missing_ok=True)
         return call(command)
 
 

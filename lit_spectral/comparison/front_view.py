@@ -19,10 +19,7 @@ from lit_spectral.comparison.fronts import Interval, Reached, Settings, front, r
 from lit_spectral.comparison.results import Comparison, Measure, Run, write_rows
 from lit_spectral.errors import InputError
 
-__all__ = ["FRONT", "Fronts", "scales_of"]
-
-# Of a run's folder: what `lit-spectral retain --scale …` writes there.
-FRONT = "front.json"
+__all__ = ["Fronts", "scales_of"]
 
 
 class _Row(NamedTuple):
@@ -34,7 +31,7 @@ class _Row(NamedTuple):
 
 
 def scales_of(file: Path) -> dict[float, dict[str, Any]]:
-    """From a scale of ΔW to what was measured of it, in the form of a run's record.
+    """From a scale of ΔW to what `lit-spectral retain --scale …` measured of it, in the form of a run's record.
 
     Raises:
         InputError: the file is damaged.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_spectral.backbones import fetch
+from lit_spectral.comparison.fitting import SCORES
 from lit_spectral.errors import InputError
 from lit_spectral.files import write_text
 from lit_spectral.lightning_cli import Unrun
@@ -20,7 +21,7 @@ from lit_spectral.updates.update import Update
 
 __all__ = ["Row", "Validation", "measure", "read_row", "write_plan"]
 
-PLAN, SCORES = "row.json", "scores.json"
+PLAN = "row.json"
 # An adapter that is given as it is can't be in shards, and one device says as much as several.
 QUIET = ["--trainer.logger=false", "--trainer.enable_model_summary=false", "--trainer.devices=1"]
 QUIET += ["--trainer.strategy=auto", "--ckpt_path=null"]

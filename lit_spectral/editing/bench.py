@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lit_spectral.checkpoint import load_given
-from lit_spectral.comparison.fitting import Planned
+from lit_spectral.comparison.fitting import ANSWERS, Planned
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.datamodules.edits import Edit, Probe
 from lit_spectral.editing.measuring import Answered, Edited, Measured, measure, with_own_answers
@@ -82,7 +82,7 @@ class Bench:
             file = self._folder / f"backbone_{_digest(of)[:6]}.json"
             self.before[planned.variant], self.probes = _once(file, of, alone)
         of = [planned.record.read_text(encoding="utf-8"), edits, self.probes]
-        return _once(planned.folder / "answers.json", of, adapted)[0]
+        return _once(planned.folder / ANSWERS, of, adapted)[0]
 
     def _loaded(self, planned: Planned, device: torch.device) -> Any:
         """The task of a variant, whatever adapter is on it."""
