@@ -73,6 +73,7 @@ REFERENCES = {
         "q2",
         lambda d, w: with_values(d, lambda s: s.clamp_max(float(torch.linalg.svdvals(w.double()).quantile(0.5)))),
     ),
+    "frobenius": (25.0, lambda d, w: d * min(1.0, 25.0 / float(d.norm()))),
     "clip": (1.2, lambda d, w: with_values(d, clipped)),
     "principal_rank": (3, lambda d, w: without_leading(d, w, 3)),
     "rank": (2, lambda d, w: truncated(d, 2)),
@@ -140,7 +141,7 @@ def test_the_whole_basis_is_not_computed_where_the_leading_vectors_show_it(monke
     assert intruders.without_intruders(delta, weight, torch.eye(12)[:, :6], 0.6, among=4) is delta
 
 
-@pytest.mark.parametrize("repair", ["ball", "ball by quantile", "clip", "principal_rank", "intruders"])
+@pytest.mark.parametrize("repair", ["ball", "ball by quantile", "frobenius", "clip", "principal_rank", "intruders"])
 def test_mending_twice_is_mending_once(repair):
     update, backbone = drawn()
     name, value = repair.split()[0], REFERENCES.get(repair, (0.6,))[0]
@@ -150,7 +151,7 @@ def test_mending_twice_is_mending_once(repair):
         torch.testing.assert_close(second[path], first[path], atol=3e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("scale", 1.0), ("ball", float("inf")), ("clip", 1e9)])
+@pytest.mark.parametrize(("name", "value"), [("scale", 1.0), ("ball", float("inf")), ("frobenius", 1e9), ("clip", 1e9)])
 def test_these_change_nothing(name, value):
     update, backbone = drawn()
     before, after = dense(update, backbone), dense(mend(update, name, value, backbone), backbone)
@@ -210,6 +211,7 @@ MISTAKES = [
     ("--ball={norm: 0.1}", "ball: a bound by each map is written {quantile: 0.6}, {of_norm: 0.05}"),
     ("--ball={quantile: 2}", "a quantile lies between 0 and 1, not 2; give 0.1, q2"),
     ("--ball={quantile: x}", "ball: {quantile: x} can't be read"),
+    ("--frobenius=0", "frobenius is a number above 0, not 0"),
     ("--clip=0.5", "clip is a number at least 1, not 0.5"),
     ("--intruders=0", "intruders is a number above 0 and at most 1, not 0"),
     ("--principal_rank=0", "principal_rank is a whole number, at least 1, not 0"),

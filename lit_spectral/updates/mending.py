@@ -71,6 +71,16 @@ def ball(update: Update, bound: Bound, backbone: Backbone) -> Update:
     return update.map(contracted)
 
 
+def frobenius(update: Update, bound: float, backbone: Backbone) -> Update:
+    """The nearest changes with ‖ΔW‖_F ≤ bound, which are multiples of ΔW (FCLoRA App. I's constraint)."""
+
+    def shrunk(path: str, delta: Delta) -> Delta:
+        size = size_of(delta.singular_values(backbone.behind(path, delta))).frobenius
+        return delta.scaled(bound / size) if size > bound else delta
+
+    return update.map(shrunk)
+
+
 def clip(update: Update, factor: float, backbone: Backbone) -> Update:
     """Singular values of each ΔW above factor · their median become that; factor ≥ 1.
 
@@ -204,6 +214,7 @@ REPAIRS = {
         "R",
         "no singular value of ΔW above R: a number, or of each W₀ q1 … q4, {of_norm: 0.05} or {of_outputs: 0.1}",
     ),
+    "frobenius": Repair(frobenius, _number("frobenius", above=0), "F", "no ‖ΔW‖_F above F, by scaling ΔW"),
     "clip": Repair(clip, _number("clip", least=1), "C", "no singular value of ΔW above C times their median"),
     "principal_rank": Repair(
         principal_rank, _count("principal_rank"), "K", "out of W₀'s K leading singular vectors, on both sides"
