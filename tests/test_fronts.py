@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 from lit_spectral.comparison.fronts import Settings, front, kept_at, reached, score_at
 
@@ -85,6 +86,23 @@ def test_resamples_are_paired() -> None:
     found = reached(reference, other, whole=1.0)
     assert found.lost_over_reference == pytest.approx((0.5, 0.5, 0.5))
     assert found.score.high - found.score.low > 0.05
+
+
+@pytest.mark.parametrize(("seeds", "within"), [(5, 0.12), (8, 0.06), (30, 0.05)])
+def test_intervals_of_few_seeds_are_about_as_wide_as_students(seeds: int, within: float) -> None:
+    """Of the mean of what is kept, at one setting; the plain percentiles of five would be a third too narrow."""
+    kept = norm.ppf((np.arange(seeds) + 0.5) / seeds)[None]
+    found = reached(
+        Settings(np.ones((1, seeds)), 0 * kept), Settings(np.ones((1, seeds)), kept), whole=1.0, draws=20_000
+    )
+    half = t.ppf(0.975, seeds - 1) * kept.std(ddof=1) / seeds**0.5
+    assert found.kept.high == pytest.approx(half, rel=within)
+    assert found.kept.low == pytest.approx(-half, rel=within)
+
+
+def test_of_two_seeds_the_interval_is_all_between_them() -> None:
+    two = Settings(np.ones((1, 2)), np.array([[0.2, 0.6]]))
+    assert reached(two, two, whole=1.0).kept == pytest.approx((0.4, 0.2, 0.6))
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -6,8 +6,9 @@ larger, here. Shape suffixes: `p` settings of one method, `s` seeds.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 __all__ = ["Interval", "Reached", "Settings", "front", "kept_at", "reached", "score_at"]
 
 Array = NDArray[np.float64]
+
+# Seeds of which every resample is looked at: 5⁵ are 3,125.
+WHOLE = 5
 
 
 class Settings(NamedTuple):
@@ -37,7 +41,12 @@ class Settings(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A number, and the 95 % interval of a bootstrap over seeds; NaN where there is none."""
+    """A number, and the 95 % interval of a bootstrap over seeds; NaN where there is none.
+
+    It is the expanded percentile interval (Hesterberg, 2015, "What teachers should know about the bootstrap"), which of
+    the mean of a few normal numbers is about as wide as Student's; the plain one of five is by a third too narrow. Of
+    two or three seeds it is all that resamples come to.
+    """
 
     value: float
     low: float
@@ -97,21 +106,19 @@ def reached(reference: Settings, other: Settings, whole: float, within: float = 
         other: a method, or the reference itself.
         whole: what the backbone has of what is kept.
         within: how far below the reference's best score to look, in the score's units.
-        draws: resamples of the seeds, drawn with a fixed seed.
+        draws: resamples of the seeds, drawn with a fixed seed; where there are few seeds, all that there are.
     """
     seeds = reference.scores.shape[1]
     if other.scores.shape[1] != seeds:
         raise ValueError(f"{other.scores.shape[1]} seeds beside {seeds}; a paired comparison needs the same")
     found = _compared(reference.means(), other.means(), whole, within)
-    generator = np.random.default_rng(0)
-    resamples = []
-    for _ in range(draws if seeds > 1 else 0):
-        chosen = generator.integers(seeds, size=(seeds,)).tolist()
-        resamples.append(_compared(reference.means(chosen), other.means(chosen), whole, within))
+    resamples = [
+        _compared(reference.means(chosen), other.means(chosen), whole, within) for chosen in _resamples(seeds, draws)
+    ]
     columns = np.array(resamples).reshape(-1, len(found))
     reaching = np.isfinite(columns[:, 1]) if len(columns) else np.array([math.isfinite(found[1])])
     score, kept, lost, score_at_kept = (
-        _interval(value, column) for value, column in zip(found, columns.T, strict=True)
+        _interval(value, column, seeds) for value, column in zip(found, columns.T, strict=True)
     )
     return Reached(score, kept, lost, score_at_kept, float(reaching.mean()))
 
@@ -127,10 +134,25 @@ def _compared(
     return score, ours, (whole - ours) / lost if lost > 0 else math.nan, score_at(*other, theirs)
 
 
-def _interval(value: float, drawn: Array) -> Interval:
+def _resamples(seeds: int, draws: int) -> Iterator[Sequence[int]]:
+    """Numbers of seeds, as many as there are, repeated and left out: all ways, or so many of them; none of one seed."""
+    if seeds == 1:
+        return
+    if seeds <= WHOLE:
+        yield from itertools.product(range(seeds), repeat=seeds)
+        return
+    generator = np.random.default_rng(0)
+    for _ in range(draws):
+        yield generator.integers(seeds, size=(seeds,)).tolist()
+
+
+def _interval(value: float, drawn: Array, seeds: int) -> Interval:
     """Of the resamples that have the number, where the sample has it."""
+    from scipy.stats import norm, t
+
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn) or not math.isfinite(value):
         return Interval(value, math.nan, math.nan)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    tail = norm.cdf(-t.ppf(0.975, seeds - 1) * math.sqrt(seeds / (seeds - 1)))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
