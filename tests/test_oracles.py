@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_spectral import adapters as ad
 from lit_spectral.adapters import HadamardAdapter
-from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA, Peft, PiSSA
+from lit_spectral.methods import FCLoRA, HiPLoRA, HiRA, LoRA, Peft, PiSSA, RsLoRA
 from lit_spectral.tasks import SequenceClassification
 
 TARGETS = ["query", "key", "value", "dense"]
@@ -45,6 +45,28 @@ def train(adapted, steps=10):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+@pytest.mark.parametrize("scaled", ["", "rs"])
+def test_lora_makes_the_change_that_peft_makes(scaled):
+    """So that it is no straw man beside which others look well."""
+    ours, theirs = model(), model()
+    (RsLoRA if scaled else LoRA)(rank=4, alpha=8).apply(ours, ours)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, use_rslora=bool(scaled))
+    theirs = peft.get_peft_model(theirs, config)
+    layers = {name: m for name, m in theirs.base_model.model.named_modules() if hasattr(m, "lora_A")}
+    changes = ad.named_changes(ours)
+    assert changes.keys() == layers.keys()
+    for name, layer in layers.items():
+        right, drawn = changes[name].right.detach(), layer.lora_A["default"].weight.detach()
+        assert float(right.abs().max()) == pytest.approx(float(drawn.abs().max()), rel=0.2)  # uniform, up to 1/√in
+        drawn.copy_(right)
+    train(ours)
+    train(theirs)
+    for name, layer in layers.items():
+        expected = layer.get_delta_weight("default")
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(changes[name].delta_weight(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_hira_makes_the_change_that_peft_makes():
