@@ -226,7 +226,9 @@ def test_hira_unfolds_exactly_whatever_happened_while_it_was_folded():
 
 
 LAYERS = {
-    "LoRA": peft.LoraConfig(r=4, target_modules=["0"]),
+    "LoRA": peft.LoraConfig(r=4, lora_alpha=12, lora_bias=True, target_modules=["0"]),
+    "rsLoRA": peft.LoraConfig(r=4, use_rslora=True, target_modules=["0"]),
+    "AdaLoRA": peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["0"]),
     "DoRA": peft.LoraConfig(r=4, use_dora=True, target_modules=["0"]),
     "IA3": peft.IA3Config(target_modules=["0"], feedforward_modules=[]),
 }
@@ -247,6 +249,11 @@ def test_the_change_of_a_layer_of_peft_is_that_of_its_merged_weight(config, dtyp
     base = wide.base_model.model[0].get_base_layer().weight.detach().clone()
     expected = wide.merge_and_unload()[0].weight - base
     torch.testing.assert_close(change.delta_weight(), expected, rtol=1e-3, atol=1e-5)
+    factors = change.factors()
+    assert (factors is not None) == (config.peft_type == "LORA" and not config.use_dora)
+    if factors is not None:
+        left, scale, right, *_ = factors
+        torch.testing.assert_close(scale * left @ right, expected, rtol=1e-3, atol=1e-5)
 
 
 CONFIGS = {

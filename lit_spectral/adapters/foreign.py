@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_spectral.adapters.base import Change
+from lit_spectral.adapters.base import Change, Factors
 from lit_spectral.adapters.linear import is_quantised, linear_shape
-from lit_spectral.sharding import gathered
+from lit_spectral.sharding import gathered, is_sharded
 
 __all__ = ["PeftChange", "is_peft_layer"]
 
@@ -26,7 +26,7 @@ class PeftChange(Change):
     """ΔW of a layer of peft, known by what the layer does beside its base layer.
 
     Nothing of how a method of peft builds its change is assumed but that it is linear, up to a
-    `constant` (some train a bias too), which is no part of ΔW.
+    `constant` (some train a bias too), which is no part of ΔW. Plain LoRA's is known by its factors too.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -38,6 +38,23 @@ class PeftChange(Change):
     def folded(self) -> bool:  # type: ignore[override]
         """Whether peft has merged the layer."""
         return bool(self.layer.merged)
+
+    def factors(self) -> Factors | None:
+        """Plain LoRA's, of one adapter; None of other kinds (DoRA among them), and where they lie in shards."""
+        from peft.tuners.lora import LoraLayer
+
+        layer = self.layer
+        if not isinstance(layer, LoraLayer) or len(layer.active_adapters) != 1:
+            return None
+        (name,) = layer.active_adapters
+        # AdaLoRA's layers are of LoRA's class, with parameters in place of maps.
+        plain = name in layer.lora_A and isinstance(layer.lora_A[name], nn.Linear)
+        if not plain or layer.lora_variant.get(name) is not None:
+            return None
+        left, right = layer.lora_B[name].weight, layer.lora_A[name].weight
+        if is_sharded(left) or is_sharded(right):
+            return None
+        return Factors(left.float(), float(layer.scaling[name]), right.float())
 
     def _change(self, x: Tensor) -> Tensor:
         """Rows of x (n, in) times ΔWᵀ, (n, out), float32."""
