@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.markup import escape
 
+from lit_spectral.comparison.results import more_is_better
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.datamodules.corpora import check_corpus
 from lit_spectral.datamodules.files import read_split
@@ -160,8 +161,7 @@ def task_metric(cli: Any, name: str | None) -> tuple[str, bool]:
     """The task's metric, and whether more of it is better."""
     best = [c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
     metric: str = name or (str(best[0].monitor) if best else "val/loss")
-    known = [c.mode == "max" for c in best if c.monitor == metric]
-    return metric, known[0] if known else not metric.endswith(("loss", "perplexity"))
+    return metric, more_is_better(metric, [c.mode for c in best if c.monitor == metric])
 
 
 def planned(

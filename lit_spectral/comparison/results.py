@@ -25,6 +25,7 @@ __all__ = [
     "Measure",
     "Run",
     "deviation",
+    "more_is_better",
     "paired_difference",
     "side_by_side",
     "write_csv",
@@ -66,6 +67,11 @@ class Measure(NamedTuple):
     def show(self, value: float) -> str:
         """With this measure's digits."""
         return f"{value:,.{self.digits}f}"
+
+
+def more_is_better(metric: str, modes: Sequence[str]) -> bool:
+    """Whether more of a metric is better: as a config's ModelCheckpoints on it have their mode, else by its name."""
+    return modes[0] == "max" if modes else not metric.endswith(("loss", "perplexity"))
 
 
 class Difference(NamedTuple):

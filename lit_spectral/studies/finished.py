@@ -15,6 +15,7 @@ import yaml
 
 from lit_spectral.backbone_digest import same_backbone
 from lit_spectral.checkpoint_file import read, saved_by_task
+from lit_spectral.comparison.results import more_is_better
 from lit_spectral.comparison.variants import folder_of
 from lit_spectral.errors import InputError, nearest
 
@@ -221,7 +222,7 @@ def metric_of(adapters: Sequence[Adapter], asked: str | None = None) -> Metric:
             there = ", ".join(sorted(adapter.logged))
             remedy = f"give --metric {adapter.task}=NAME, of {there}" if there else "have it validate, and run it again"
             raise InputError(f"merge-study: {adapter.name} logged no {name}; {remedy}")
-    return Metric(name, modes[0] == "max" if modes else not name.endswith(("loss", "perplexity")))
+    return Metric(name, more_is_better(name, modes))
 
 
 def _callbacks(config: Path) -> list[dict[str, Any]]:
