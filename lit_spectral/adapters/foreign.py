@@ -43,7 +43,7 @@ class PeftChange(Change):
         """Plain LoRA's, of one adapter; None of other kinds (DoRA among them), and where they lie in shards."""
         from peft.tuners.lora import LoraLayer
 
-        layer = self.layer
+        layer: Any = self.layer
         if not isinstance(layer, LoraLayer) or len(layer.active_adapters) != 1:
             return None
         (name,) = layer.active_adapters
@@ -51,7 +51,8 @@ class PeftChange(Change):
         plain = name in layer.lora_A and isinstance(layer.lora_A[name], nn.Linear)
         if not plain or layer.lora_variant.get(name) is not None:
             return None
-        left, right = layer.lora_B[name].weight, layer.lora_A[name].weight
+        left: Any = layer.lora_B[name].weight
+        right: Any = layer.lora_A[name].weight
         if is_sharded(left) or is_sharded(right):
             return None
         return Factors(left.float(), float(layer.scaling[name]), right.float())
