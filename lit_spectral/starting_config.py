@@ -102,7 +102,7 @@ def render(method: str, backbone: str, task: str, data: str | None = None) -> st
         *_settings(kind, "      "),
         "    optimizer:",
         "      class_path: torch.optim.AdamW",
-        "      init_args: {lr: 4.0e-4, weight_decay: 0.0}",
+        f"      init_args: {{lr: {_rate(kind)}, weight_decay: 0.0}}  # to be tuned first: try half of it, and twice",
         *_anchor(kind, problem),
         "    lr_scheduler: linear",
         "    # warmup_steps: 0.06  # a number of optimizer steps, or below 1 a fraction of them all",
@@ -118,6 +118,13 @@ def _named(what: str, name: str, known: dict[str, type]) -> type:
     if name not in known:
         raise InputError(f"config: there is no {what} {name}{nearest(name, known)}")
     return known[name]
+
+
+def _rate(method: type) -> str:
+    """A learning rate to begin with: a bounded ΔW bears more than a free one (docs/results), all weights far less."""
+    from lit_spectral.methods import FCLoRA, FullFineTuning  # as in listing: neither --help nor a mistake waits
+
+    return "2.0e-5" if issubclass(method, FullFineTuning) else "1.0e-3" if issubclass(method, FCLoRA) else "4.0e-4"
 
 
 def _anchor(method: type, task: type) -> list[str]:

@@ -197,6 +197,14 @@ def test_a_config_to_start_from_is_anchored_where_it_can_be(method, task, anchor
     assert settings.get("anchor") == anchor
 
 
+@pytest.mark.parametrize(
+    ("method", "lr"), [("LoRA", 4e-4), ("FCLoRA", 1e-3), ("HiLoRA", 1e-3), ("FullFineTuning", 2e-5)]
+)
+def test_a_config_to_start_from_has_a_rate_for_its_method(method, lr):
+    settings = yaml.safe_load(starting_config.render(method, "tiny", "CausalLM"))["model"]["init_args"]
+    assert settings["optimizer"]["init_args"]["lr"] == lr
+
+
 @pytest.mark.parametrize("task", listing.task_classes())
 def test_a_config_to_start_from_can_be_of_all_data_of_the_task(task):
     kinds = listing.task_classes()[task].data_modules
