@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib import colormaps
+
 from lit_spectral import pages
 from lit_spectral.comparison.front_view import Fronts
 from lit_spectral.comparison.records import read_records
@@ -16,12 +18,19 @@ def main() -> None:
     compared = {file.parent.name: read_records(file) for file in sorted(HERE.glob("*/records.jsonl"))}
     scaled = {name: Fronts(found, 0.0) for name, found in compared.items() if any(run.scales for run in found.runs)}
     methods = list(dict.fromkeys(method for fronts in scaled.values() for method in fronts.methods))
-    colours = {method: f"C{number}" for number, method in enumerate(methods)}
+    palette = colormaps["tab20"].colors  # in pairs, dark and light
+    colours = {method: palette[2 * number % 20 + number // 10] for number, method in enumerate(methods)}
     figure, axes = pages.axes(len(scaled), 6.2 * len(scaled), 4.6)
     for ax, (name, fronts) in zip(axes, scaled.items(), strict=True):
         measure = fronts.measures[0]
         fronts.draw(ax, measure, colours)
-        ax.set(title=name.replace("_", " "), xlabel=measure.title, ylabel=fronts.comparison.task.title)
+        task = fronts.comparison.task
+        ax.set(title=name.replace("_", " ").removesuffix(" fronts"), xlabel=measure.title, ylabel=task.title)
+        # Better is up and to the right in all panels.
+        if not measure.higher_is_better:
+            ax.invert_xaxis()
+        if not task.higher_is_better:
+            ax.invert_yaxis()
     figure.savefig(HERE / "fronts.png", dpi=110)
 
 
