@@ -105,6 +105,7 @@ class PromptedText(TextDataModule):
         for name, text in self.templates.items():
             if not isinstance(text, str):
                 raise InputError(f"data.{name}: {text!r} is no text; write some with columns in braces: '{{{name}}}'")
+        self._told: dict[str, list[str]] = {}
         self._parts = {name: parse(f"data.{name}", text) for name, text in self.templates.items()}
 
     def tokenised(self, name: str) -> Any:
@@ -229,10 +230,12 @@ class PromptedText(TextDataModule):
             limits = "too_long, max_characters, empty_answer"
             raise InputError(f"data.path: no row of split {split} of {self.path} is left; see {limits}")
         left_out, cut = len(rows) - len(encoded), sum(encoded["cut"])
-        if left_out:
-            log.warning("%s: %d of %d rows left out, of an empty answer or too long", split, left_out, len(rows))
-        if cut:
-            log.warning("%s: %d of %d rows cut to %d tokens", split, cut, len(rows), longest)
+        told = [f"{left_out} of {len(rows)} rows left out, of an empty answer or too long"] if left_out else []
+        told += [f"{cut} of {len(rows)} rows cut to {longest} tokens"] if cut else []
+        if self._told.get(split) != told:  # `train` is read again for the rows that are held out of it
+            self._told[split] = told
+            for line in told:
+                log.warning("%s: %s", split, line)
         return encoded
 
     def _writer(

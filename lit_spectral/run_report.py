@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -17,6 +18,8 @@ from lit_spectral.run_folder import own_folder
 from lit_spectral.tasks import CausalLM, Task
 
 __all__ = ["RunReport"]
+
+SMALL = 10_000_000  # parameters below which a run is short in any precision
 
 
 class RunReport(Callback):
@@ -30,6 +33,8 @@ class RunReport(Callback):
         """Say what is trained on what."""
         if trainer.is_global_zero and isinstance(pl_module, Task):
             print(_head(trainer, pl_module), flush=True)
+            if not _compared(trainer) and _slower_than_need_be(trainer, pl_module):
+                print("float32, where bfloat16 is several times as fast here: --trainer.precision bf16-mixed", flush=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say what was measured."""
@@ -57,12 +62,31 @@ class RunReport(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say where it all lies."""
-        compared = any(isinstance(callback, RunRecord) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if compared or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if _compared(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         lines = _end(trainer, pl_module, own_folder(trainer))  # all processes must ask
         if trainer.is_global_zero:
             print("\n".join(lines), flush=True)
+
+
+def _compared(trainer: pl.Trainer) -> bool:
+    return any(isinstance(callback, RunRecord) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _slower_than_need_be(trainer: pl.Trainer, task: Task) -> bool:
+    """Whether products are in float32 on a device that has instructions for bfloat16."""
+    parameters = sum(each.numel() for each in task.model.parameters() if each.dtype == torch.float32)
+    if str(trainer.precision) != "32-true" or parameters < SMALL:
+        return False
+    if task.device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return task.device.type == "cpu" and _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
+    # torch asks it of the processor, but has no public name for it.
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return any(supported() for supported in asked)
 
 
 def _head(trainer: pl.Trainer, task: Task) -> str:

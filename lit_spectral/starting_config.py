@@ -83,7 +83,7 @@ def render(method: str, backbone: str, task: str, data: str | None = None) -> st
         "trainer:",
         "  max_epochs: 3",
         "  gradient_clip_val: 1.0",
-        "  # precision: bf16-mixed  # on a GPU",
+        "  # precision: bf16-mixed  # on a GPU, or a CPU with instructions for it (AVX512-BF16, AMX)",
         "  logger:  # tensorboard --logdir runs",
         "    class_path: lightning.pytorch.loggers.TensorBoardLogger",
         f"    init_args: {{save_dir: runs, name: {method.lower()}_{task.lower()}}}",
@@ -134,8 +134,10 @@ def _anchor(method: type, task: type) -> list[str]:
 
     if issubclass(method, (FullFineTuning, BitFit, Peft)) or issubclass(task, MaskedLM):
         return []
-    settings = {"weight": 1.0, "text": "self"} if issubclass(task, CausalLM) else {"weight": 0.25}
+    decoder = issubclass(task, CausalLM)
+    settings = {"weight": 1.0, "text": "self"} if decoder else {"weight": 0.25}
     about = "forgets less at the same score (docs/results), for more time a step; 0: none, as in the papers"
+    about += "" if decoder else " and for sentence encoders, which have no masked-language head"
     return [f"    anchor: {_value(settings)}  # {about}"]
 
 

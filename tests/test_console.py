@@ -12,7 +12,7 @@ import yaml
 from conftest import CONFIGS
 from lightning.pytorch.cli import LightningCLI
 
-from lit_spectral import cli, help_screens, listing, methods, starting_config, terminal
+from lit_spectral import cli, help_screens, listing, methods, run_report, starting_config, terminal
 from lit_spectral.errors import Parser
 from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.verbs import LIGHTNING, VERBS
@@ -52,6 +52,19 @@ def test_a_fit_is_a_line_at_the_start_one_a_validation_and_a_block_whose_command
     assert os.path.isdir(commands[0][-1])
     for words in commands[1:]:
         cli.main(words[1:])
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "said"), [("32-true", True, True), ("bf16-mixed", True, False), ("32-true", False, False)]
+)
+def test_float32_is_said_to_be_slow_where_the_processor_has_bfloat16(
+    flags, tmp_path, monkeypatch, capsys, precision, has_bf16, said
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_report, "SMALL", 0)
+    monkeypatch.setattr(run_report, "_cpu_has_bf16", lambda: has_bf16)
+    cli.main(["fit", *flags, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", f"--trainer.precision={precision}"])
+    assert ("--trainer.precision bf16-mixed" in capsys.readouterr().out) == said
 
 
 @pytest.mark.slow
