@@ -100,12 +100,13 @@ class SpectralMonitor(Callback):
         self._recorded.append((logged_step(trainer), self.measure()))
         if len(self._recorded) >= self.flush_every_n_steps or self.latest_max is None:  # show the first at once
             self._flush(trainer)
-        if self.latest_max is not None:
-            pl_module.log("sigma_max", self.latest_max, prog_bar=True, logger=False)
+        self._show(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write before validating, so that a crash there loses nothing."""
+        """Write before validating, so that a crash there loses nothing, and show what it is by now."""
         self._flush(trainer)
+        if not trainer.sanity_checking:
+            self._show(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write, and add histograms of all singular values."""
@@ -200,6 +201,10 @@ class SpectralMonitor(Callback):
             change.times, change.transposed_times, vector / vector.norm()
         )
         return norm
+
+    def _show(self, pl_module: pl.LightningModule) -> None:
+        if self.latest_max is not None:
+            pl_module.log("sigma_max", self.latest_max, prog_bar=True, logger=False)
 
     def _flush(self, trainer: pl.Trainer) -> None:
         if not self._recorded:

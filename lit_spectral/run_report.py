@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_spectral.adapters import Change, named_changes, named_wrappers
 from lit_spectral.callbacks import RunRecord
 from lit_spectral.datamodules.corpora import PYTHON_DOCS
+from lit_spectral.precision import advise_bf16
 from lit_spectral.run_folder import own_folder
 from lit_spectral.tasks import CausalLM, Task
 
 __all__ = ["RunReport"]
-
-SMALL = 10_000_000  # parameters below which a run is short in any precision
 
 
 class RunReport(Callback):
@@ -33,8 +31,8 @@ class RunReport(Callback):
         """Say what is trained on what."""
         if trainer.is_global_zero and isinstance(pl_module, Task):
             print(_head(trainer, pl_module), flush=True)
-            if not _compared(trainer) and _slower_than_need_be(trainer, pl_module):
-                print("float32, where bfloat16 is several times as fast here: --trainer.precision bf16-mixed", flush=True)
+            if not _compared(trainer) and str(trainer.precision) == "32-true":
+                advise_bf16(pl_module.model, pl_module.device, "--trainer.precision bf16-mixed")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say what was measured."""
@@ -71,22 +69,6 @@ class RunReport(Callback):
 
 def _compared(trainer: pl.Trainer) -> bool:
     return any(isinstance(callback, RunRecord) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def _slower_than_need_be(trainer: pl.Trainer, task: Task) -> bool:
-    """Whether products are in float32 on a device that has instructions for bfloat16."""
-    parameters = sum(each.numel() for each in task.model.parameters() if each.dtype == torch.float32)
-    if str(trainer.precision) != "32-true" or parameters < SMALL:
-        return False
-    if task.device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return task.device.type == "cpu" and _cpu_has_bf16()
-
-
-def _cpu_has_bf16() -> bool:
-    # torch asks it of the processor, but has no public name for it.
-    asked = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
-    return any(supported() for supported in asked)
 
 
 def _head(trainer: pl.Trainer, task: Task) -> str:
@@ -136,10 +118,11 @@ def _end(trainer: pl.Trainer, task: Any, folder: Path | None) -> list[str]:
     lines = [f"best {best.monitor}: {float(best.best_model_score):.4g}"] if best and best.best_model_score else []
     lines += [f"checkpoint: {_here(file.best_model_path)}"] if file else []
     lines += [f"log folder: {_here(folder)}"] if folder else []
-    return [*lines, *_next(task, folder, file.best_model_path if file else None)]
+    bf16 = str(trainer.precision).startswith("bf16")
+    return [*lines, *_next(task, folder, file.best_model_path if file else None, bf16)]
 
 
-def _next(task: Any, folder: Path | None, checkpoint: str | None) -> list[str]:
+def _next(task: Any, folder: Path | None, checkpoint: str | None, bf16: bool) -> list[str]:
     """Commands that go on from here."""
     commands = [["tensorboard", "--logdir", _here(folder)]] if folder else []
     if checkpoint and isinstance(task, Task):
@@ -148,7 +131,8 @@ def _next(task: Any, folder: Path | None, checkpoint: str | None) -> list[str]:
             commands.append([command, "validate", "--config", _here(folder / "config.yaml"), "--ckpt_path", file])
         if isinstance(task, CausalLM):
             commands.append([command, "evaluate", "--checkpoint", file, "--tasks", "arc_easy"])
-        commands.append([command, "retain", "--checkpoint", file, "--corpora", PYTHON_DOCS])
+        rounded = ["--bf16"] if bf16 else []
+        commands.append([command, "retain", "--checkpoint", file, "--corpora", PYTHON_DOCS, *rounded])
         changes = named_changes(task.model).values()
         thin = all(change.factors() is not None for change in changes)
         place = ["--output", _here((folder or Path()) / "exported")]

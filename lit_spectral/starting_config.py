@@ -82,6 +82,7 @@ def render(method: str, backbone: str, task: str, data: str | None = None) -> st
         "seed_everything: 42",
         "trainer:",
         "  max_epochs: 3",
+        "  log_every_n_steps: 10",
         "  gradient_clip_val: 1.0",
         "  # precision: bf16-mixed  # on a GPU, or a CPU with instructions for it (AVX512-BF16, AMX)",
         "  logger:  # tensorboard --logdir runs",

@@ -12,7 +12,7 @@ import yaml
 from conftest import CONFIGS
 from lightning.pytorch.cli import LightningCLI
 
-from lit_spectral import cli, help_screens, listing, methods, run_report, starting_config, terminal
+from lit_spectral import cli, help_screens, listing, methods, starting_config, terminal
 from lit_spectral.errors import Parser
 from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.verbs import LIGHTNING, VERBS
@@ -54,17 +54,40 @@ def test_a_fit_is_a_line_at_the_start_one_a_validation_and_a_block_whose_command
         cli.main(words[1:])
 
 
+@pytest.fixture
+def has_bf16(monkeypatch):
+    """Models of any size, on a processor with or without instructions for bfloat16."""
+
+    def has(yes):
+        monkeypatch.setattr("lit_spectral.precision.SMALL", 0)
+        monkeypatch.setattr("lit_spectral.precision._has_bf16", lambda device: yes)
+
+    return has
+
+
 @pytest.mark.parametrize(
-    ("precision", "has_bf16", "said"), [("32-true", True, True), ("bf16-mixed", True, False), ("32-true", False, False)]
+    ("precision", "there", "said"), [("32-true", True, True), ("bf16-mixed", True, False), ("32-true", False, False)]
 )
-def test_float32_is_said_to_be_slow_where_the_processor_has_bfloat16(
-    flags, tmp_path, monkeypatch, capsys, precision, has_bf16, said
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_report, "SMALL", 0)
-    monkeypatch.setattr(run_report, "_cpu_has_bf16", lambda: has_bf16)
-    cli.main(["fit", *flags, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", f"--trainer.precision={precision}"])
+def test_float32_is_said_to_be_slow_where_there_is_bfloat16(fit, has_bf16, capsys, precision, there, said):
+    has_bf16(there)
+    fit(
+        "fclora_roberta_mrpc",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+        f"--trainer.precision={precision}",
+    )
     assert ("--trainer.precision bf16-mixed" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("sweep", [[], ["--scale=0:1:1"]])
+@pytest.mark.parametrize(("given", "said"), [([], True), (["--bf16"], False)])
+def test_so_it_is_where_retention_is_measured(fit, has_bf16, capsys, tmp_path, given, said, sweep):
+    trainer = fit("fclora_roberta_mrpc", "--trainer.max_steps=1", "--trainer.limit_val_batches=0").trainer
+    trainer.save_checkpoint("a.ckpt")
+    (tmp_path / "words.txt").write_text("one two three four\n" * 4)
+    has_bf16(True)
+    cli.main(["retain", "--checkpoint=a.ckpt", "--corpora=words.txt", "--device=cpu", *sweep, *given])
+    assert ("much faster here: --bf16" in capsys.readouterr().out) == said
 
 
 @pytest.mark.slow

@@ -261,6 +261,17 @@ def test_changes_without_factors_are_measured_in_every_precision(train, name, pr
     assert scalars(train(METHODS[name], precision=precision, max_steps=2))["spectral_norm_estimate/max"][-1][1] > 0
 
 
+def test_a_validation_is_told_the_largest_norm_of_its_own_step(train):
+    class Told(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            self.sigma_max = trainer.callback_metrics.get("sigma_max")
+
+    told = Told()
+    # Fewer steps than norms are written after, so that what was shown is from the first.
+    trainer = train(METHODS["LoRA"], told, max_epochs=1)
+    assert float(told.sigma_max) == pytest.approx(scalars(trainer)["spectral_norm/max"][-1][1])
+
+
 def test_adalora_allocates_although_a_step_was_skipped(train):
     class Poison(pl.Callback):
         def on_after_backward(self, trainer, pl_module):

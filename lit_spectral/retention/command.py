@@ -19,6 +19,7 @@ from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.files import check_place, write_text
 from lit_spectral.flags import add_model, add_texts
+from lit_spectral.precision import advise_bf16
 from lit_spectral.retention.measures import BASE
 from lit_spectral.retention.retention import Retention
 from lit_spectral.retention.suite import Score, harness_names, is_one_of, retain, suite_scores
@@ -43,6 +44,8 @@ def run(args: list[str]) -> Path:
 
         return run_sweeps(given, sweeps, Retention(named_corpora(given.corpora), given.sts, *how), device, rounded)
     task = load(given.checkpoint, given.backbone).to(device)
+    if not given.bf16:
+        advise_bf16(task.model, device, "--bf16")
     file = Path(given.output_path) if given.output_path else log_folder(given.checkpoint) / "retention.json"
     check_place(file, "retain: --output_path")
     settings = {name: value for name, value in vars(given).items() if name != "output_path"} | {"device": str(device)}

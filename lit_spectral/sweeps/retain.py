@@ -13,6 +13,7 @@ import torch
 from lit_spectral.checkpoint import load_given, log_folder
 from lit_spectral.errors import InputError
 from lit_spectral.lightning_cli import SpectralCLI
+from lit_spectral.precision import advise_bf16
 from lit_spectral.retention.retention import Retention
 from lit_spectral.sweeps.report import Report
 from lit_spectral.sweeps.sweep import sweep
@@ -44,6 +45,8 @@ def run_sweeps(
     """
     cli = None if given.validate is None else _config_of(given, device)
     task: Any = load_given(given.checkpoint, given.backbone).to(device) if cli is None else cli.model
+    if not given.bf16:
+        advise_bf16(task.model, device, "--bf16")
     unprepared = [retention]
 
     def measure() -> dict[str, float]:
