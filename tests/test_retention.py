@@ -64,7 +64,9 @@ def measured(task, text, **options):
     return retention.measure(task)
 
 
-def test_scores_are_the_definitions():
+@pytest.mark.parametrize("entries", [2**21, 25, 5])  # all tokens at a time, two, and fewer than one
+def test_scores_are_the_definitions(entries, monkeypatch):
+    monkeypatch.setattr("lit_spectral.retention.measures.CPU_ENTRIES", entries)
     generator = torch.Generator().manual_seed(0)
     logits, base = (torch.randn(7, 11, generator=generator) for _ in range(2))
     wanted = torch.randint(11, (7,), generator=generator)

@@ -19,6 +19,9 @@ BASE = {
     "spearman": "base_spearman",
 }
 
+# Logits that are looked at at a time.
+CPU_ENTRIES, GPU_ENTRIES = 2**21, 2**26
+
 
 class TokenScores(NamedTuple):
     """Sums over scored tokens, 0-d and float64, in nats where they are losses.
@@ -45,7 +48,18 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(logits: Tensor, base_logits: Tensor, wanted: Tensor) -> TokenScores:
-    """Scores of (n, vocabulary) logits against (n,) tokens; computed in float32, summed in float64."""
+    """Scores of (n, vocabulary) logits against (n,) tokens; computed in float32, summed in float64.
+
+    A few tokens at a time, since all that is made on the way is as large as the logits: on a CPU what stays in its
+    cache took 0.4 times as long for 2,048 tokens of 49,152, and on a GPU memory is what runs out.
+    """
+    entries = CPU_ENTRIES if logits.device.type == "cpu" else GPU_ENTRIES
+    pieces = [each.split(max(1, entries // logits.shape[-1])) for each in (logits, base_logits, wanted)]
+    scores = [torch.stack(_scores(*piece)) for piece in zip(*pieces, strict=True)]
+    return TokenScores(*torch.stack(scores).sum(0))
+
+
+def _scores(logits: Tensor, base_logits: Tensor, wanted: Tensor) -> TokenScores:
     adapted, base = (F.log_softmax(x.float(), dim=-1) for x in (logits, base_logits))
     probabilities = base.exp()
     index = wanted.unsqueeze(-1)
