@@ -92,6 +92,12 @@ def test_results_carry_what_they_depend_on(evaluated):
     assert "git" in about
 
 
+def test_git_says_nothing_of_a_folder_that_is_no_repository(tmp_path, monkeypatch, capfd, request):
+    monkeypatch.chdir(tmp_path)
+    request.getfixturevalue("evaluated")
+    assert "fatal" not in capfd.readouterr().err
+
+
 def test_results_go_to_tensorboard(evaluated):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

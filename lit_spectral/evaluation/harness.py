@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_spectral.errors import InputError, reason_of, refusals_of
 from lit_spectral.evaluation.benchmarks import BENCHMARKS
+from lit_spectral.evaluation.provenance import described
 
 __all__ = ["Tasks", "as_json", "evaluate", "figures"]
 
@@ -121,7 +122,10 @@ def evaluate(model: Any, tasks: Tasks, **options: Any) -> dict[str, Any]:
             the model (`batch_size`, `device`) are written down, and the model has its own.
     """
     import lm_eval
+    from lm_eval import evaluator
 
+    # The harness's own lets git complain on the console where the folder is no repository.
+    evaluator.get_git_commit_hash = described
     with refusals_of(f"tasks: {', '.join(tasks.names)}", "are the task's YAML and the flags right for each other?"):
         results = lm_eval.simple_evaluate(
             model,

@@ -11,7 +11,7 @@ import torch
 
 from lit_spectral import __version__
 
-__all__ = ["provenance"]
+__all__ = ["described", "provenance"]
 
 _PACKAGES = ("lightning", "transformers", "datasets", "lm_eval")
 
@@ -21,6 +21,11 @@ def provenance() -> dict[str, Any]:
     # Of torch its own word: it names the build (+cpu, +cu130), which the name of what was installed may not.
     ours = {"python": platform.python_version(), "lit-spectral": __version__, "torch": str(torch.__version__)}
     return {"versions": ours | {name: version(name) for name in _PACKAGES}, "git": _git_state()}
+
+
+def described() -> str | None:
+    """The commit that the current folder is at, by git's short name; None outside a repository."""
+    return _git("describe", "--always")
 
 
 def _git_state() -> dict[str, Any] | None:
