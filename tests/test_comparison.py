@@ -15,6 +15,7 @@ from filelock import FileLock
 from lit_spectral.callbacks import RunRecord
 
 from lit_spectral import cli
+from lit_spectral.comparison import command as comparing
 from lit_spectral.comparison import fitting
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA
@@ -322,6 +323,23 @@ def test_an_interrupted_comparison_shows_what_is_done(compare, done, monkeypatch
     done(methods=["LoRA"])
     (FOLDER / "index.html").unlink()
     monkeypatch.setattr(fitting, "fit", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        compare()
+    assert stopped.value.code == 130
+    assert (FOLDER / "index.html").exists()
+
+
+def test_interrupted_while_it_measures_a_comparison_shows_what_is_done(compare, done, monkeypatch):
+    original = comparing._recorded
+
+    def recorded(planned, *args):
+        if planned.variant.arm == "FCLoRA":
+            raise KeyboardInterrupt
+        return original(planned, *args)
+
+    done()
+    (FOLDER / "index.html").unlink()
+    monkeypatch.setattr(comparing, "_recorded", recorded)
     with pytest.raises(SystemExit) as stopped:
         compare()
     assert stopped.value.code == 130

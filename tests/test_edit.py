@@ -17,6 +17,7 @@ from lit_spectral import cli
 from lit_spectral.checkpoint import load
 from lit_spectral.comparison import fitting
 from lit_spectral.editing import making
+from lit_spectral.editing.bench import Bench
 from lit_spectral.errors import InputError
 
 QUIET = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "enable_model_summary")]
@@ -146,6 +147,21 @@ def test_answers_that_are_damaged_are_one_line_and_the_rest_is_shown(done, decod
     assert (found.status, found.ran) == (1, [])
     assert "answers.json is damaged; remove it" in found.said.replace("\n", " ")
     assert len(table("edits.csv")) == 3
+
+
+def test_interrupted_while_it_measures_it_shows_what_is_measured(done, decoder_folder, monkeypatch):
+    original = Bench.measure
+
+    def measure(self, planned, *args):
+        if planned.folder.match("batch_1"):
+            raise KeyboardInterrupt
+        return original(self, planned, *args)
+
+    monkeypatch.setattr(Bench, "measure", measure)
+    (FOLDER / "index.html").unlink()
+    assert study(decoder_folder()).status == 130
+    assert (FOLDER / "index.html").exists()
+    assert [row["edit"] for row in table("edits.csv")] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

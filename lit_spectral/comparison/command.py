@@ -74,14 +74,13 @@ def run(args: list[str]) -> Path:
         try:
             if not fitting.finished(planned, title, "compare", metric, failed, console, expected):
                 continue
-        except KeyboardInterrupt:
-            interrupted = True
-            break
-        try:
             if given.front and not _scaled(planned, given, rounded):
                 failed.append(f"{title}: its scales could not be measured")
                 continue
             recorded = _recorded(planned, metric, given.front)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
         except InputError as error:
             failed.append(f"{title}: {error}")
             continue
@@ -90,6 +89,8 @@ def run(args: list[str]) -> Path:
             records.add(recorded, compared.index(planned.variant), configs, metric, higher)
     if not runs:
         fitting.tell_failed(failed, console)
+        if interrupted:
+            sys.exit(130)
         raise InputError("compare: no run came to its end; what went wrong stands above")
     comparison = Comparison(compared, runs, metric, higher)
     fronts = Fronts(comparison, given.within) if given.front else None

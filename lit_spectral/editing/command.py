@@ -74,15 +74,24 @@ def run(args: list[str]) -> Path:
     how = ("edit", "val/loss", failed, console)
     done = [each for each in plan if fitting.finished(each.planned, _title(each, plan), *how)]
     bench = Bench(folder, edits, probes)
-    found = [_measured(each, bench, read, _title(each, plan), failed, console) for each in done]
-    adapted = [each for each in found if each is not None]
+    adapted: list[Adapted] = []
+    interrupted = False
+    for each in done:
+        try:
+            measured = _measured(each, bench, read, _title(each, plan), failed, console)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        adapted += [] if measured is None else [measured]
     fitting.tell_failed(failed, console)
     if not adapted:
+        if interrupted:
+            sys.exit(130)
         raise InputError("edit: no run came to its end; what went wrong stands above")
     results = Results(compared, edits, bench.probes, bench.before, adapted)
     page = _show(results, folder, Path(given.config[-1]).stem, args, console)
-    if failed:
-        sys.exit(1)
+    if failed or interrupted:
+        sys.exit(130 if interrupted else 1)
     return page
 
 
