@@ -174,7 +174,13 @@ def test_where_it_does_not_go_it_says_so(method, message):
         method(rank=4, input_rank=1).apply(whole, whole.base_model)
 
 
-@pytest.mark.parametrize("count", [-1, 1.0, 0.0, -0.5, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("method", [LoRA, FCLoRA, HiPLoRA])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_whole_numbers_are_counts_though_the_command_line_makes_floats_of_them(method, count):
+    assert repr(method(input_rank=float(count)).input_rank) == repr(count)
+
+
+@pytest.mark.parametrize("count", [-1, -0.5, 1.5, float("nan"), float("inf")])
 def test_what_is_neither_a_number_of_directions_nor_a_share_is_refused(count):
     with pytest.raises(InputError, match="input_rank must be at least 0, a whole number of directions, or above 0 and"):
         LoRA(input_rank=count)

@@ -255,8 +255,8 @@ class LowRankMethod(RankMethod):
             check_bound("ball", ball)
         check_positive(frobenius=self.frobenius)
         check_at_most(LARGEST, frobenius=self.frobenius)
-        if self.input_rank is not None:
-            is_share(self.input_rank)
+        if self.input_rank is not None and not is_share(self.input_rank):
+            self.input_rank = int(self.input_rank)
         if not self.input_text:
             raise InputError("input_text: none is given; give random, self, or a corpus")
         self._backbone, self._digest, self._loading = "", "", AS_IT_COMES

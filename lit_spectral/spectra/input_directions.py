@@ -37,13 +37,12 @@ def is_share(count: float) -> bool:
     Raises:
         InputError: neither a whole number from 0, nor a share above 0 and below 1.
     """
-    if isinstance(count, int) and count >= 0:
-        return False
-    if isinstance(count, float) and 0 < count < 1:
-        return True
+    # Of 1 the command line may make 1.0, and of 0 0.0, where a setting takes both kinds of numbers.
+    if isinstance(count, int | float) and (0 < count < 1 or (count >= 0 and count % 1 == 0)):
+        return 0 < count < 1
     raise InputError(
         "input_rank must be at least 0, a whole number of directions, or above 0 and below 1, the share of the inputs' "
-        f"energy that they hold, not {count}{'; 1 is one direction' * (count == 1)}"
+        f"energy that they hold, not {count}"
     )
 
 

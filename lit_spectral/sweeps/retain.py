@@ -45,13 +45,13 @@ def run_sweeps(
     """
     cli = None if given.validate is None else _config_of(given, device)
     task: Any = load_given(given.checkpoint, given.backbone).to(device) if cli is None else cli.model
-    if not given.bf16:
-        advise_bf16(task.model, device, "--bf16")
     unprepared = [retention]
 
     def measure() -> dict[str, float]:
         found = {} if cli is None else validated(cli.trainer, task, datamodule=cli.datamodule)
-        while unprepared:
+        while unprepared:  # the model is there by now, if a config has told which
+            if not given.bf16:
+                advise_bf16(task.model, device, "--bf16")
             unprepared.pop().prepare(task)
         with rounded:
             return found | {f"retention/{name}": value for name, value in retention.measure(task).items()}
