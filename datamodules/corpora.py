@@ -13,7 +13,7 @@ from lit_spectral.datamodules.plain_text import read_blocks
 from lit_spectral.datamodules.sources import Source, source_of, source_of_file
 from lit_spectral.datamodules.splits import FORMATS
 
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, nearest
 from lit_spectral.python_text import sentences
 
 __all__ = ["CORPORA", "PYTHON_DOCS", "check_corpus", "read_passages"]
@@ -69,7 +69,8 @@ def read_passages(path: str, splits: Sequence[str] = ("validation", "test", "tra
         texts = _texts(read_split(path, split), source_of(path, split))
     else:
         if not given.exists() and "." not in path:
-            raise InputError(f"data.path: there is no {path}; give a file, a folder, or one of {', '.join(CORPORA)}")
+            near = nearest(path, [PYTHON_DOCS, *CORPORA])
+            raise InputError(f"there is no text {path}{near}; a file or a folder will do")
         texts = read_blocks(path)
     return (text if text.endswith("\n") else f"{text}\n" for text in texts)
 
@@ -111,7 +112,7 @@ def _from_hub(name: str) -> Iterator[str]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"data.path: {name} ({corpus.hub_id}) is not to be had from the hub now; "
-            f"give --data.path a file or folder ({reason})"
+            f"give a file or folder in its place ({reason})"
         ) from error
     return (_checked(row["text"], number, name) for number, row in enumerate(chain([first], rows)))
 

@@ -131,6 +131,8 @@ class LabelledText(SentenceDataModule):
             rows, source = read_split(self.path, "train"), source_of(self.path, "train")
             check_columns(rows, [self.label], source.name)
         except InputError as error:
+            if not Path(self.path).expanduser().is_dir() or split_exists(self.path, "train"):
+                raise
             raise InputError(f"{error}; or name the classes: --data.classes '[…]'") from error
         labels = read_words(self._chosen(rows, [self.label]), source)
         names = labels.distinct()

@@ -61,7 +61,7 @@ def data_modules() -> dict[str, type]:
 
 def _classes(package: ModuleType, base: type) -> dict[str, type]:
     """What a package exports of a kind, but for what its classes have in common, which is beside their base."""
-    found = {name: getattr(package, name) for name in package.__all__}
+    found = {name: getattr(package, name) for name in sorted(package.__all__, key=str.lower)}
     return {
         name: kind
         for name, kind in found.items()

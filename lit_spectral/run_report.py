@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_spectral.adapters import Change, named_changes, named_wrappers
-from lit_spectral.callbacks import RunRecord
+from lit_spectral.callbacks import RetentionMonitor, RunRecord
 from lit_spectral.datamodules.corpora import PYTHON_DOCS
 from lit_spectral.precision import advise_bf16
 from lit_spectral.run_folder import own_folder
@@ -27,8 +27,12 @@ class RunReport(Callback):
     the end is the comparison's to tell.
     """
 
+    def __init__(self) -> None:
+        self._validated = False
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say what is trained on what."""
+        self._validated = False
         if trainer.is_global_zero and isinstance(pl_module, Task):
             print(_head(trainer, pl_module), flush=True)
             if not _compared(trainer) and str(trainer.precision) == "32-true":
@@ -39,10 +43,8 @@ class RunReport(Callback):
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         if trainer.state.fn == TrainerFn.FITTING:
-            told = {
-                n: v for n, v in trainer.callback_metrics.items() if n == "train/loss" or not n.startswith("train/")
-            }
-            print(f"step {trainer.global_step}: {_figures(told)}", flush=True)
+            self._validated = True
+            print(_step(trainer), flush=True)
         else:
             _tell_sets(trainer)
 
@@ -63,6 +65,7 @@ class RunReport(Callback):
         if _compared(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         lines = _end(trainer, pl_module, own_folder(trainer))  # all processes must ask
+        lines = lines if self._validated or not trainer.callback_metrics else [_step(trainer), *lines]
         if trainer.is_global_zero:
             print("\n".join(lines), flush=True)
 
@@ -99,6 +102,11 @@ def _span(values: list[float]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
+def _step(trainer: pl.Trainer) -> str:
+    told = {n: v for n, v in trainer.callback_metrics.items() if n == "train/loss" or not n.startswith("train/")}
+    return f"step {trainer.global_step}: {_figures(told)}"
+
+
 def _figures(metrics: Any, prefix: str = "") -> str:
     names = {name: "σ_max" if name == "sigma_max" else name.removeprefix(prefix) for name in metrics}
     return "  ".join(f"{names[name]} {float(value):.4g}" for name, value in metrics.items())
@@ -119,6 +127,8 @@ def _end(trainer: pl.Trainer, task: Any, folder: Path | None) -> list[str]:
     lines += [f"checkpoint: {_here(file.best_model_path)}"] if file else []
     lines += [f"log folder: {_here(folder)}"] if folder else []
     bf16 = str(trainer.precision).startswith("bf16")
+    monitors = [each for each in trainer.callbacks if isinstance(each, RetentionMonitor)]  # type: ignore[attr-defined]
+    lines += [f"retention: {_figures(each.latest)}" for each in monitors if each.latest]
     return [*lines, *_next(task, folder, file.best_model_path if file else None, bf16)]
 
 

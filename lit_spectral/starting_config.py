@@ -104,7 +104,7 @@ def render(method: str, backbone: str, task: str, data: str | None = None) -> st
         "    optimizer:",
         "      class_path: torch.optim.AdamW",
         f"      init_args: {{lr: {_rate(kind)}, weight_decay: 0.0}}  # to be tuned first: try half of it, and twice",
-        *_anchor(kind, problem),
+        *_anchor(kind, problem, backbone),
         "    lr_scheduler: linear",
         "    # warmup_steps: 0.06  # a number of optimizer steps, or below 1 a fraction of them all",
         "    # gradient_checkpointing: true  # less memory, more time",
@@ -128,18 +128,31 @@ def _rate(method: type) -> str:
     return "2.0e-5" if issubclass(method, FullFineTuning) else "1.0e-3" if issubclass(method, FCLoRA) else "4.0e-4"
 
 
-def _anchor(method: type, task: type) -> list[str]:
+def _anchor(method: type, task: type, backbone: str) -> list[str]:
     """What keeps the model near its backbone, if that is there without the method, and a text to do so on."""
     from lit_spectral.methods import BitFit, FullFineTuning, Peft  # as in listing: neither --help nor a mistake waits
     from lit_spectral.tasks import CausalLM, MaskedLM
 
     if issubclass(method, (FullFineTuning, BitFit, Peft)) or issubclass(task, MaskedLM):
         return []
-    decoder = issubclass(task, CausalLM)
-    settings = {"weight": 1.0, "text": "self"} if decoder else {"weight": 0.25}
     about = "forgets less at the same score (docs/results), for more time a step; 0: none, as in the papers"
-    about += "" if decoder else " and for sentence encoders, which have no masked-language head"
-    return [f"    anchor: {_value(settings)}  # {about}"]
+    if issubclass(task, CausalLM):
+        return [f"    anchor: {_value({'weight': 1.0, 'text': 'self'})}  # {about}"]
+    if _is_headless(backbone):
+        return ["    # anchor: {weight: 0.25}  # forgets less; but a sentence encoder, as this is, scores less by it"]
+    about += " and for sentence encoders, which have no masked-language head"
+    return [f"    anchor: {_value({'weight': 0.25})}  # {about}"]
+
+
+def _is_headless(backbone: str) -> bool:
+    """Whether an encoder that is at hand says that it comes without a masked-language head."""
+    from transformers import AutoConfig
+
+    try:
+        kinds = AutoConfig.from_pretrained(backbone, local_files_only=True).architectures or []
+    except (OSError, ValueError):  # on the hub, or no backbone at all, which `fit` will say
+        return False
+    return not any(kind.endswith(("ForMaskedLM", "ForPreTraining")) for kind in kinds)
 
 
 def _settings(kind: type, indent: str) -> list[str]:

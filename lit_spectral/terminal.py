@@ -21,6 +21,10 @@ _DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 # What Lightning warns of and this package has seen to: the data's processes, and who owns a folder (RunFolder).
 _SEEN_TO = (
     ".*does not have many workers",
+    "The number of training batches .* is smaller than the logging interval",
+    "You passed in a `val_dataloader` but have no `validation_step`",  # a head that is fitted
+    r"Found \d+ module\(s\) in eval mode at the start of training",
+    "Metric `.*` will save all targets and predictions",
     "(Checkpoint directory|Experiment logs directory) .* exists and is not empty",
     ".*provide both args and command line arguments",
 )

@@ -308,6 +308,12 @@ def test_a_mistake_in_a_flag_is_said_before_anything_runs(compare, capsys):
     assert not FOLDER.exists()
 
 
+def test_a_method_that_there_is_not_is_told_the_nearest(compare, capsys):
+    with pytest.raises(SystemExit):
+        compare(methods=["FCLora"])
+    assert "compare: there is no method FCLora; did you mean FCLoRA?" in capsys.readouterr().err
+
+
 def test_a_metric_that_is_not_logged_is_named_with_those_that_are(compare, capsys):
     with pytest.raises(SystemExit):
         compare("--metric", "val/acuracy", methods=["LoRA"])

@@ -1,11 +1,13 @@
 """What the command line shows: little by default, everything with --verbose; lists, help and configs to start from."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import yaml
@@ -231,6 +233,30 @@ def test_a_config_to_start_from_is_one_that_fit_takes(parser, tmp_path, commente
 def test_a_config_to_start_from_is_anchored_where_it_can_be(method, task, anchor):
     settings = yaml.safe_load(starting_config.render(method, "tiny", task))["model"]["init_args"]
     assert settings.get("anchor") == anchor
+
+
+def test_a_sentence_encoder_at_hand_is_not_anchored(backbone_folder, tmp_path):
+    folder = backbone_folder("bert")
+    headless = json.loads(Path(folder, "config.json").read_text(encoding="utf-8")) | {"architectures": ["BertModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(headless))
+    for place, anchored in ((folder, True), (tmp_path, False)):
+        config = yaml.safe_load(starting_config.render("LoRA", str(place), "SequenceClassification"))
+        assert ("anchor" in config["model"]["init_args"]) == anchored
+
+
+def test_a_run_without_validation_ends_with_its_loss(fit, capsys):
+    fit(
+        "fclora_roberta_mrpc", "--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--trainer.log_every_n_steps=1"
+    )
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert re.match(r"step 2: train/loss \d.*σ_max \d", line)
+
+
+def test_what_a_monitor_last_kept_is_told_at_the_end(fit, tmp_path, capsys):
+    (tmp_path / "words.txt").write_text("one two three four\n" * 4)
+    monitor = '{"class_path": "RetentionMonitor", "init_args": {"corpora": {"words": "words.txt"}}}'
+    fit("fclora_roberta_mrpc", "--trainer.max_steps=1", f"--trainer.callbacks+={monitor}")
+    assert "\nretention: words/loss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,14 @@ def test_what_can_not_be_used_is_named(tmp_path, read, rows, settings, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("split", "helps"), [("validation", True), ("train", False)])
+def test_classes_are_to_be_named_where_no_rows_to_train_on_could_tell_them(tmp_path, read, split, helps):
+    write(tmp_path / f"{split}.csv", tickets(label="group"))
+    with pytest.raises(InputError) as raised:
+        read(tmp_path)
+    assert ("name the classes" in str(raised.value)) == helps
+
+
 def test_a_label_that_was_never_trained_on_is_named_by_its_line(tmp_path, read):
     write(tmp_path / "train.csv", tickets(9))
     write(tmp_path / "validation.csv", tickets(4, labels=["payment", "delivery", "refund"]))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import WORDS, another_user, scalars
 from lit_spectral.callbacks import RetentionMonitor
+from lit_spectral.datamodules.corpora import check_corpus
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DebertaV2Config, DebertaV2ForMaskedLM
 
 from lit_spectral import cli
@@ -18,6 +20,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.methods import BitFit, FCLoRA, FullFineTuning, HiPLoRA, HiRA, LoRA, MoRA, Peft, PiSSA
 from lit_spectral.retention import Retention, head, token_scores
 from lit_spectral.retention.base_model import base_model
+from lit_spectral.retention.measures import told
 from lit_spectral.tasks import CausalLM, MaskedLM, SequenceClassification
 from lit_spectral.tensor_files import kept
 
@@ -322,6 +325,22 @@ def test_mistakes_on_the_command_line_are_one_line(flags, message, capsys):
     with pytest.raises(SystemExit):
         cli.main(["retain", *flags])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "said"), [(0.0123456, "", "0.0123"), (1.65e-5, "+", "+1.7e-05"), (0.0, "", "0.0000")]
+)
+def test_small_figures_have_digits_too(value, sign, said):
+    assert told(value, sign) == said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("python-doc", "did you mean python-docs?"), ("wikitxt-2", "did you mean wikitext-2?"), ("pile", "python-docs")],
+)
+def test_a_text_that_there_is_not_is_told_the_nearest(given, said):
+    with pytest.raises(InputError, match=rf"^there is no text {given};.*{re.escape(said)}"):
+        check_corpus(given)
 
 
 @pytest.fixture

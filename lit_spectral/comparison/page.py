@@ -48,14 +48,16 @@ def _found(comparison: Comparison, fronts: Fronts | None) -> str:
         return _found_by(fronts, comparison.task)
     task, variants = comparison.task, comparison.variants
     scores = {variant: statistics.fmean(comparison.values(variant, task).values()) for variant in variants}
-    best = (max if task.higher_is_better else min)(variants, key=lambda variant: scores[variant])
-    said = f"best {task.title} {task.show(scores[best])}, by {best.name}"
+    best = task.show((max if task.higher_is_better else min)(scores.values()))
+    by = [variant.name for variant in variants if task.show(scores[variant]) == best]
+    said = f"best {task.title} {best}, by {' and '.join(by)}"
     for measure in comparison.retention[:1]:
         lost = {v: share for v in variants if (share := comparison.share_lost(v, measure)) is not None}
-        if lost:
-            least = min(lost, key=lambda variant: lost[variant])
-            whose = comparison.references[0].name
-            said += f"; least lost of {measure.title} {lost[least]:.0%} of {whose}'s, by {least.name}"
+        least = min(lost, key=lambda variant: lost[variant], default=None)
+        whose = comparison.references[0].name
+        if least is not None and len(variants) > 1:
+            share = "" if least.name == whose else f", {lost[least]:.0%} of what {whose} does"
+            said += f"; by {measure.title}, {least.name} loses least{share}"
     return said
 
 

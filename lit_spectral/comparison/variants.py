@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from lit_spectral import methods
-from lit_spectral.errors import InputError
+from lit_spectral.errors import InputError, nearest
 
 __all__ = ["Variant", "alternatives", "folder_of", "pairs_of", "variants"]
 
@@ -110,7 +110,9 @@ def _arms(names: Sequence[str], verb: str) -> dict[str, str]:
         arm, _, method = given.rpartition("=")
         arm = arm or method
         if method not in _known():
-            raise InputError(f"{verb}: there is no method {method}; there are {', '.join(_known())}")
+            near = nearest(method, _known())
+            hint = near if "did you mean" in near else f"; there are {', '.join(_known())}"
+            raise InputError(f"{verb}: there is no method {method}{hint}")
         if not re.fullmatch(r"[\w+-]+", arm) or arm in _FLAGS:
             raise InputError(f"{verb}: --methods: {arm} is no name for one; give letters, digits, +, - and _")
         if arm in arms or (arm != method and arm in _known()):

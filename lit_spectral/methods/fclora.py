@@ -120,4 +120,4 @@ class FCLoRA(LowRankMethod):
 
 @dataclass
 class HiLoRA(FCLoRA):
-    """The same method under its first name (HiLoRA eq. 6 to 8); its paper's rows have other σ̄ and γ."""
+    """FCLoRA under its first name (HiLoRA eq. 6 to 8); its paper's rows have other σ̄ and γ."""

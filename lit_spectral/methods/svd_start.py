@@ -58,14 +58,14 @@ class PiSSA(_FromOneEnd, ScaledMethod):
 
 @dataclass
 class MiLoRA(PiSSA):
-    """The same at the r smallest components (MiLoRA §3.2): what W₀ uses least is changed first."""
+    """PiSSA at the r smallest components (MiLoRA §3.2): what W₀ uses least is changed first."""
 
     part: ClassVar[Part] = "bottom"
 
 
 @dataclass
 class RandomSVDLoRA(ScaledMethod):
-    """The same at r random components (control of MiLoRA Table 4), drawn by `seed`."""
+    """PiSSA at r random components (control of MiLoRA Table 4), drawn by `seed`."""
 
     def build(self, site: Site) -> DifferenceAdapter:
         """The adapter for one linear map."""

@@ -20,7 +20,7 @@ from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.files import check_place, write_text
 from lit_spectral.flags import add_model, add_texts
 from lit_spectral.precision import advise_bf16
-from lit_spectral.retention.measures import BASE
+from lit_spectral.retention.measures import BASE, told
 from lit_spectral.retention.retention import Retention
 from lit_spectral.retention.suite import Score, harness_names, is_one_of, retain, suite_scores
 from lit_spectral.sweeps.values import add_sweeps, sweeps_of
@@ -154,10 +154,10 @@ def _table(measured: Mapping[str, float]) -> Table:
     for name, value in measured.items():
         text, _, measure = name.rpartition("/")
         if measure == "drift":
-            table.add_row(text, measure, "0", f"{value:.4f}", f"{value:+.4f}")
+            table.add_row(text, measure, "0", told(value), told(value, "+"))
         elif measure in BASE:
             base = measured[f"{text}/{BASE[measure]}"]
-            table.add_row(text, measure.replace("_", " "), f"{base:.4f}", f"{value:.4f}", f"{value - base:+.4f}")
+            table.add_row(text, measure.replace("_", " "), told(base), told(value), told(value - base, "+"))
     return table
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["BASE", "TokenScores", "kl_divergence", "mean_pooled", "spearman", "token_scores"]
+__all__ = ["BASE", "TokenScores", "kl_divergence", "mean_pooled", "spearman", "token_scores", "told"]
 
 # From a measure to what it is of the base model; a drift is 0 of that.
 BASE = {
@@ -82,6 +82,11 @@ def kl_divergence(logits: Tensor, base_logits: Tensor) -> Tensor:
     """
     adapted, base = (F.log_softmax(x.float(), dim=-1) for x in (logits, base_logits))
     return F.kl_div(adapted, base, reduction="none", log_target=True).sum(-1).double().sum()
+
+
+def told(value: float, sign: str = "") -> str:
+    """A figure in four decimals, or of a small one, such as a drift, two digits."""
+    return f"{value:{sign}.2g}" if 0 < abs(value) < 0.001 else f"{value:{sign}.4f}"
 
 
 def mean_pooled(states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Retention:
     ) -> None:
         self.corpora = dict(corpora) if isinstance(corpora, Mapping) else {path: path for path in corpora}
         if not self.corpora and (sts is None or fit_head is not None):
-            raise InputError("retention: nothing to measure on; give corpora, or without a head to fit sts")
+            raise InputError("retention: nothing to measure on; give corpora, or for an encoder sts, without fit_head")
         if sts is not None and "sts" in self.corpora:
             raise InputError("retention: sts is what the sentence pairs go by; give the text another name, NAME=TEXT")
         for name, size in (("limit", limit), ("max_length", max_length), ("batch_size", batch_size)):
@@ -255,7 +255,7 @@ def _masked_head(task: Task, source: str, text: str | None) -> Any:
     if head is None:
         log.warning(
             "retention: %s has no masked-language head; its states' drift is measured instead, "
-            "or give a text to fit one on: fit_head", source
+            "or give --fit_head TEXT to fit one on", source
         )  # fmt: skip
     return head
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from lit_spectral.evaluation.provenance import provenance
 from lit_spectral.files import check_place, write_text, written
 from lit_spectral.methods import Given
-from lit_spectral.retention.measures import BASE
+from lit_spectral.retention.measures import BASE, told
 from lit_spectral.sweeps.sweep import Row
 from lit_spectral.tasks import Task
 
@@ -89,7 +89,7 @@ def _table(rows: Sequence[Row]) -> Table:
     if any(map(_is_retention, names)):
         table.add_row("backbone", "0", *(_of_backbone(name, rows[0].measured) for name in names))
     for row in rows:
-        table.add_row(escape(row.label), f"{row.spectral_norm:.4g}", *(f"{row.measured[name]:.4f}" for name in names))
+        table.add_row(escape(row.label), f"{row.spectral_norm:.4g}", *(told(row.measured[name]) for name in names))
     return table
 
 
@@ -97,7 +97,7 @@ def _of_backbone(name: str, measured: Mapping[str, float]) -> str:
     if not _is_retention(name):
         return ""
     text, _, measure = name.rpartition("/")
-    return f"{measured[f'{text}/{BASE[measure]}']:.4f}" if measure in BASE else "0"
+    return told(measured[f"{text}/{BASE[measure]}"]) if measure in BASE else "0"
 
 
 def _plot(rows: Sequence[Row], file: Path, metric: str) -> None:

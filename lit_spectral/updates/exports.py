@@ -83,14 +83,14 @@ def check_empty(place: Path, to: str) -> None:
     """InputError if there is a file, or a folder with something in it; of a checkpoint, which is a file, any folder."""
     if to == "checkpoint":
         if place.is_dir():
-            raise InputError(f"export: {place} is a folder, and a checkpoint is a file; give --output FILE.ckpt")
+            raise InputError(f"--output: {place} is a folder, and a checkpoint is a file; give --output FILE.ckpt")
         if place.exists() or place.is_symlink():
-            raise InputError(f"export: {place} is there already; give a new file")
+            raise InputError(f"--output: {place} is there already; give a new file")
         return
     if place.is_dir() and not any(place.iterdir()):
         return
     if place.exists() or place.is_symlink():
-        raise InputError(f"export: {place} is there and not empty; give a new folder")
+        raise InputError(f"--output: {place} is there and not empty; give a new folder")
 
 
 def _weights(update: Update) -> Weights:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -100,17 +102,25 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 def _table(found: Mapping[str, Layer], leading: int) -> Table:
     beside = ("‖W₀‖₂", f"in U_{leading}", f"in V_{leading}") if leading else ()
-    table = Table(caption=f"in U_{leading}, V_{leading}: share of ‖ΔW‖_F²" if leading else None)
-    for heading in ("map", "ΔW"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("rank", "‖ΔW‖₂", "‖ΔW‖_F", "stable rank", *beside):
-        table.add_column(heading, justify="right")
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
+        caption=f"in U_{leading}, V_{leading}: share of ‖ΔW‖_F²" if leading else None,
+    )
+    # What all paths begin with stands above them, and figures are not cut, so that it fits a terminal of 80 characters.
+    names = takewhile(lambda each: len({*each}) == 1, zip(*(path.split(".") for path in found), strict=False))
+    begin = ".".join(each[0] for each in names) if len(found) > 1 else ""
+    table.add_column(escape(f"map of\n{begin}") if begin else "map", overflow="fold", min_width=16)
+    table.add_column("ΔW", no_wrap=True)
+    for heading in ("rank", "‖ΔW‖₂", "‖ΔW‖_F", "stable\nrank", *beside):
+        table.add_column(heading, justify="right", no_wrap=True)
     for path, layer in found.items():
         size = size_of(layer.sigma)
         row = [str(size.rank), f"{size.spectral:.4g}", f"{size.frobenius:.4g}", f"{size.stable_rank:.2f}"]
         if leading:
             row += [f"{layer.backbone_norm:.4g}", f"{layer.left_share:.1%}", f"{layer.right_share:.1%}"]
-        table.add_row(escape(path), layer.kind, *row)
+        table.add_row(escape(path.removeprefix(f"{begin}.")), layer.kind, *row)
     return table
 
 
