@@ -19,7 +19,7 @@ def advise_bf16(model: nn.Module, device: torch.device, flag: str) -> None:
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch asks it of the processor, but has no public name for it.
     asked = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
     return device.type == "cpu" and any(supported() for supported in asked)

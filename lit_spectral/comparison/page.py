@@ -56,8 +56,8 @@ def _found(comparison: Comparison, fronts: Fronts | None) -> str:
         least = min(lost, key=lambda variant: lost[variant], default=None)
         whose = comparison.references[0].name
         if least is not None and len(variants) > 1:
-            share = "" if least.name == whose else f", {lost[least]:.0%} of what {whose} does"
-            said += f"; by {measure.title}, {least.name} loses least{share}"
+            of = "" if least.name == whose else f", {lost[least]:.0%} of what {whose} does"
+            said += f"; by {measure.title}, {least.name} loses least{of}"
     return said
 
 
