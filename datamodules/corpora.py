@@ -111,8 +111,7 @@ def _from_hub(name: str) -> Iterator[str]:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"data.path: {name} ({corpus.hub_id}) is not to be had from the hub now; "
-            f"give a file or folder in its place ({reason})"
+            f"{name} ({corpus.hub_id}) is not to be had from the hub now; give a file or folder in its place ({reason})"
         ) from error
     return (_checked(row["text"], number, name) for number, row in enumerate(chain([first], rows)))
 

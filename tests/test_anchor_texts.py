@@ -40,7 +40,7 @@ def test_settings_are_checked(settings, message):
         ("SequenceClassification", {"text": "self"}, "model.anchor.text: self is for decoders"),
         ("MaskedLM", {"text": "self"}, "model.anchor.text: self is for decoders"),
         ("MaskedLM", {"text": "prompts"}, "model.anchor.text: masked words have no prompts"),
-        ("CausalLM", {"text": "nowhere"}, "model.anchor.text: there is no nowhere"),
+        ("CausalLM", {"text": "nowhere"}, "model.anchor.text: there is no text nowhere"),
         ("CausalLM", {"text": "CORPUS", "max_length": 10**5}, r"model.anchor.max_length: 100000 is above the \d+ that"),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_corpus_by_name_is_streamed(monkeypatch, tmp_path):
 
 
 def test_the_hub_out_of_reach_says_what_to_give():
-    with pytest.raises(InputError, match=r"pg19 .* is not to be had from the hub now; give --data.path a file"):
+    with pytest.raises(InputError, match=r"pg19 .* is not to be had from the hub now; give a file or folder"):
         list(read_passages("pg19"))
 
 

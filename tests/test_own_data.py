@@ -79,7 +79,9 @@ def test_a_config_trains_on_the_files_that_it_names(name, backbone):
     make, flags = OWN[name]
     make()
     model = f"--model.backbone={backbone(name)}"
-    done = cli.run(["fit", f"--config=configs/{name}.yaml", model, *flags, *SHORT])
+    # Warm-up takes the first step, so that there must be two.
+    each = ["--trainer.accumulate_grad_batches=1"] if name == "own_instructions" else []
+    done = cli.run(["fit", f"--config=configs/{name}.yaml", model, *flags, *SHORT, *each])
     folder = Path("runs", name, "version_0", "checkpoints")
     assert {file.name for file in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
     (monitored,) = {each.monitor for each in done.trainer.checkpoint_callbacks} - {None}
