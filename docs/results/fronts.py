@@ -20,8 +20,11 @@ def main() -> None:
     methods = list(dict.fromkeys(method for fronts in scaled.values() for method in fronts.methods))
     palette = colormaps["tab20"].colors  # in pairs, dark and light
     colours = {method: palette[2 * number % 20 + number // 10] for number, method in enumerate(methods)}
-    figure, axes = pages.axes(len(scaled), 6.2 * len(scaled), 4.6)
-    for ax, (name, fronts) in zip(axes, scaled.items(), strict=True):
+    rows = -(-len(scaled) // 2)
+    figure, axes = pages.axes(2, 9.6, 3.9 * rows, rows)  # two abreast, to be read on a telephone too
+    for ax in axes[len(scaled) :]:
+        ax.set_axis_off()
+    for ax, (name, fronts) in zip(axes, scaled.items(), strict=False):
         measure = fronts.measures[0]
         fronts.draw(ax, measure, colours)
         task = fronts.comparison.task
