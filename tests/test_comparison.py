@@ -278,7 +278,7 @@ def test_a_folder_of_other_settings_is_refused_by_what_differs(compare, done, ca
     done(methods=["LoRA"])
     with pytest.raises(SystemExit):
         compare("--trainer.max_epochs=2", methods=["LoRA"])
-    assert "has a run of other settings (--trainer.max_epochs=2)" in capsys.readouterr().err
+    assert "has a run of other settings (asked for: --trainer.max_epochs=2)" in capsys.readouterr().err
 
 
 def test_a_run_that_another_study_has_made_meanwhile_is_not_taken_for_its_own(compare, monkeypatch, capsys):
@@ -292,7 +292,7 @@ def test_a_run_that_another_study_has_made_meanwhile_is_not_taken_for_its_own(co
     monkeypatch.setattr(fitting, "fit", late)
     with pytest.raises(SystemExit):
         compare(methods=["LoRA"])
-    assert "has a run of other settings (--trainer.max_epochs=2)" in " ".join(capsys.readouterr().out.split())
+    assert "has a run of other settings (there: --trainer.max_epochs=2)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_that_never_got_anywhere_may_be_corrected(compare):

@@ -220,11 +220,13 @@ def claim(planned: Planned, verb: str) -> str | None:
     if file.exists() and (planned.record.exists() or planned.last.exists()):
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
-            flags = sorted(set(before["command"]) ^ set(planned.command))
+            there, asked = set(before["command"]), set(planned.command)
         except (ValueError, KeyError, TypeError):
             return f"{file} is damaged, so that nobody knows what was run there; remove the folder"
         if before != what:
-            other = ", ".join(flags) or "what the config says"
+            differing = {"there": there - asked, "asked for": asked - there}
+            told = [f"{side}: {', '.join(sorted(flags)[:3])}" for side, flags in differing.items() if flags]
+            other = "; ".join(told) or "what the config says"
             if planned.earlier is not None and before == what | {"earlier": before.get("earlier")}:
                 other = f"another run in {planned.earlier.parent} before it"
             raise InputError(
