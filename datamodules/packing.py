@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+
+from lit_spectral.bars import track
 
 __all__ = ["PackedRows", "collate_packed", "pack"]
 
@@ -34,7 +35,7 @@ def pack(lengths: Sequence[int], capacity: int, seed: int = 0) -> list[list[int]
     packs: list[list[int]] = []
     with_room: dict[int, list[int]] = defaultdict(list)  # rows by the tokens that they still have room for
     rooms: list[int] = []  # the keys of it, sorted
-    for index in track(order, "packing", transient=True, disable=len(order) < 50_000):
+    for index in track(order, "packing", disable=len(order) < 50_000):
         at = bisect_left(rooms, lengths[index])
         if at == len(rooms):
             packs.append([])

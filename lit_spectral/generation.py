@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from rich.progress import Progress, track
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_spectral.bars import Progress, track
 from lit_spectral.errors import InputError, refusals_of
 from lit_spectral.reading import evaluating
 
@@ -155,7 +155,7 @@ def generate_after(
     texts = [""] * len(rows)
     device = model.get_input_embeddings().weight.device
     with evaluating(model):
-        for start in track(range(0, len(order), batch_size), "generating", transient=True):
+        for start in track(range(0, len(order), batch_size), "generating"):
             members = order[start : start + batch_size]
             batch = pad_left([rows[index] for index in members], tokenizer.pad_token_id)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}

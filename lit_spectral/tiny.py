@@ -93,8 +93,9 @@ def _name(text: list[str]) -> str:
 
 
 def _pretrain(text: list[str], folder: Path) -> None:
-    from rich.progress import track
     from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, ModernBertConfig, get_scheduler
+
+    from lit_spectral.bars import track
 
     tokenizer = train_tokenizer(text, SHAPE["vocab_size"], SHAPE["max_position_embeddings"])
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
@@ -114,7 +115,7 @@ def _pretrain(text: list[str], folder: Path) -> None:
         schedule = get_scheduler("linear", optimizer, WARMUP_STEPS, STEPS)
         model.train()
         batches = islice(_batches([len(ids) for ids in rows["input_ids"]]), STEPS)
-        for batch in track(batches, "pretraining tiny", total=STEPS, transient=True):
+        for batch in track(batches, "pretraining tiny", total=STEPS):
             model(**collate([{name: column[i] for name, column in rows.items()} for i in batch])).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import nn
 
 from lit_spectral.adapters import named_changes
@@ -17,6 +16,7 @@ from lit_spectral.analysis.fisher import Overlap, bases_of, diagonal_fisher, ove
 from lit_spectral.analysis.interventions import Intervention, draw, intervene
 from lit_spectral.analysis.measuring import Analysis, place_of
 from lit_spectral.analysis.readings import Reading, RunReading, TextReading, checkpoint_of, config_of
+from lit_spectral.bars import track
 from lit_spectral.checkpoint import load_given
 from lit_spectral.errors import InputError, check_at_least
 from lit_spectral.retention.command import named_corpora
@@ -144,7 +144,7 @@ def _transfer(
 ) -> dict[str, dict[str, dict[str, float]]]:
     found: dict[str, dict[str, dict[str, float]]] = {label: {} for label in changes}
     pairs = [(label, name) for name in runs for label in changes]
-    for label, name in track(pairs, "adapters on tasks", transient=True):
+    for label, name in track(pairs, "adapters on tasks"):
         runs[name].put(changes[label])
         found[label][name] = runs[name].validated()
     return found

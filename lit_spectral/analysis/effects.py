@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from lit_spectral.adapters import named_changes
 from lit_spectral.analysis.measuring import Place, place_of
 from lit_spectral.analysis.states import Moments, linear_cka, procrustes_residual
+from lit_spectral.bars import Progress
 from lit_spectral.reading import evaluating
 from lit_spectral.retention.measures import TokenScores, kl_divergence, token_scores
 from lit_spectral.retention.retention import Batch, Outputs, Retention

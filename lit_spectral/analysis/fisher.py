@@ -17,11 +17,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from lit_spectral.adapters import named_changes
 from lit_spectral.adapters.linear import weight_matrix
+from lit_spectral.bars import track
 from lit_spectral.reading import evaluating
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def fisher_overlap(one: Tensor, other: Tensor) -> float:
 def bases_of(maps: Mapping[str, nn.Module]) -> Bases:
     """By SVDs of the whole weights, a map at a time; float64 of one in float64, float32 of others."""
     found = {}
-    for path, module in track(maps.items(), "singular components of W₀", transient=True):
+    for path, module in track(maps.items(), "singular components of W₀"):
         weight = weight_matrix(module)
         u, _, vt = torch.linalg.svd(weight if weight.dtype == torch.float64 else weight.float(), full_matrices=False)
         found[path] = u, vt.mT
@@ -108,7 +108,7 @@ def diagonal_fisher(reading: Reading, bases: Bases) -> dict[str, Tensor]:
     sums = {path: torch.zeros(2, v.shape[1], dtype=torch.float64) for path, (_, v) in bases.items()}
     rows = reading.batches(1)
     with evaluating(reading.task), reading.base():
-        for number, row in enumerate(track(rows, f"Fisher information on {reading.name}", transient=True)):
+        for number, row in enumerate(track(rows, f"Fisher information on {reading.name}")):
             for path, each in component_gradients(partial(_loss, reading, row), maps, bases).items():
                 sums[path][number % 2] += each.double().square().cpu()
     counts = torch.tensor([(len(rows) + 1) // 2, max(1, len(rows) // 2)]).unsqueeze(1)

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from lit_spectral.adapters import named_changes
+from lit_spectral.bars import Progress
 from lit_spectral.reading import evaluating
 from lit_spectral.spectra import SingularTriplets
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rich.progress import track
 from torch import Tensor
 
 from lit_spectral.analysis.magnitude import leading_part, magnitude
@@ -21,6 +20,7 @@ from lit_spectral.analysis.weights import (
     quartiles,
     width,
 )
+from lit_spectral.bars import track
 from lit_spectral.errors import InputError
 from lit_spectral.spectra import SingularTriplets
 from lit_spectral.spectra.cache import SVDCache
@@ -134,7 +134,7 @@ def analyze(
     parts["random"] = cache.singular_triplets(weights, "random", rank, seed + APART)
     looked: dict[str, Weight] = {}
     found: dict[str, dict[str, Changed]] = {source: {} for source in changes}
-    for path in track(sorted(paths, key=_order), description="ΔW beside W₀", transient=True):
+    for path in track(sorted(paths, key=_order), description="ΔW beside W₀"):
         weight, own = weights[path].float(), {part: each[path] for part, each in parts.items()}
         looked[path] = _look(weight, values[path])
         drawn = _random_bases(path, weight.shape, rank, seed)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from rich.progress import track
 from torch import nn
 
+from lit_spectral.bars import track
 from lit_spectral.comparison.fitting import read_flags, task_metric
 from lit_spectral.comparison.variants import Variant
 from lit_spectral.errors import InputError, nearest
@@ -116,7 +116,7 @@ def read_stages(
     """
     stages = []
     pairs = [(name, variant) for name in configs for variant in compared]
-    for name, variant in track(pairs, description="reading the stages", transient=True):
+    for name, variant in track(pairs, description="reading the stages"):
         config = configs[name]
         digest = hashlib.sha256(config_file(config).read_bytes()).hexdigest()
         cli = read_flags([config], variant.flags())

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from lit_spectral.bars import track
 from lit_spectral.datamodules.edits import Edit, Edits, Probe
 from lit_spectral.generation import generate_after
 from lit_spectral.reading import evaluating
@@ -115,7 +115,7 @@ def held(model: Any, asked: Sequence[Asked]) -> list[Held]:
     order = sorted(range(len(asked)), key=lambda index: -len(asked[index].given) - len(asked[index].answer))
     device = model.get_input_embeddings().weight.device
     with evaluating(model), torch.no_grad():
-        for start in track(range(0, len(order), ROWS), "weighing answers", transient=True):
+        for start in track(range(0, len(order), ROWS), "weighing answers"):
             members = order[start : start + ROWS]
             logits, wanted, scored = scored_logits(model, _batch([asked[n] for n in members], device))
             losses = F.cross_entropy(logits.float(), wanted, reduction="none").double()

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectral import backbones
+from lit_spectral.bars import track
 from lit_spectral.datamodules.columns import as_text
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.labels import read_labels
@@ -190,7 +190,7 @@ class Retention:
 
     def _tokens(self, task: Task, name: str) -> dict[str, float]:
         totals = torch.zeros(len(TokenScores._fields), dtype=torch.float64)
-        for batch in track(self.batches(task, name), f"retention on {name}", self.count(name), transient=True):
+        for batch in track(self.batches(task, name), f"retention on {name}", self.count(name)):
             logits = self.outputs(task, batch).logits
             with self.base(task):
                 base_logits = self.outputs(task, batch).logits
@@ -222,7 +222,7 @@ class Retention:
         """
         encoder, known = _encoder(task), self._base_states.get(name)
         adapted, base = [], []
-        for batch in track(batches, f"retention on {name}", transient=True):
+        for batch in track(batches, f"retention on {name}"):
             inputs = {key: value.to(task.device) for key, value in batch.items()}
             mask = inputs["attention_mask"]
             adapted.append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
+from lit_spectral.bars import track
 from lit_spectral.datamodules.columns import as_text, short
 from lit_spectral.datamodules.files import check_columns, read_split
 from lit_spectral.datamodules.sources import name_row, source_of

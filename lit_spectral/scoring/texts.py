@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
 from lit_spectral import backbones
+from lit_spectral.bars import track
 from lit_spectral.errors import InputError
 
 __all__ = ["BERTScore", "bleu", "find_wordnet", "meteor", "rouge_l"]
@@ -113,7 +113,7 @@ class BERTScore:
         # What lies above the layer is not loaded, so that its states are the last.
         model = backbones.load_model(AutoModel, self.model, num_hidden_layers=self.layer)[0].eval().to(device)
         totals = torch.zeros(3, dtype=torch.float64)
-        for start in track(range(0, len(texts), 32), "BERTScore", transient=True):
+        for start in track(range(0, len(texts), 32), "BERTScore"):
             pairs = [_states(model, tokenizer, side[start : start + 32]) for side in (texts, references)]
             for text, reference in zip(*pairs, strict=True):
                 if len(text) and len(reference):

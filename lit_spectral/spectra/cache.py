@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from lit_spectral import tensor_files
+from lit_spectral.bars import Progress
 from lit_spectral.errors import InputError
 from lit_spectral.files import locked
 from lit_spectral.paths import cache_folder

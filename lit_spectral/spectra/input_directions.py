@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
+from lit_spectral.bars import Progress
 from lit_spectral.errors import InputError
 from lit_spectral.reading import read, watched
 from lit_spectral.spectra.linalg import SingularTriplets

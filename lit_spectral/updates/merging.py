@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
+from lit_spectral.bars import Progress
 from lit_spectral.errors import InputError, check_at_least, check_at_most, check_positive, nearest
 from lit_spectral.updates.delta import Delta
 from lit_spectral.updates.merge_rules import RULES, Changes

@@ -13,10 +13,10 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from lit_spectral.bars import track
 from lit_spectral.errors import Parser, check_at_least
 from lit_spectral.files import check_place, written
 from lit_spectral.spectra.cache import SVDCache
@@ -48,7 +48,7 @@ def layers(changes: Mapping[str, Delta], backbone: Backbone, leading: int = 0) -
     """
     top = SVDCache().singular_triplets(backbone.of(changes), "top", leading) if leading else {}
     found = {}
-    for path, delta in track(changes.items(), "singular values", transient=True):
+    for path, delta in track(changes.items(), "singular values"):
         kind = "low-rank" if delta.is_thin else "dense" if delta.hadamard is None else "times W₀"
         weight = backbone.behind(path, delta)
         if not leading:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
+from lit_spectral.bars import track
 from lit_spectral.errors import InputError
 from lit_spectral.updates.delta import Delta
 from lit_spectral.updates.of_model import of_model
@@ -63,7 +63,7 @@ def _of_tuned(source: str, backbone: str | None, rank: int | None, energy: float
     changes: dict[str, Delta] = {}
     left_out: dict[str, float] = {}
     whole: dict[str, Tensor] = {}
-    for path in track(list(tuned), description="ΔW", transient=True, disable=len(tuned) < 8):
+    for path in track(list(tuned), description="ΔW", disable=len(tuned) < 8):
         name = f"{path}.weight"
         tied = [other.removesuffix(".weight") for other in tuned.tied(name) if tuned.lies(other)]
         if any(other not in tuned.maps for other in tied):
