@@ -1,12 +1,13 @@
 """Corpora: every form gives the same text, and no more is read than is needed."""
 
 import json
+import re
 
 import datasets
 import pytest
 from conftest import WORDS
 from lit_spectral.datamodules import MaskedText, TextWindows
-from lit_spectral.datamodules.corpora import CORPORA, read_passages, read_training_passages
+from lit_spectral.datamodules.corpora import CORPORA, check_corpus, read_passages, read_training_passages
 
 from lit_spectral.errors import InputError
 
@@ -105,3 +106,12 @@ def test_passages_stop_reading_where_they_have_enough(endless, backbone_folder):
     data.setup("validate")
     assert len(endless) == 2  # of 400 lines each
     assert len(data.splits["val"]) == 500
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("python-doc", "did you mean python-docs?"), ("wikitxt-2", "did you mean wikitext-2?"), ("pile", "python-docs")],
+)
+def test_a_text_that_there_is_not_is_told_the_nearest(given, said):
+    with pytest.raises(InputError, match=rf"^there is no text {given};.*{re.escape(said)}"):
+        check_corpus(given)

@@ -2,17 +2,15 @@
 
 import json
 import math
-import re
 import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import WORDS, another_user, scalars
+from conftest import WORDS, scalars
 from lit_spectral.callbacks import RetentionMonitor
-from lit_spectral.datamodules.corpora import check_corpus
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DebertaV2Config, DebertaV2ForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from lit_spectral import cli
 from lit_spectral.adapters import adapters, fold
@@ -20,9 +18,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.methods import BitFit, FCLoRA, FullFineTuning, HiPLoRA, HiRA, LoRA, MoRA, Peft, PiSSA
 from lit_spectral.retention import Retention, head, token_scores
 from lit_spectral.retention.base_model import base_model
-from lit_spectral.retention.measures import told
 from lit_spectral.tasks import CausalLM, MaskedLM, SequenceClassification
-from lit_spectral.tensor_files import kept
 
 METHODS = {
     "LoRA": LoRA(rank=2),
@@ -327,22 +323,6 @@ def test_mistakes_on_the_command_line_are_one_line(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("value", "sign", "said"), [(0.0123456, "", "0.0123"), (1.65e-5, "+", "+1.7e-05"), (0.0, "", "0.0000")]
-)
-def test_small_figures_have_digits_too(value, sign, said):
-    assert told(value, sign) == said
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [("python-doc", "did you mean python-docs?"), ("wikitxt-2", "did you mean wikitext-2?"), ("pile", "python-docs")],
-)
-def test_a_text_that_there_is_not_is_told_the_nearest(given, said):
-    with pytest.raises(InputError, match=rf"^there is no text {given};.*{re.escape(said)}"):
-        check_corpus(given)
-
-
 @pytest.fixture
 def headless(backbone_folder, tmp_path):
     """A folder of an encoder whose files have no masked-language head."""
@@ -367,36 +347,6 @@ def test_a_head_is_fitted_once_and_then_measures_as_any_other(headless, text, mo
     assert measured(task, text, fit_head=text) == fitted
 
 
-@pytest.mark.parametrize("content", [None, b"damaged"])
-def test_a_head_that_is_not_there_whole_is_fitted_and_kept(tmp_path, content):
-    file, fitted = tmp_path / "x.safetensors", {"bias": torch.arange(3.0)}
-    if content is not None:
-        file.write_bytes(content)
-    assert torch.equal(kept(file, lambda: fitted, "x")["bias"], torch.arange(3.0))
-    assert torch.equal(kept(file, None, "x")["bias"], torch.arange(3.0))
-
-
-def test_a_head_that_can_not_be_read_is_fitted_and_left_as_it_is(shared_folder, caplog):
-    file = shared_folder / "x.safetensors"
-    file.write_bytes(b"another user's")
-    file.chmod(0)
-    shared_folder.chmod(0o777)
-    with another_user():
-        assert kept(file, lambda: {"bias": torch.ones(1)}, "retention: the head") == {"bias": torch.ones(1)}
-    file.chmod(0o644)
-    assert file.read_bytes() == b"another user's"
-    (line,) = caplog.messages
-    assert line.startswith(f"retention: the head can't be kept in {shared_folder} ([Errno 13] Permission denied")
-
-
-def test_a_head_is_fitted_where_nothing_may_be_written(read_only_folder, caplog):
-    assert kept(read_only_folder / "x", lambda: {"bias": torch.ones(1)}, "retention: the head") == {
-        "bias": torch.ones(1)
-    }
-    (line,) = caplog.messages
-    assert line.startswith(f"retention: the head can't be kept in {read_only_folder} (")
-
-
 def test_a_head_leaves_random_numbers_and_encoder_alone(headless, text, monkeypatch):
     monkeypatch.setattr(head, "STEPS", 2)
     monkeypatch.setattr(head, "LINES", 23)  # not the other test's
@@ -405,15 +355,3 @@ def test_a_head_leaves_random_numbers_and_encoder_alone(headless, text, monkeypa
     assert torch.equal(torch.get_rng_state(), state)
     kept = AutoModel.from_pretrained(headless).state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in model.bert.state_dict().items())
-
-
-def test_a_head_may_read_the_encoders_embeddings():
-    """DeBERTa's does, where it is the one that was pretrained (legacy: false)."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    model = DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=50, legacy=False, **sizes)).eval()
-    inputs = {"input_ids": torch.arange(5, 17).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
-    scored = torch.tensor([[True, False] * 3, [False, True] * 3])
-    with torch.no_grad():
-        expected = model(**inputs).logits[scored]
-        found = head.masked_logits(model, model.deberta, inputs, scored)
-    torch.testing.assert_close(found, expected)
