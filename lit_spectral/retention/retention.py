@@ -21,6 +21,7 @@ from lit_spectral.datamodules.sources import source_of
 from lit_spectral.errors import InputError
 from lit_spectral.reading import evaluating
 from lit_spectral.retention.base_model import base_model, inner_model, original_weights
+from lit_spectral.retention.base_states import BaseStates
 from lit_spectral.retention.head import fitted_head, logits_of_states, masked_head
 from lit_spectral.retention.measures import TokenScores, mean_pooled, spearman, token_scores
 from lit_spectral.retention.texts import next_tokens, text_of
@@ -106,7 +107,8 @@ class Retention:
         self._sentences: list[dict[str, Tensor]] = []
         self._gold = torch.empty(0)
         self._originals: dict[str, Tensor] = {}
-        self._base_states: dict[str, Tensor] = {}
+        self._pooled: dict[str, Tensor] = {}  # the base model's, by text
+        self._base_states = BaseStates()
         self._head: nn.Module | None = None
 
     def prepare(self, task: Task) -> None:
@@ -124,7 +126,7 @@ class Retention:
         if inner_model(task) is not task.model and not isinstance(task, (CausalLM, MaskedLM)):
             raise InputError("retention: a learned prompt is no part of the encoder that it is put before; "
                              "measure methods that adapt weights")  # fmt: skip
-        self._originals, self._base_states = original_weights(task), {}
+        self._originals, self._pooled, self._base_states = original_weights(task), {}, BaseStates()
         self._head = None if decoder else _masked_head(task, source, self.fit_head)
         for name, path in self.corpora.items():
             sizes = (self.limit, self.max_length, self.batch_size)
@@ -180,7 +182,7 @@ class Retention:
             found: Any = task.model(**batch.inputs, **asked)
             # A learned prompt has positions of its own in front.
             return Outputs(found.logits[:, -batch.scored.shape[1] :][batch.scored], _states_in(found))
-        encoder = _encoder(task)
+        encoder = _body(task)
         found = encoder(**batch.inputs, **asked)
         logits = None
         if self._head is not None:
@@ -190,9 +192,9 @@ class Retention:
 
     def _tokens(self, task: Task, name: str) -> dict[str, float]:
         totals = torch.zeros(len(TokenScores._fields), dtype=torch.float64)
-        for batch in track(self.batches(task, name), f"retention on {name}", self.count(name)):
+        for index, batch in enumerate(track(self.batches(task, name), f"retention on {name}", self.count(name))):
             logits = self.outputs(task, batch).logits
-            with self.base(task):
+            with self.base(task), self._base_states.given(_body(task), (name, index)):
                 base_logits = self.outputs(task, batch).logits
             assert logits is not None
             assert base_logits is not None
@@ -220,7 +222,7 @@ class Retention:
 
         The base's, which never change, are computed the first time only.
         """
-        encoder, known = _encoder(task), self._base_states.get(name)
+        encoder, known = _body(task), self._pooled.get(name)
         adapted, base = [], []
         for batch in track(batches, f"retention on {name}"):
             inputs = {key: value.to(task.device) for key, value in batch.items()}
@@ -230,7 +232,7 @@ class Retention:
                 with self.base(task):
                     base.append(mean_pooled(encoder(**inputs).last_hidden_state, mask).cpu())
         if known is None:
-            known = self._base_states[name] = torch.cat(base)
+            known = self._pooled[name] = torch.cat(base)
         return torch.cat(adapted), known
 
 
@@ -239,10 +241,11 @@ def _states_in(found: Any) -> tuple[Tensor, ...]:
     return found.get("hidden_states") or found.get("decoder_hidden_states") or ()
 
 
-def _encoder(task: Task) -> nn.Module:
+def _body(task: Task) -> nn.Module:
+    """The model without its head."""
     model = inner_model(task)
-    encoder: nn.Module = getattr(model, model.base_model_prefix)
-    return encoder
+    body: nn.Module = getattr(model, model.base_model_prefix)
+    return body
 
 
 def _masked_head(task: Task, source: str, text: str | None) -> Any:
