@@ -67,6 +67,17 @@ def test_a_decoder_is_compared_by_its_forgetting_loss_too():
     assert [found.share_lost(found.variants[1], m) for m in found.retention] == [None, pytest.approx(0.25)]
 
 
+@pytest.mark.parametrize(
+    ("drifts", "shown"),
+    [((0.00002, 0.000003), ["0.000020", "0.000003"]), ((0.2, 0.00002), ["0.2000", "0.0000"]), ((0, 0), ["0.0000"] * 2)],
+)
+def test_small_drifts_have_figures(drifts, shown):
+    runs = [record(0.8, 0.4) | {"retention": {"sts/drift": drift}} for drift in drifts]
+    found = made(LoRA=runs[:1], FCLoRA=runs[1:])
+    column = next(index for index, heading in enumerate(found.headings()) if heading.startswith("sts drift"))
+    assert [row[column].split("\n")[0] for row in found.rows()] == shown
+
+
 def test_where_references_differ_each_is_named():
     compared = variants(["LoRA", "FCLoRA"], pairs_of(["--model.optimizer.lr", "1,2"]))
     runs = [Run(variant, 0, record(0.5, 0.5), Path(), []) for variant in compared]

@@ -307,5 +307,12 @@ def _retention(records: Sequence[dict[str, Any]]) -> list[Measure]:
             of, original = partial(_kept, f"{text}/{kind}"), _BEFORE[kind]
             before = partial(_kept, f"{text}/{original}") if original else _nothing
             title = f"{text} {kind.replace('_', ' ')}"
-            measures.append(Measure(f"retention/{text}/{kind}", title, of, kind in {"accuracy", "spearman"}, before))
+            better = kind in {"accuracy", "spearman"}
+            measures.append(Measure(f"retention/{text}/{kind}", title, of, better, before, _digits(map(of, records))))
     return measures
+
+
+def _digits(values: Iterable[float | None]) -> int:
+    """Four decimals, or where all values are so small, as drifts may be, that little would be left, two digits."""
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    return max(4, 1 - math.floor(math.log10(largest))) if largest else 4
