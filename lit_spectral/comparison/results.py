@@ -298,12 +298,14 @@ _BEFORE = {"accuracy": "base_accuracy", "loss": "base_loss", "forgetting_loss": 
 
 
 def _retention(records: Sequence[dict[str, Any]]) -> list[Measure]:
-    """For each text what says most of it: accuracy of masked tokens, or losses, or Spearman and drift of sentences."""
+    """For each text what says most of it: losses, the accuracy of masked tokens, or Spearman and drift of sentences."""
     found = dict.fromkeys(name for record in records for name in record.get("retention", {}))
     measures = []
     for text in dict.fromkeys(name.rpartition("/")[0] for name in found):
         kinds = [kind for kind in _BEFORE if f"{text}/{kind}" in found]
-        for kind in kinds[:1] if "accuracy" in kinds else kinds:
+        if "accuracy" in kinds:  # of masked tokens, whose loss adds nothing to it
+            kinds.remove("loss")
+        for kind in kinds:
             of, original = partial(_kept, f"{text}/{kind}"), _BEFORE[kind]
             before = partial(_kept, f"{text}/{original}") if original else _nothing
             title = f"{text} {kind.replace('_', ' ')}"
