@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers.utils import ModelOutput
 
 __all__ = ["BaseStates"]
 
@@ -26,7 +25,7 @@ class BaseStates:
 
     def __init__(self, room: int = ROOM) -> None:
         self._room = room
-        self._kept: dict[Hashable, ModelOutput] = {}
+        self._kept: dict[Hashable, Any] = {}  # outputs of transformers' kinds, which the head takes
 
     @contextmanager
     def given(self, body: nn.Module, batch: Hashable) -> Iterator[None]:
@@ -38,7 +37,8 @@ class BaseStates:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if batch in self._kept:
-                return _to(self._kept[batch], next(body.parameters()).device)
+                kept = self._kept[batch]
+                return type(kept)(last_hidden_state=kept.last_hidden_state.to(next(body.parameters()).device))
             found = compute(*args, **kwargs)
             states = found.last_hidden_state
             if states.nbytes <= self._room:
@@ -54,7 +54,3 @@ class BaseStates:
                 del vars(body)["forward"]
             else:
                 vars(body)["forward"] = before
-
-
-def _to(found: ModelOutput, device: Any) -> ModelOutput:
-    return type(found)(last_hidden_state=found.last_hidden_state.to(device))
