@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """One panel a folder, by the first measure of retention that its runs have."""
+    """One panel a folder: encoders by words or sentences, decoders, whose loss may fall, by forgetting loss."""
     compared = {file.parent.name: read_records(file) for file in sorted(HERE.glob("*/records.jsonl"))}
     scaled = {name: Fronts(found, 0.0) for name, found in compared.items() if any(run.scales for run in found.runs)}
     methods = list(dict.fromkeys(method for fronts in scaled.values() for method in fronts.methods))
@@ -25,9 +25,9 @@ def main() -> None:
     for ax in axes[len(scaled) :]:
         ax.set_axis_off()
     for ax, (name, fronts) in zip(axes, scaled.items(), strict=False):
-        measure = fronts.measures[0]
-        fronts.draw(ax, measure, colours)
         task = fronts.comparison.task
+        measure = fronts.measures[0 if task.higher_is_better else 1]
+        fronts.draw(ax, measure, colours)
         ax.set(title=name.replace("_", " ").removesuffix(" fronts"), xlabel=measure.title, ylabel=task.title)
         # Better is up and to the right in all panels.
         if not measure.higher_is_better:
