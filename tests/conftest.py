@@ -156,6 +156,15 @@ def decoder_folder(backbone_folder, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def text(tmp_path):
+    """A file of random lines."""
+    generator = torch.Generator().manual_seed(0)
+    lines = [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (12,), generator=generator)) for _ in range(24)]
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
+    return str(tmp_path / "text.txt")
+
+
 @pytest.fixture(scope="session")
 def mrpc_folder(tmp_path_factory):
     """A folder in MRPC's form: the label says whether both sentences are the same."""

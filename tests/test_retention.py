@@ -34,14 +34,6 @@ METHODS = {
 }
 
 
-@pytest.fixture
-def text(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    lines = [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (12,), generator=generator)) for _ in range(24)]
-    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
-    return str(tmp_path / "text.txt")
-
-
 def build(kind, folder, method):
     task = kind(folder, method, **({"num_labels": 2} if kind is SequenceClassification else {}))
     task.configure_model()

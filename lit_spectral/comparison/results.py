@@ -304,7 +304,7 @@ def _retention(records: Sequence[dict[str, Any]]) -> list[Measure]:
     for text in dict.fromkeys(name.rpartition("/")[0] for name in found):
         kinds = [kind for kind in _BEFORE if f"{text}/{kind}" in found]
         if "accuracy" in kinds:  # of masked tokens, whose loss adds nothing to it
-            kinds.remove("loss")
+            kinds = [kind for kind in kinds if kind != "loss"]
         for kind in kinds:
             of, original = partial(_kept, f"{text}/{kind}"), _BEFORE[kind]
             before = partial(_kept, f"{text}/{original}") if original else _nothing
