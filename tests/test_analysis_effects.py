@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import WORDS
 from live import TASKS
 from test_retention import disturb
 
@@ -19,14 +18,6 @@ from lit_spectral.methods import HiRA, LoRA
 from lit_spectral.retention import Retention
 from lit_spectral.updates import exports
 from lit_spectral.updates.of_model import of_model
-
-
-@pytest.fixture
-def text(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    lines = [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (12,), generator=generator)) for _ in range(16)]
-    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
-    return str(tmp_path / "text.txt")
 
 
 @pytest.fixture
