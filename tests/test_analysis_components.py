@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_analysis_effects import source, text  # noqa: F401 (fixtures)
+from test_analysis_effects import source  # noqa: F401 (a fixture)
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
