@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_spectral.errors import InputError
 
-__all__ = ["Call", "Reading", "evaluating", "place", "read", "watched", "window"]
+__all__ = ["Call", "Reading", "evaluating", "forward_of", "place", "read", "watched", "window"]
 
 LENGTH = 16
 
@@ -115,6 +115,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             stack.callback(setattr, module, "training", module.training)
         model.eval()
         yield
+
+
+@contextmanager
+def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it, calling `module` runs `forward`; its hooks run as ever."""
+    before = vars(module).get("forward")  # where others, or this, have put another one on the module itself
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = before
 
 
 @contextmanager

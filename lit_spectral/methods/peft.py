@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from lit_spectral.adapters import find_targets
 from lit_spectral.errors import InputError, refusals_of
 from lit_spectral.methods.base import Method
+from lit_spectral.reading import forward_of
 from lit_spectral.sharding import is_sharded
 
 __all__ = ["Peft"]
@@ -126,7 +125,7 @@ class Peft(Method):
         if self._tuner is None:
             return None
         outputs = SimpleNamespace(loss=torch.zeros((), device=next(self._tuner.model.parameters()).device))
-        with _forward_returns(self._tuner.model, outputs):
+        with forward_of(self._tuner.model, lambda *args, **kwargs: outputs):
             self._tuner.forward()
         return outputs.loss if outputs.loss.requires_grad else None
 
@@ -177,17 +176,3 @@ class Peft(Method):
             endings = [task for ending, task in TASK_TYPES.items() if type(model).__name__.endswith(ending)]
             config.task_type = (endings or ["FEATURE_EXTRACTION"])[0]
         return config
-
-
-@contextmanager
-def _forward_returns(model: nn.Module, outputs: Any) -> Iterator[None]:
-    """Let `model.forward` return `outputs` at once."""
-    before = vars(model).get("forward")
-    vars(model)["forward"] = lambda *args, **kwargs: outputs
-    try:
-        yield
-    finally:
-        if before is None:
-            del vars(model)["forward"]
-        else:
-            vars(model)["forward"] = before

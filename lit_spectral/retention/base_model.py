@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_spectral import backbones
 from lit_spectral.adapters import Wrapper, refuse_folded
 from lit_spectral.errors import InputError
+from lit_spectral.reading import forward_of
 from lit_spectral.sharding import is_sharded
 from lit_spectral.updates.beneath import parameters_beneath
 
@@ -95,7 +96,7 @@ def base_model(task: Task, originals: dict[str, Tensor]) -> Iterator[None]:
         # A head stays as it is, also one that peft has copied.
         for module in _pretrained(task).modules():
             if isinstance(module, Wrapper):
-                stack.enter_context(_passed_over(module))
+                stack.enter_context(forward_of(module, module.base_layer))
             elif _adds(module) and not isinstance(task.model, PeftModel):
                 module.enable_adapters(False)
                 stack.callback(module.enable_adapters, True)
@@ -115,16 +116,6 @@ def _adds(module: nn.Module) -> bool:
 def _plain(name: str) -> str:
     """A parameter's name in the model without adapters."""
     return name.replace(".base_layer.", ".")
-
-
-@contextmanager
-def _passed_over(adapter: Wrapper) -> Iterator[None]:
-    base = adapter.base_layer
-    vars(adapter)["forward"] = lambda x: base(x)
-    try:
-        yield
-    finally:
-        del vars(adapter)["forward"]
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from lit_spectral.reading import forward_of
+
 __all__ = ["BaseStates"]
 
 # Of states that are kept; what comes after is computed anew each time.
@@ -33,7 +35,7 @@ class BaseStates:
 
         Only last hidden states: whatever else it returned, a head for which they don't suffice can't be measured so.
         """
-        compute, before = body.forward, vars(body).get("forward")
+        compute = body.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if batch in self._kept:
@@ -46,11 +48,5 @@ class BaseStates:
                 self._kept[batch] = type(found)(last_hidden_state=states.cpu())
             return found
 
-        vars(body)["forward"] = forward
-        try:
+        with forward_of(body, forward):
             yield
-        finally:
-            if before is None:
-                del vars(body)["forward"]
-            else:
-                vars(body)["forward"] = before
