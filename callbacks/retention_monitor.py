@@ -25,7 +25,8 @@ class RetentionMonitor(Callback):
     texts, so that none waits for another. Training goes on as if nothing had happened.
 
     Args:
-        corpora: from a name to a text, or a list of texts: files, folders, or corpora by name.
+        corpora: from a name to a text, or a list of texts: files, folders, or corpora by name; of a decoder also
+            `prompts`, those of the data that it is validated on.
         sts: sentence pairs in STS-B's form, for encoders.
         every_n_epochs: epochs between measurements; 0 for none at their ends.
         every_n_steps: optimizer steps between measurements; 0 for none between epochs.

@@ -19,8 +19,10 @@ def add_model(parser: ArgumentParser, required: bool = True) -> None:
 
 def add_corpora(parser: ArgumentParser) -> None:
     """`--corpora`."""
-    known = "python-docs, bookcorpus, finewiki, openwebtext, pg19, wikitext-2, wikitext-103"
-    about = f"texts on which to measure what is forgotten: files, folders, {known}"
+    about = (
+        "texts on which to measure what is forgotten: files, folders, python-docs, bookcorpus, finewiki, openwebtext, "
+        "pg19, wikitext-2, wikitext-103, or prompts, those of the data that a decoder is validated on"
+    )
     parser.add_argument("--corpora", nargs="+", action="extend", default=[], metavar="[NAME=]TEXT", help=about)
 
 

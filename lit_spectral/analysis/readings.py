@@ -18,6 +18,7 @@ from lit_spectral.errors import InputError
 from lit_spectral.methods import Given
 from lit_spectral.retention.base_model import base_model, original_weights
 from lit_spectral.retention.retention import Batch, Retention
+from lit_spectral.retention.texts import first_rows
 from lit_spectral.sweeps.unrun import unrun
 from lit_spectral.sweeps.validation import task_metric, validated
 from lit_spectral.tasks import Task
@@ -158,15 +159,8 @@ class RunReading(Reading):
             whole, self._trainer.limit_val_batches = self._trainer.limit_val_batches, 1
             self.validated()
             self._trainer.limit_val_batches = whole
-        self._data.eval_batch_size = size
-        kept: list[dict[str, Tensor]] = []
-        for batch in self._data.val_dataloader()[0]:
-            if self._limit is not None and len(kept) * size >= self._limit:
-                break
-            left = None if self._limit is None else self._limit - len(kept) * size
-            tensors = {key: each[:left] for key, each in batch.items() if isinstance(each, Tensor)}
-            kept.append({key: each.to(self.task.device) for key, each in tensors.items()})
-        return kept
+        rows = first_rows(self._data, size, self._limit)
+        return [{key: each.to(self.task.device) for key, each in batch.items()} for batch in rows]
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | int]:
         """The task's own."""

@@ -176,9 +176,9 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _check(compared: Sequence[Variant], given: argparse.Namespace) -> SpectralCLI:
     """Have every variant's flags read before anything runs; returns the last one's LightningCLI."""
-    fitting.check_texts(given)
     for variant in compared:
         cli = fitting.read_flags(given.config, variant.flags())
+    fitting.check_texts(given, cli.model)
     return cli
 
 

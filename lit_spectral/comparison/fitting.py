@@ -28,7 +28,10 @@ from lit_spectral.flags import add_texts
 from lit_spectral.lightning_cli import SpectralCLI
 from lit_spectral.retention import Retention
 from lit_spectral.retention.command import named_corpora
+from lit_spectral.retention.retention import check_prompts
+from lit_spectral.retention.texts import PROMPTS
 from lit_spectral.run_folder import is_written_to, remove_run
+from lit_spectral.tasks import Task
 from lit_spectral.terminal import VERBOSE, is_verbose
 
 __all__ = [
@@ -141,12 +144,15 @@ def read_flags(configs: Sequence[Any], flags: Sequence[str]) -> SpectralCLI:
     return SpectralCLI([*(f"--config={file}" for file in configs), *flags], run=False)
 
 
-def check_texts(given: argparse.Namespace) -> None:
-    """InputError for texts of retention that can't be read, before anything runs."""
+def check_texts(given: argparse.Namespace, task: Task) -> None:
+    """InputError for texts of retention that can't be read, or not by such a task, before anything runs."""
     if given.corpora or given.sts or given.fit_head:
         Retention(named_corpora(given.corpora), given.sts, given.limit or None, fit_head=given.fit_head)
         for text in [*named_corpora(given.corpora).values(), *filter(None, [given.fit_head])]:
-            check_corpus(text)
+            if text == PROMPTS:
+                check_prompts(task)
+            else:
+                check_corpus(text)
         if given.sts:
             read_split(given.sts, "validation")
 

@@ -61,8 +61,8 @@ def run(args: list[str]) -> Path:
     files = [config_file(name) for name in given.config]
     compared, console = variants(given.methods, pairs_of(rest, "edit"), "edit"), Console()
     folder = Path(given.output_folder or Path("runs") / "edit" / Path(given.config[-1]).stem)
-    fitting.check_texts(given)
     read = {variant: fitting.read_flags(given.config, variant.flags()) for variant in compared}
+    fitting.check_texts(given, read[compared[0]].model)
     data = _data(read[compared[0]].datamodule, given.config)
     edits, probes = _set(data, given)
     check_place(folder / "index.html", "edit: --output_folder")

@@ -25,13 +25,12 @@ from lit_spectral.reading import evaluating
 from lit_spectral.retention.base_model import base_model, changed_weights, inner_model, own_parameters
 from lit_spectral.retention.head import logits_of_states, masked_head
 from lit_spectral.retention.measures import mean_pooled
-from lit_spectral.retention.texts import next_tokens, prompt_positions, text_of
+from lit_spectral.retention.texts import INPUTS, PROMPTS, next_tokens, prompt_positions, text_of
 from lit_spectral.sharding import is_sharded
 from lit_spectral.tasks import Anchor, CausalLM, MaskedLM, Task
 
 __all__ = ["Anchoring", "check_base", "check_text"]
 
-_INPUTS = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
 # Training rows of which one must have a prompt.
 LOOKED_AT = 256
 
@@ -49,7 +48,7 @@ def check_text(task: Task, settings: Anchor) -> None:
         if settings.text == "self":
             if not isinstance(task, CausalLM):
                 raise InputError("self is for decoders, since an encoder generates nothing; give prompts or a corpus")
-        elif settings.text == "prompts":
+        elif settings.text == PROMPTS:
             if isinstance(task, MaskedLM):
                 raise InputError("masked words have no prompts apart from what is to be restored; give a corpus")
         else:
@@ -94,7 +93,7 @@ class Anchoring:
             self._head = masked_head(task)
         self._tokenizer = backbones.load_tokenizer(backbones.fetch(task.backbone), loading=task.loading)
         with _named(), isolate_rng():
-            if settings.text == "prompts":
+            if settings.text == PROMPTS:
                 _check_prompts(task)
             elif settings.text == "self":
                 self._generate(task)
@@ -107,7 +106,7 @@ class Anchoring:
         """Remember a batch that a step is made of, if that step needs it."""
         if first:
             self._seen = []
-        if self.settings.text == "prompts" and self.settings.is_due(step):
+        if self.settings.text == PROMPTS and self.settings.is_due(step):
             self._seen.append(batch)
 
     def add_gradients(self, task: Task) -> Tensor:
@@ -175,7 +174,7 @@ class Anchoring:
     def _batches(self, task: Task) -> Iterator[_Batch]:
         """Those of a step, on this process."""
         step, seed, rank = task.trainer.global_step, task.seed_of_steps, task.trainer.global_rank
-        if self.settings.text == "prompts":
+        if self.settings.text == PROMPTS:
             generator = torch.Generator().manual_seed(step_seed(seed, step, f"anchor {rank}"))
             for batch in self._seen:
                 yield self._prompts(task, batch, generator)
@@ -188,11 +187,11 @@ class Anchoring:
         batch = {name: tensor.to(task.device) for name, tensor in self._collate(rows).items()}
         labels = batch.pop("labels", batch["input_ids"])
         scored = (next_tokens(labels) if isinstance(task, CausalLM) else labels) != -100
-        yield _Batch({name: batch[name] for name in _INPUTS if name in batch}, scored)
+        yield _Batch({name: batch[name] for name in INPUTS if name in batch}, scored)
 
     def _prompts(self, task: Task, batch: dict[str, Tensor], generator: torch.Generator) -> _Batch:
         """What a batch asks, without what it answers; where words are to be masked, with some masked."""
-        inputs = {name: batch[name] for name in _INPUTS if name in batch}
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
         ids = inputs["input_ids"]
         if isinstance(task, CausalLM):
             scored = prompt_positions(batch)

@@ -24,10 +24,10 @@ from lit_spectral.retention.base_model import base_model, inner_model, original_
 from lit_spectral.retention.base_states import BaseStates
 from lit_spectral.retention.head import fitted_head, logits_of_states, masked_head
 from lit_spectral.retention.measures import TokenScores, mean_pooled, spearman, token_scores
-from lit_spectral.retention.texts import next_tokens, text_of
+from lit_spectral.retention.texts import PROMPTS, first_rows, next_tokens, of_prompts, text_of
 from lit_spectral.tasks import CausalLM, MaskedLM, Task
 
-__all__ = ["Batch", "Outputs", "Retention"]
+__all__ = ["Batch", "Outputs", "Retention", "check_prompts"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,12 @@ class Outputs(NamedTuple):
     states: tuple[Tensor, ...]
 
 
+def check_prompts(task: Task) -> None:
+    """InputError for a task whose rows are nothing but input."""
+    if not isinstance(task, CausalLM):
+        raise InputError("retention: prompts are a decoder's, apart from its answers; give a text, or sts")
+
+
 class Retention:
     """Fixed texts, and what an adapted model and its base model make of them.
 
@@ -64,8 +70,9 @@ class Retention:
     model is the same backbone with its adapters passed over, in the same precision.
 
     Args:
-        corpora: from a name to a text: whatever `TextWindows` and `MaskedText` take as `path`. Or a
-            list of texts, which go by themselves as names.
+        corpora: from a name to a text: whatever `TextWindows` and `MaskedText` take as `path`, or of a
+            decoder `prompts`, those of the data that its task is validated on. Or a list of texts,
+            which go by themselves as names.
         sts: a folder or hub id of sentence pairs in STS-B's form (`validation` with `sentence1`,
             `sentence2` and `label`); an encoder's mean-pooled states are compared with it.
         limit: windows, pages or lines of each corpus, from its start; None for all.
@@ -129,6 +136,9 @@ class Retention:
         self._originals, self._pooled, self._base_states = original_weights(task), {}, BaseStates()
         self._head = None if decoder else _masked_head(task, source, self.fit_head)
         for name, path in self.corpora.items():
+            if path == PROMPTS:
+                self._texts[name] = _prompts(task, self.batch_size, self.limit)
+                continue
             sizes = (self.limit, self.max_length, self.batch_size)
             data = text_of(task, path, self._head is not None, *sizes, self.pages)
             self._texts[name] = [dict(batch) for batch in data.val_dataloader()[0]]
@@ -234,6 +244,19 @@ class Retention:
         if known is None:
             known = self._pooled[name] = torch.cat(base)
         return torch.cat(adapted), known
+
+
+def _prompts(task: Task, size: int, limit: int | None) -> list[dict[str, Tensor]]:
+    """Rows of the data that a decoder is validated on, labelled where a prompt's token follows another one."""
+    check_prompts(task)
+    data: Any = getattr(task._trainer, "datamodule", None)
+    if data is None:
+        raise InputError("retention: prompts are of the data that a task is validated on, and there is none here; "
+                         "give a text, or --validate with a sweep of retain")  # fmt: skip
+    asked = [of_prompts(batch) for batch in first_rows(data, size, limit)]
+    if not any((batch["labels"] != -100).any() for batch in asked):
+        raise InputError("retention: the rows have no prompts apart from what is trained on; give a text for prompts")
+    return asked
 
 
 def _states_in(found: Any) -> tuple[Tensor, ...]:

@@ -13,9 +13,12 @@ from lit_spectral.datamodules.text import TextDataModule
 from lit_spectral.errors import InputError
 from lit_spectral.tasks import CausalLM, Task
 
-__all__ = ["next_tokens", "prompt_positions", "text_of"]
+__all__ = ["INPUTS", "PROMPTS", "first_rows", "next_tokens", "of_prompts", "prompt_positions", "text_of"]
 
-_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+# In the place of a text: what the task's own rows ask.
+PROMPTS = "prompts"
+# What models take of a batch.
+INPUTS = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
 
 
 class _Lines(MaskedText):
@@ -23,7 +26,7 @@ class _Lines(MaskedText):
 
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Ids and attention mask."""
-        return TextDataModule.collate(self, [{name: row[name] for name in _INPUTS if name in row} for row in rows])
+        return TextDataModule.collate(self, [{name: row[name] for name in INPUTS if name in row} for row in rows])
 
 
 def text_of(
@@ -61,6 +64,29 @@ def text_of(
     if kind is MaskedText and all((batch["labels"] == -100).all() for batch in data.val_dataloader()[0]):
         raise InputError(f"of {path} no token was masked; give a longer text")
     return data
+
+
+def first_rows(data: Any, size: int, limit: int | None) -> list[dict[str, Tensor]]:
+    """Batches of a data module's first validation set, of `size` rows: the first `limit` rows, or all."""
+    own, data.eval_batch_size = data.eval_batch_size, size
+    try:
+        loader = data.val_dataloader()[0]
+    finally:
+        data.eval_batch_size = own
+    kept: list[dict[str, Tensor]] = []
+    for batch in loader:
+        left = None if limit is None else limit - len(kept) * size
+        if left is not None and left <= 0:
+            break
+        kept.append({key: each[:left] for key, each in batch.items() if isinstance(each, Tensor)})
+    return kept
+
+
+def of_prompts(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A decoder's batch with other labels: the tokens of prompts, but for each one's first."""
+    inputs = {name: batch[name] for name in INPUTS if name in batch}
+    predicted = F.pad(prompt_positions(batch)[:, :-1], (1, 0), value=False)
+    return inputs | {"labels": batch["input_ids"].masked_fill(~predicted, -100)}
 
 
 def next_tokens(labels: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from lit_spectral.checkpoint import usable_device
 from lit_spectral.errors import InputError, Parser, check_at_least
 from lit_spectral.files import check_place, write_text
 from lit_spectral.retention.base_model import original_weights
-from lit_spectral.retention.retention import Batch, Retention
-from lit_spectral.retention.texts import next_tokens, prompt_positions
+from lit_spectral.retention.retention import Retention
+from lit_spectral.retention.texts import INPUTS, of_prompts
 from lit_spectral.studies.finished import Adapter, named_folders
 from lit_spectral.studies.forgetting import MEASURES, Point, Predictors, measures_of, points_in
 from lit_spectral.studies.measured import Measured
@@ -36,7 +36,6 @@ __all__ = ["run"]
 
 log = logging.getLogger(__name__)
 
-_INPUTS: list[str] = ["input_ids", "attention_mask", "token_type_ids", "position_ids"]
 _ABOUT = """Spearman's correlation, over the adapters of a comparison, of each measure with how much worse than its
 backbone the run's record has the model, and below it the 95 % interval of a bootstrap over adapters; "all" is of ranks
 within each comparison, by the first of its columns. Adapters of one method or seed are not independent, of which the
@@ -71,18 +70,16 @@ class _OwnRows(Retention):
 
     def __init__(self, task: Task, rows: list[dict[str, Tensor]]) -> None:
         super().__init__({task.backbone: ""})
-        self._texts, self._originals = {task.backbone: rows}, original_weights(task)
+        self._texts, self._originals = {task.backbone: [_own(task, row) for row in rows]}, original_weights(task)
 
-    def batches(self, task: Task, name: str) -> Iterator[Batch]:
-        """Of a decoder each token of a prompt that follows another; of rows without a prompt what is scored."""
-        for row in self._texts[name]:
-            inputs = {key: row[key] for key in _INPUTS if key in row}
-            wanted = next_tokens(row["input_ids"])
-            scored = torch.zeros_like(wanted, dtype=torch.bool)
-            if isinstance(task, CausalLM):
-                prompts = prompt_positions(row)
-                scored = prompts if prompts.any() else next_tokens(row["labels"]) != -100
-            yield Batch(inputs, wanted, scored)
+
+def _own(task: Task, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a decoder with labels on its prompts, without prompts on what is trained; of others with none."""
+    inputs = {key: batch[key] for key in INPUTS if key in batch}
+    if not isinstance(task, CausalLM):
+        return inputs
+    asked = of_prompts(batch)
+    return asked if (asked["labels"] != -100).any() else inputs | {"labels": batch["labels"]}
 
 
 def _points(
