@@ -26,7 +26,8 @@ def main() -> None:
         ax.set_axis_off()
     for ax, (name, fronts) in zip(axes, scaled.items(), strict=False):
         task = fronts.comparison.task
-        measure = fronts.measures[0 if task.higher_is_better else 1]
+        of_decoder = [each for each in fronts.measures if each.name.endswith("forgetting_loss")]
+        measure = fronts.measures[0] if task.higher_is_better else of_decoder[0]
         fronts.draw(ax, measure, colours)
         ax.set(title=name.replace("_", " ").removesuffix(" fronts"), xlabel=measure.title, ylabel=task.title)
         # Better is up and to the right in all panels.
