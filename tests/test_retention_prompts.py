@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from lit_spectral.callbacks import RetentionMonitor
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from lit_spectral import cli
 from lit_spectral.errors import InputError
 from lit_spectral.methods import LoRA
 from lit_spectral.retention import Retention
+from lit_spectral.retention.texts import first_rows
 from lit_spectral.tasks import CausalLM, MaskedLM
 
 ROWS = [("the cat sat", "on a mat"), ("a dog", "ran"), ("the old bird and the cat", "sang"), ("a bird", "flew to it")]
@@ -72,6 +75,18 @@ def test_sweeps_measure_it_on_the_data_that_they_validate_on(asked, tmp_path):
 def test_rows_that_are_trained_on_whole_have_none(asked):
     with pytest.raises(InputError, match="retention: the rows have no prompts apart from what is trained on"):
         asked("--data.loss_on=all")
+
+
+class Loader(LightningDataModule):
+    """A data module of a user's own, whose loader is no list."""
+
+    def val_dataloader(self):
+        return DataLoader([{"input_ids": torch.tensor([row] * 3)} for row in range(10)], batch_size=4)
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(None, [4, 4, 2]), (8, [4, 4]), (5, [4, 1])])
+def test_a_data_module_that_has_one_loader_gives_its_own_batches(limit, sizes):
+    assert [len(batch["input_ids"]) for batch in first_rows(Loader(), 3, limit)] == sizes
 
 
 @pytest.mark.parametrize(

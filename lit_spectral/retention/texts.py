@@ -67,18 +67,22 @@ def text_of(
 
 
 def first_rows(data: Any, size: int, limit: int | None) -> list[dict[str, Tensor]]:
-    """Batches of a data module's first validation set, of `size` rows: the first `limit` rows, or all."""
-    own, data.eval_batch_size = data.eval_batch_size, size
+    """Of a data module's first validation set the first `limit` rows, or all; `size` at a time where it can be set."""
+    before = vars(data).get("eval_batch_size")
+    if before is not None:
+        data.eval_batch_size = size
     try:
-        loader = data.val_dataloader()[0]
+        loaders = data.val_dataloader()
     finally:
-        data.eval_batch_size = own
+        if before is not None:
+            data.eval_batch_size = before
     kept: list[dict[str, Tensor]] = []
-    for batch in loader:
-        left = None if limit is None else limit - len(kept) * size
-        if left is not None and left <= 0:
+    left = limit
+    for batch in loaders[0] if isinstance(loaders, (list, tuple)) else loaders:
+        if left == 0:
             break
         kept.append({key: each[:left] for key, each in batch.items() if isinstance(each, Tensor)})
+        left = None if left is None else left - len(kept[-1]["input_ids"])
     return kept
 
 
