@@ -78,15 +78,32 @@ def test_rows_that_are_trained_on_whole_have_none(asked):
 
 
 class Loader(LightningDataModule):
-    """A data module of a user's own, whose loader is no list."""
+    """A data module of a user's own, whose loader is no list, unless it is asked to be something else."""
+
+    def __init__(self, given=lambda loader: loader):
+        super().__init__()
+        self.given = given
 
     def val_dataloader(self):
-        return DataLoader([{"input_ids": torch.tensor([row] * 3)} for row in range(10)], batch_size=4)
+        return self.given(DataLoader([{"input_ids": torch.tensor([row] * 3)} for row in range(10)], batch_size=4))
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(None, [4, 4, 2]), (8, [4, 4]), (5, [4, 1])])
 def test_a_data_module_that_has_one_loader_gives_its_own_batches(limit, sizes):
     assert [len(batch["input_ids"]) for batch in first_rows(Loader(), 3, limit)] == sizes
+
+
+def test_the_first_of_loaders_by_name_is_taken():
+    named = Loader(lambda loader: {"short": loader, "long": None})
+    assert [len(batch["input_ids"]) for batch in first_rows(named, 3, 8)] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "data", [LightningDataModule(), Loader(lambda _: []), Loader(lambda _: None)], ids=["without", "empty", "null"]
+)
+def test_data_without_a_validation_set_is_told(data):
+    with pytest.raises(InputError, match=r"prompts are of validation rows, and \w+ has none; give a text"):
+        first_rows(data, 3, None)
 
 
 @pytest.mark.parametrize(

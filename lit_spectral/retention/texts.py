@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,15 +70,23 @@ def text_of(
 
 
 def first_rows(data: Any, size: int, limit: int | None) -> list[dict[str, Tensor]]:
-    """Of a data module's first validation set the first `limit` rows, or all; `size` at a time where it can be set."""
+    """Of a data module's first validation set the first `limit` rows, or all; `size` at a time where it can be set.
+
+    Raises:
+        InputError: data without a validation set.
+    """
     before = vars(data).get("eval_batch_size")
     if before is not None:
         data.eval_batch_size = size
     try:
-        loaders = data.val_dataloader()
+        loaders = data.val_dataloader() if is_overridden("val_dataloader", data, LightningDataModule) else []
     finally:
         if before is not None:
             data.eval_batch_size = before
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if loaders is None or (isinstance(loaders, (list, tuple)) and not loaders):
+        raise InputError(f"retention: prompts are of validation rows, and {type(data).__name__} has none; give a text")
     kept: list[dict[str, Tensor]] = []
     left = limit
     for batch in loaders[0] if isinstance(loaders, (list, tuple)) else loaders:
