@@ -88,6 +88,14 @@ def test_each_value_is_what_mend_makes_of_it(checkpoint, kind, architecture, met
     assert torch.equal(outputs(task), before)
 
 
+def test_what_is_as_it_is_is_measured_once(checkpoint):
+    task = load_given(checkpoint(SequenceClassification, "bert", LoRA(rank=2)))
+    measured = iter([{"seen": 1.0}, {"seen": 2.0}])
+    rows = list(sweep(task, [Sweep("scale", (1.0, 0.5))], lambda: next(measured)))
+    assert [(row.label, row.measured["seen"]) for row in rows] == [("as it is", 1), ("scale 1", 1), ("scale 0.5", 2)]
+    assert rows[0].spectral_norm == rows[1].spectral_norm
+
+
 def test_after_a_measure_that_fails_the_adapter_is_what_it_was(checkpoint):
     task = load_given(checkpoint(SequenceClassification, "bert", LoRA(rank=2)))
     before = outputs(task)

@@ -55,8 +55,14 @@ def sweep(task: Task, sweeps: Sequence[Sweep], measure: Callable[[], dict[str, f
     points = [(each.repair, value) for each in sweeps for value in each.values]
     _check(update, points, backbone, method.source)
     try:
-        for repair, value in [(None, None), *points]:
-            mended = update if repair is None else mend(update, repair, value, backbone)
+        method.put(update)
+        as_it_is = Row(None, None, _spectral_norm(update, backbone), measure())
+        yield as_it_is
+        for repair, value in points:
+            if repair == "scale" and value == 1:
+                yield as_it_is._replace(repair=repair, value=value)
+                continue
+            mended = mend(update, repair, value, backbone)
             method.put(mended)
             yield Row(repair, value, _spectral_norm(mended, backbone), measure())
     finally:
