@@ -158,11 +158,11 @@ def test_lora_goes_on_with_any_change_of_low_rank(source, fit, name):
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (LoRA(rank=3), FCLoRA(rank=4, sigma_bar="q4")),
-        (LoRA(rank=3), FCLoRA(rank=4, sigma_bar="q4", orthogonality="gram-schmidt")),
-        (LoRA(rank=3), FCLoRA(rank=4, start="zero", sigma="fixed")),
+        (LoRA(rank=3), FCLoRA(rank=4, sigma_bar="q4", input_rank=0)),
+        (LoRA(rank=3), FCLoRA(rank=4, sigma_bar="q4", input_rank=0, orthogonality="gram-schmidt")),
+        (LoRA(rank=3), FCLoRA(rank=4, input_rank=0, start="zero", sigma="fixed")),
         (ProjLoRA(rank=3, principal_rank=6), HiPLoRA(rank=4, principal_rank=6)),
-        (LoRA(rank=3), HiPLoRA(rank=4, principal_rank=6, project=False)),
+        (LoRA(rank=3), HiPLoRA(rank=4, principal_rank=6, input_rank=0, project=False)),
         (HiRA(rank=3), HiRALoRA(rank=4)),
         (LoRA(rank=3), HiRALoRA(rank=4)),
         (HiRA(rank=3), FullFineTuning()),
@@ -231,10 +231,11 @@ def test_a_run_that_goes_on_does_not_look_at_its_start_again(source, fit):
     ("first", "second", "message"),
     [
         (LoRA(rank=8), LoRA(rank=4), r"query: rank 4, and the change has rank 8; give --model.method.rank 8, or trunc"),
-        (LoRA(rank=8), FCLoRA(rank=4), "rank 4, and the change has rank 8"),
+        (LoRA(rank=8), FCLoRA(rank=4, input_rank=0), "rank 4, and the change has rank 8"),
         (FullFineTuning(), LoRA(rank=4), r"LoRA doesn't train all that this brings \(bert"),
         (LoRA(rank=4), LoRA(rank=4, ball=1e-3), r"above the ball's 0.001; contract it first \(lit-spectral mend --b"),
-        (LoRA(rank=4), FCLoRA(rank=4, sigma_bar=1e-3), r"above σ̄ = 0.001; contract it first"),
+        (LoRA(rank=4), FCLoRA(rank=4, sigma_bar=1e-3, input_rank=0), r"above σ̄ = 0.001; contract it first"),
+        (LoRA(rank=4), FCLoRA(rank=4), r"lies where .* keeps out of; .* or FCLoRA with input_rank: 0"),
         (
             LoRA(rank=4),
             LoRA(rank=4, input_rank=2),

@@ -140,13 +140,49 @@ def test_directions_that_are_principal_are_held_already():
     assert abs(float(adapter.right_basis.mT @ other)) > 1 - 1e-5
 
 
-@pytest.mark.parametrize("method", [FCLoRA, HiPLoRA, ProjLoRA])
-@pytest.mark.parametrize(("model", "count"), [("llama", 1), ("bert", 0)])
-def test_only_decoders_have_some_to_ignore_by_default(method, model, count):
-    whole = ARCHITECTURES[model]()
-    method(rank=4, principal_rank=6).apply(whole, whole.base_model)
-    counts = {0 if a.right_basis is None else a.right_basis.shape[1] for a in adapters(whole)}
-    assert counts == {count}
+BY_DEFAULT = [FCLoRA, HiPLoRA, ProjLoRA]
+
+
+def ignored(method, model):
+    """How many directions of inputs each adapter ignores, of a method that is given no number."""
+    method.apply(model, getattr(model, "base_model", model))
+    return [0 if a.right_basis is None else a.right_basis.shape[1] for a in adapters(model)]
+
+
+@pytest.mark.parametrize("method", BY_DEFAULT)
+@pytest.mark.parametrize("model", ["llama", "bert", "deberta"])
+def test_by_default_each_map_ignores_one(method, model):
+    counts = ignored(method(rank=4, principal_rank=6), ARCHITECTURES[model]())
+    assert counts == [1] * len(counts)
+    assert counts
+
+
+@pytest.mark.parametrize("method", BY_DEFAULT)
+def test_a_default_takes_no_room_that_there_is_not(method):
+    counts = ignored(method(rank=26, principal_rank=6), ARCHITECTURES["bert"]())
+    assert 0 in counts
+
+
+class Routed(torch.nn.Module):
+    """Two experts, of which every text goes to one; or, without embeddings, none that can be read."""
+
+    def __init__(self, embeddings):
+        super().__init__()
+        self.embeddings = torch.nn.Embedding(50, 32) if embeddings else None
+        self.experts = torch.nn.ModuleList([torch.nn.Linear(32, 32), torch.nn.Linear(32, 32)])
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    def forward(self, input_ids, attention_mask):
+        return (self.experts[0](self.embeddings(input_ids)),)
+
+
+@pytest.mark.parametrize("method", BY_DEFAULT)
+@pytest.mark.parametrize(("embeddings", "expected"), [(True, [1, 0]), (False, [0, 0])])
+def test_a_default_stops_no_model_that_can_not_be_read(method, embeddings, expected):
+    targets = ["experts.0", "experts.1"]
+    assert ignored(method(rank=4, principal_rank=6, target_modules=targets), Routed(embeddings)) == expected
 
 
 def test_they_are_not_saved(backbone_folder):

@@ -59,7 +59,7 @@ def test_fclora_keeps_out_of_the_principal_directions_and_starts_with_others(bac
 
 
 def test_fclora_as_in_its_papers_does_not_keep_out_of_them(backbone_folder):
-    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4), num_labels=2)
+    task = SequenceClassification(backbone_folder("bert"), FCLoRA(rank=4, input_rank=0), num_labels=2)
     task.configure_model()
     assert not any(adapter.confined for adapter in adapters(task.model))
 

@@ -123,7 +123,8 @@ def check_outside(adapter: FactoredAdapter, given: SingularTriplets, size: float
     if max(inside, default=0.0) > SLACK * size:
         raise ValueError(
             f"{100 * max(inside) / size:.2g} % of its size lies where this method keeps out of; take it out first "
-            "(lit-spectral mend --principal_rank, --input_rank), or give LoRA, without `after`"
+            "(lit-spectral mend --principal_rank, --input_rank), or give LoRA, or FCLoRA with input_rank: 0, without "
+            "`after`"
         )
 
 

@@ -233,8 +233,9 @@ class LowRankMethod(RankMethod):
         frobenius: exact bound on ‖ΔW‖_F, of every map, held after every step by scaling ΔW; None for none.
         input_rank: which of the directions that a map's inputs share ΔW is to ignore, held after every step: how
             many, or, above 0 and below 1, as many as hold that share of the inputs' energy, or as there is room for
-            beside the rank; 0 for none, None for 1 where no state depends on later tokens, as in decoders, and 0
-            elsewhere. Not in the papers: what ΔW answers to such a direction, it answers to every text (docs/results).
+            beside the rank; 0 for none, None for 1 of each map that is given something while the model reads and
+            has room for it. Not in the papers: what ΔW answers to such a direction, it answers to every text
+            (docs/results).
         input_text: what the model reads when inputs are looked at, 1024 tokens at most: `random` ones; `self`, what a
             decoder's backbone says by itself, drawn by `seed`; or a corpus: a file, a folder, python-docs,
             wikitext-2, …. What loads a checkpoint does not read it again.
@@ -307,16 +308,18 @@ class LowRankMethod(RankMethod):
             check_fits("rank + input_rank =", self.rank + count, site)
 
     def counted(self, site: Site) -> int:
-        """How many directions of its inputs a map's ΔW ignores by number; 0 where it goes by their energy."""
-        if self.input_rank is None:
-            return int(site.reading.causal)
+        """How many directions of its inputs a map's ΔW is told to ignore by number; 0 where none is given."""
         return self.input_rank if isinstance(self.input_rank, int) else 0
 
     def ignored(self, site: Site) -> int:
         """How many directions of its inputs a map's ΔW ignores."""
-        if not isinstance(self.input_rank, float):
-            return self.counted(site)
-        return min(site.input_directions(self.input_rank).shape[1], self.room(site))
+        if self.input_rank is None:
+            # Nobody asked for it: what can't be read, or has no room, goes without.
+            room = site.reading.calls is not None and self.room(site) > 0
+            return int(room and site.name in site.spectra.inputs(1))
+        if isinstance(self.input_rank, float):
+            return min(site.input_directions(self.input_rank).shape[1], self.room(site))
+        return self.counted(site)
 
     @property
     def _ball(self) -> Bound | None:

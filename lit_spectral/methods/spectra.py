@@ -83,11 +83,15 @@ class Spectra:
             self._triplets[key] = shared_out(compute, self.weights)
         return self._triplets[key][name]
 
-    def input_directions(self, name: str, count: float) -> Tensor:
-        """Of one map's inputs, as `leading_input_directions`; ValueError for one that is given nothing."""
+    def inputs(self, count: float) -> Mapping[str, Tensor]:
+        """What the maps that are given something are mostly fed, as `leading_input_directions`."""
         if count not in self._inputs:
             self._inputs[count] = leading_input_directions(self._fed, count)
-        return _of(self._inputs[count], name)
+        return self._inputs[count]
+
+    def input_directions(self, name: str, count: float) -> Tensor:
+        """Of one map's inputs, as `leading_input_directions`; ValueError for one that is given nothing."""
+        return _of(self.inputs(count), name)
 
     def input_gain(self, name: str) -> float:
         """Of one map, as `input_gains`; ValueError for one that is given nothing."""

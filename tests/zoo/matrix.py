@@ -26,11 +26,10 @@ HiRA, `make slow`, which CI runs too, each under every kind of adapter.
 *Adapted by default* are the linear maps of the blocks with which a model reads text; of decoders with gated
 blocks all but the gates and the maps that close attention, as in HiRA, MiLoRA and FCLoRA. What a block holds
 beside them is logged when a run starts. Experts' stacks of matrices and XLNet's attention are no linear maps:
-they stay as they are, and `target_modules` can't name them. *Input directions* says whether FCLoRA,
-Proj-LoRA and HiP-LoRA ignore one by default (`input_rank`), as they do where no state depends on later tokens.
+they stay as they are, and `target_modules` can't name them.
 
-| architecture | tasks | adapted by default | left out of the blocks | input directions |
-| --- | --- | --- | --- | --- |
+| architecture | tasks | adapted by default | left out of the blocks |
+| --- | --- | --- | --- |
 """
 TAIL = """
 Refused, each in one line: quantised maps other than bitsandbytes' (docs/scaling.md), and others that don't compute
@@ -52,7 +51,7 @@ def matrix() -> str:
         targets = find_targets(encoder, None, reading)
         endings = dict.fromkeys(path.rpartition(".")[2] for path in targets)
         rest = left_out(encoder, targets, [], reading).partition("; the targets")[0]
-        cells = (name, ", ".join(tasks), ", ".join(endings), rest or "–", "1" if reading.causal else "0")
+        cells = (name, ", ".join(tasks), ", ".join(endings), rest or "–")
         rows.append(f"| {' | '.join(cells)} |")
     return HEAD + "\n".join(rows) + "\n" + TAIL
 
