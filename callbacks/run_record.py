@@ -106,14 +106,15 @@ class RunRecord(Callback):
             elif isinstance(callback, SpectralMonitor):
                 found["largest_norm"] = callback.latest_max
         steps = max(trainer.global_step - self._first_step, 1)
+        device = trainer.strategy.root_device  # by now Lightning has moved the module to the CPU
         timed = self._seconds[WARM_UP:] or self._seconds
         found |= {
             "trainable_parameters": self._trainable,
             "steps": trainer.global_step,
             "validated_step": self._validated_step,
-            "device": torch.cuda.get_device_name(pl_module.device) if pl_module.device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "seconds_per_step": sum(timed) / max(len(timed), 1) * len(self._seconds) / steps,
-            "peak_memory": _peak_memory(pl_module.device),
+            "peak_memory": _peak_memory(device),
         }
         write_text(self.file, json.dumps(found, indent=1))
 
