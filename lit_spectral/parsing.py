@@ -193,6 +193,8 @@ def _in_short(message: str, flags: Iterable[str]) -> str:
         return f"{match[1]}: there is no such setting{nearest(match[1].split('.')[0], names)}"
     path, owner, leaf = _innermost(message)
     if match := re.search(r"Option '([^']*)' is not accepted", leaf):
+        if _name(owner) == Optimizer.__name__:  # the base: none is chosen
+            return f"{path}.{match[1]}: no optimizer is named that has it; give --{path} torch.optim.AdamW too"
         known = _settings(owner) if owner else []
         return f"{path}.{match[1]}: {_name(owner)} has no such setting{nearest(match[1], known)}"
     if match := re.search(r"arguments are required: (.*)", leaf):
