@@ -156,6 +156,15 @@ def decoder_folder(backbone_folder, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def long_decoder(decoder_folder, tmp_path_factory):
+    """A tiny decoder that reads windows of 256 tokens."""
+    folder = shutil.copytree(decoder_folder(), tmp_path_factory.mktemp("decoder") / "llama")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 256}))
+    return str(folder)
+
+
 @pytest.fixture
 def text(tmp_path):
     """A file of random lines."""

@@ -50,17 +50,8 @@ def config(backbone, data, answer="{a}"):
     }
 
 
-@pytest.fixture(scope="session")
-def decoder(decoder_folder, tmp_path_factory):
-    """A tiny decoder that reads windows of 256 tokens."""
-    folder = shutil.copytree(decoder_folder(), tmp_path_factory.mktemp("decoder") / "llama")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 256}))
-    return str(folder)
-
-
 @pytest.fixture
-def study(decoder, tmp_path, monkeypatch):
+def study(long_decoder, tmp_path, monkeypatch):
     """Run the verb with LoRA on two small stages, in this process; returns the subcommands that it ran."""
     monkeypatch.chdir(tmp_path)
     for stage, words in (("birds", WORDS[:8]), ("hills", WORDS[8:])):
@@ -68,7 +59,7 @@ def study(decoder, tmp_path, monkeypatch):
         for split in ("train", "validation"):
             rows = [{"q": f"{one} {other}", "a": other} for one, other in zip(words, reversed(words), strict=True)]
             Path(stage, f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        Path(f"{stage}.yaml").write_text(yaml.safe_dump(config(decoder, stage)), encoding="utf-8")
+        Path(f"{stage}.yaml").write_text(yaml.safe_dump(config(long_decoder, stage)), encoding="utf-8")
     Path("text.txt").write_text("the cat sat on the mat\nthe dog ran over the hill\n" * 20, encoding="utf-8")
     ran = []
 
@@ -131,6 +122,12 @@ def test_one_adapter_and_one_a_stage_beside_each_other(study, capsys):
     assert "What is retained, by stage" in page
     assert "after hills" in capsys.readouterr().out
     assert study(*ways, methods=["LoRA", "LoRA+after=LoRA"]) == []
+
+
+@pytest.mark.slow
+def test_methods_with_rates_of_their_own_share_the_row_of_the_backbone(study):
+    ran = study("--model.optimizer", "AdamW", "--model.optimizer.lr", "1e-3,1e-2")
+    assert [command[0] for command in ran].count("continual") == 5  # and not 6
 
 
 @pytest.mark.slow

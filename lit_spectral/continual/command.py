@@ -27,6 +27,9 @@ from lit_spectral.files import check_place, write_text
 
 __all__ = ["parse", "run"]
 
+# Flags of how a model is trained.
+_TRAINED = ("--model.method", "--model.optimizer", "--model.lr_scheduler")
+
 # How this verb is called for one row of a matrix, in a process of its own.
 ROW = "--row"
 
@@ -216,8 +219,8 @@ def _row(
 
 
 def _shared(variant: Variant) -> list[str]:
-    """A variant's flags but for its method, of which validating knows no more than the adapter."""
-    return [flag for flag in variant.flags() if not flag.startswith("--model.method")]
+    """A variant's flags but for how it is trained, of which validating knows no more than the adapter."""
+    return [flag for flag in variant.flags() if not flag.startswith(_TRAINED)]
 
 
 def _apart(variant: Variant) -> str:
