@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from lit_spectral.callbacks.logged_curve import logged_step
 
-from lit_spectral.errors import InputError, check_at_least
+from lit_spectral.errors import check_at_least
 
 if TYPE_CHECKING:  # it is made of what imports this
     from lit_spectral.retention import Retention
@@ -18,7 +18,7 @@ __all__ = ["RetentionMonitor"]
 
 
 class RetentionMonitor(Callback):
-    """Logs `retention/<corpus>/<measure>` and `retention/sts/<measure>` as the model trains.
+    """Logs `retention/<corpus>/<measure>` and `retention/sts/<measure>` at the start and end of training, and between.
 
     Measures are those of `lit_spectral.retention.Retention.measure`, of the model and, under
     `base_…`, of its backbone, in the precision of training. Every process measures all of the
@@ -48,8 +48,6 @@ class RetentionMonitor(Callback):
         fit_head: str | None = None,
     ) -> None:
         check_at_least(0, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
-        if not (every_n_epochs or every_n_steps):
-            raise InputError("RetentionMonitor: give every_n_epochs or every_n_steps, at least 1 of either")
         self.corpora = corpora
         self.sts = sts
         self.every_n_epochs = every_n_epochs

@@ -19,6 +19,7 @@ from lit_spectral.comparison import fitting
 from lit_spectral.editing import making
 from lit_spectral.editing.bench import Bench
 from lit_spectral.errors import InputError
+from lit_spectral.retention import Retention
 
 QUIET = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "enable_model_summary")]
 QUIET += ["--trainer.accelerator=cpu", "--trainer.max_steps=3", "--trainer.val_check_interval=3"]
@@ -132,6 +133,18 @@ def test_a_page_and_tables_are_written_and_unanswered_prompts_have_the_backbones
     assert len(unrelated) == 2 * len(UNRELATED)
     assert unrelated[4]["answer"]
     assert unrelated[4]["text before"].lstrip("\n").startswith(unrelated[4]["answer"])
+
+
+def test_what_is_kept_is_measured_before_and_after_and_not_at_every_epoch(done, long_decoder, monkeypatch):
+    Path("text.txt").write_text("the cat sat on the mat\n" * 200, encoding="utf-8")
+    original, measured = Retention.measure, []
+    monkeypatch.setattr(Retention, "measure", lambda *args: measured.append(1) or original(*args))
+    # A step is an epoch here, and three are made.
+    flags = ["--edits=3", "--corpora", "text.txt", "--limit=2", "--output_folder=kept"]
+    assert study(long_decoder, *flags).status == 0
+    assert len(measured) == 2
+    with open("kept/table.csv", encoding="utf-8", newline="") as file:
+        assert "retention/text/forgetting_loss" in next(csv.reader(file))
 
 
 def test_other_edits_are_not_mixed_with_what_was_done(done, decoder_folder):
