@@ -11,7 +11,7 @@ FILE = Path(__file__).with_name("choose.svg")
 QUESTIONS = [
     (("Is there an adapter already?",), "yes", ("mend it", "its scale first")),
     (("Does it matter what the", "backbone could do before?"), "no", ("LoRA",)),
-    (("Will it be merged with others,", "or trained on after others?"), "yes", ("HiPLoRA",)),
+    (("Is it trained after other tasks,", "which it must not forget?"), "yes", ("LoRA", "continual, after")),
     (("Is LoRA's rank what limits?",), "yes", ("HiRA", "at a higher rate")),
     (("Must ‖ΔW‖₂ stay below", "a number at every step?"), "yes", ("LoRA or FCLoRA", "with ball")),
 ]
